@@ -1,0 +1,54 @@
+"""hfcart: merge fine-tuned CLIP vision towers from the Hugging Face Hub into one, ready to publish.
+
+    import hfcart
+    record = hfcart.merge(["user/a", "user/b"], rank=0.08, out="merged")
+
+Importing this package imports nothing heavy: torch and the Hub's client come with the first call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hfcart.progress import Progress
+    from hfcart.recipe import LocalSource, Recipe
+    from hfcart.records import MergeRecord
+
+__version__ = "0.1.0"
+__all__ = ["Recipe", "__version__", "merge"]
+
+
+def merge(
+    sources: Sequence[str | LocalSource],
+    *,
+    progress: Progress | None = None,
+    **fields: Any,  # noqa: ANN401
+) -> MergeRecord:
+    """Merge towers as `hfcart merge` does, and return the record of it.
+
+    Args:
+        sources: Hub repos (`user/name`, `user/name@revision`) and local folders, in any order.
+        progress: told what is being done; silent by default.
+        **fields: the recipe's other fields: method, rank, scale, base, qkv, dtype, out, push_to, ...
+            See `hfcart.Recipe`.
+
+    Raises:
+        hfcart.errors.HfcartError: each kind of failure has its class; the message says what to do next.
+    """
+    from hfcart.merger import run_merge
+    from hfcart.progress import Progress
+    from hfcart.recipe import make
+
+    recipe = make({"sources": tuple(sources), **fields}, "merge()")
+    return run_merge(recipe, progress or Progress())[0]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (PEP 562)
+    if name == "Recipe":
+        from hfcart.recipe import Recipe
+
+        return Recipe
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,133 @@
+"""What a CLIP vision tower is: config.json -> Architecture -> the exact tensors it must hold.
+
+Shapes alone do not prove that two towers compute the same function: the number of heads, the
+activation, the layer norm's epsilon and the patch size's stride change not one shape. So both the
+config and the headers are checked, each against the other and across sources.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hfcart.errors import NotATowerError
+from hfcart.records import Architecture
+
+# CLIPVisionConfig's own defaults: configs written by older releases leave out what equals them.
+_DEFAULTS: dict[str, int | float | str] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "projection_dim": 512,
+}
+# A config is hostile input; these bounds only keep nonsense from becoming gigabytes of expected names.
+_LARGEST = {"num_hidden_layers": 1_000, "num_channels": 1_000}
+_LARGEST_INT = 1_000_000
+
+
+def read_architecture(config: object, where: str) -> Architecture:
+    """The vision side of a parsed config.json.
+
+    Args:
+        config: what json.loads gave: of a CLIPVisionModel, a CLIPVisionModelWithProjection or a CLIPModel.
+        where: the source's label, for messages.
+
+    Raises:
+        NotATowerError: not CLIP, or a field that is no number in range.
+    """
+    config = config if isinstance(config, dict) else {}
+    kind = config.get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise NotATowerError(
+            f"{where} is not a CLIP tower: config.json says model_type {kind!r}, "
+            "expected 'clip_vision_model' or 'clip'.",
+            hint="Give repos or folders that hold a CLIPVisionModel or a CLIPModel saved by transformers.",
+        )
+    vision = config.get("vision_config", {}) if kind == "clip" else config
+    if not isinstance(vision, dict):
+        raise NotATowerError(f"{where}: config.json has a vision_config that is not a mapping.")
+    values = {**_DEFAULTS, **{k: vision[k] for k in _DEFAULTS if k in vision}}
+    if kind == "clip":  # a CLIPModel projects to the top level's width, whatever its vision_config repeats
+        values["projection_dim"] = config.get("projection_dim", _DEFAULTS["projection_dim"])
+    for name, default in _DEFAULTS.items():
+        values[name] = _checked(name, values[name], default, where)
+    if values["hidden_size"] % values["num_attention_heads"]:
+        raise NotATowerError(
+            f"{where}: config.json has hidden_size {values['hidden_size']}, "
+            f"not a multiple of num_attention_heads {values['num_attention_heads']}."
+        )
+    if values["image_size"] < values["patch_size"]:
+        raise NotATowerError(
+            f"{where}: config.json has image_size {values['image_size']}, below patch_size {values['patch_size']}."
+        )
+    return Architecture(**values)
+
+
+def _checked(name: str, value: object, default: int | float | str, where: str) -> int | float | str:
+    if isinstance(default, str):
+        good = isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() and value.isprintable()
+    elif isinstance(default, float):
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+    else:
+        top = _LARGEST.get(name, _LARGEST_INT)
+        good = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= top
+    if not good:
+        raise NotATowerError(f"{where}: config.json has {name} = {str(value)[:60]!r}, which no CLIP tower can have.")
+    return float(value) if isinstance(default, float) else value  # type: ignore[arg-type, return-value]
+
+
+def expected_shapes(arch: Architecture, *, projection: bool) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the tower, `vision_model.`-prefixed, in output order.
+
+    Output order is embeddings, the norm before the encoder, the blocks by number, the norm after, and
+    last the projection if asked for.
+    """
+    d, f, p = arch.hidden_size, arch.intermediate_size, arch.patch_size
+    positions = (arch.image_size // p) ** 2 + 1  # one per patch, and the class token
+    out: dict[str, tuple[int, ...]] = {
+        "embeddings.class_embedding": (d,),
+        "embeddings.patch_embedding.weight": (d, arch.num_channels, p, p),
+        "embeddings.position_embedding.weight": (positions, d),
+        "pre_layrnorm.weight": (d,),
+        "pre_layrnorm.bias": (d,),
+    }
+    for i in range(arch.num_hidden_layers):
+        block = f"encoder.layers.{i}."
+        for proj in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            out[f"{block}self_attn.{proj}.weight"] = (d, d)
+            out[f"{block}self_attn.{proj}.bias"] = (d,)
+        out |= {f"{block}layer_norm1.weight": (d,), f"{block}layer_norm1.bias": (d,)}
+        out |= {f"{block}mlp.fc1.weight": (f, d), f"{block}mlp.fc1.bias": (f,)}
+        out |= {f"{block}mlp.fc2.weight": (d, f), f"{block}mlp.fc2.bias": (d,)}
+        out |= {f"{block}layer_norm2.weight": (d,), f"{block}layer_norm2.bias": (d,)}
+    out |= {"post_layernorm.weight": (d,), "post_layernorm.bias": (d,)}
+    out = {"vision_model." + name: shape for name, shape in out.items()}
+    if projection:
+        out["visual_projection.weight"] = (arch.projection_dim, d)
+    return out
+
+
+def differences(arch: Architecture, reference: Architecture, *, projection: bool) -> list[tuple[str, str, str]]:
+    """Every (field, expected, found) in which two towers differ; the projection's width only if it is merged."""
+    fields = [f.name for f in dataclasses.fields(Architecture) if projection or f.name != "projection_dim"]
+    return [
+        (f"config.json: {name}", str(getattr(reference, name)), str(getattr(arch, name)))
+        for name in fields
+        if getattr(arch, name) != getattr(reference, name)
+    ]
+
+
+def output_config(arch: Architecture, model_class: str, dtype: str) -> dict[str, Any]:
+    """The config.json of a merged tower: what the class needs, and nothing left over from a source."""
+    return {
+        "architectures": [model_class],
+        "model_type": "clip_vision_model",
+        "dtype": dtype,
+        **dataclasses.asdict(arch),
+    }

@@ -1,0 +1,218 @@
+"""The one sink of the command line: human, --json or --quiet. Data on stdout, everything else on stderr.
+
+The only importer of rich. Text that came from a repo may hold terminal escapes: it is cleaned here, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import unicodedata
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NoReturn, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import (
+    Progress as Bars,
+)
+from rich.table import Table
+from rich.text import Text
+
+from hfcart.errors import HfcartError, MismatchError
+from hfcart.progress import Progress
+
+
+def clean(text: object) -> str:
+    """Text without control and format characters (escapes, bidi overrides), line breaks kept."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else "�" for c in str(text))
+
+
+class Output(Progress):
+    """What the user sees. Also the Progress that the work reports to.
+
+    Args:
+        quiet: only results, warnings and errors.
+        json: stdout is for the record alone; the rest goes to stderr as always.
+    """
+
+    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        """Open the two streams; nothing is printed yet."""
+        self.quiet, self.json = quiet, json
+        self._err = _console(sys.stderr)
+        self._out = _console(sys.stdout)
+        self._live = self._err.is_terminal and not quiet
+        self._bars: Bars | None = None
+        self._lock = threading.Lock()
+        self._label, self._total, self._done, self._shown = "", 1, 0, 0
+
+    def step(self, text: str) -> None:
+        """A stage begins: one line."""
+        if not self.quiet:
+            self._line("›", "cyan", text)
+
+    def note(self, text: str) -> None:
+        """A fact: one line."""
+        if not self.quiet:
+            self._line(" ", "", text)
+
+    def warn(self, text: str) -> None:
+        """A warning, shown in every mode."""
+        self._line("Warning:", "yellow", text)
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        """A counted stage: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
+        self._label, self._total, self._done, self._shown = label, max(total, 1), 0, 0
+        if self._live:
+            self._bars = Bars(
+                TextColumn("[cyan]›[/] {task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=self._err,
+                transient=True,
+            )
+            self._bars.add_task(label, total=self._total)
+            self._bars.start()
+        else:
+            self.step(f"{label} ({size(total)})")
+
+    def advance(self, amount: int) -> None:
+        """Move the bar, or say each further quarter in a plain line."""
+        with self._lock:
+            self._done += amount
+            if self._bars is not None:
+                self._bars.advance(self._bars.task_ids[0], amount)
+                return
+            quarter = 4 * self._done // self._total
+            if quarter > self._shown and quarter < 4:
+                self.note(f"{self._label}: {25 * quarter} %")
+            self._shown = quarter
+
+    def finish(self) -> None:
+        """Take the bar away; a line says what was done."""
+        if self._bars is not None:
+            elapsed = self._bars.tasks[0].finished_time or self._bars.tasks[0].elapsed or 0
+            self._bars.stop()
+            self._bars = None
+            done = f"{self._label} ({size(self._done)}"
+            self.step(f"{done} in {elapsed:.1f} s)")
+
+    def result(self, text: str = "") -> None:
+        """A line of the result: on stdout, unless stdout is for JSON."""
+        if not self.quiet:
+            (self._err if self.json else self._out).print(Text(clean(text)))
+
+    def essential(self, text: str) -> None:
+        """The one line that even --quiet prints (where the output is); not with --json."""
+        if not self.json:
+            self._out.print(Text(clean(text)))
+
+    def table(self, columns: Sequence[str], rows: Sequence[tuple[str, ...]], *, to_stderr: bool = False) -> None:
+        """A table; plain and whole when not on a terminal."""
+        console = self._err if to_stderr or self.json else self._out
+        table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(clean(cell)) for cell in row))
+        console.print(table, soft_wrap=False)
+
+    def data(self, text: str) -> None:
+        """JSON for programs, on stdout, as it is."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def error(self, error: HfcartError) -> None:
+        """An error: the sentence, its table if it has one, and what to do next."""
+        self.abandon()
+        if isinstance(error, MismatchError):
+            self.table(["source", "what", "expected", "found"], error.rows, to_stderr=True)
+        self._line("Error:", "bold red", error.message)
+        if error.hint:
+            self._line("→", "bold", error.hint)
+
+    def abandon(self) -> None:
+        """Remove a bar that an error left on the screen."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def _line(self, mark: str, style: str, text: str) -> None:
+        line = Text()
+        line.append(mark, style=style)
+        line.append(" " + clean(text))
+        self._err.print(line)
+
+
+@contextlib.contextmanager
+def reporting(*, quiet: bool = False, json: bool = False, debug: bool = False) -> Iterator[Output]:
+    """Give a command its output; turn what it raises into a sentence and an exit code.
+
+    Exit codes: 0 ok, 1 failed, 2 wrong usage, 130 for Ctrl-C, 143 for a termination signal.
+    """
+    output = Output(quiet=quiet, json=json)
+    logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")
+    if debug:
+        for name in ("hfcart", "huggingface_hub"):  # the client blanks out tokens in what it logs
+            logging.getLogger(name).setLevel(logging.DEBUG)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield output
+    except KeyboardInterrupt as stop:
+        if debug:
+            raise
+        output.abandon()
+        output.warn(" ".join(["Stopped.", *getattr(stop, "__notes__", [])]))
+        raise typer.Exit(143 if stop.args == (signal.SIGTERM,) else 130) from None
+    except HfcartError as error:
+        if debug:
+            raise
+        output.error(error)
+        raise typer.Exit(error.exit_code) from None
+    except BrokenPipeError:
+        # Whoever read our output went away: nothing more to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        bug = HfcartError(
+            f"hfcart met something it did not expect ({type(error).__name__}).",
+            hint="Run the same command with --debug and report what it prints.",
+        )
+        output.error(bug)
+        raise typer.Exit(1) from None
+
+
+def _console(stream: TextIO) -> Console:
+    # A file or a pipe has no width: tables must not be folded to an imagined one.
+    return Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else 200)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(signal.SIGTERM)
+
+
+def size(count: float) -> str:
+    """Bytes for people: "349.8 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

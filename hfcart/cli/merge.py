@@ -1,0 +1,251 @@
+"""`hfcart merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hfcart.cli._output import Output, reporting, size
+from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, QUIET
+from hfcart.methods import METHODS
+
+if TYPE_CHECKING:
+    from hfcart.hub import Published
+    from hfcart.plan import Plan
+    from hfcart.recipe import Recipe
+    from hfcart.records import MergeRecord
+
+_METHOD, _OUTPUT, _PUBLISH, _MACHINE = "Method", "Output", "Publishing", "Machine"
+
+
+def _parameter_help(name: str) -> str:
+    takers = [(m.name, p) for m in METHODS.values() for p in m.parameters if p.name == name]
+    defaults = ", ".join(f"{p.default} for {method}" for method, p in takers)
+    return f"{takers[0][1].help} Default: {defaults}."
+
+
+def _number(text: str | None) -> int | float | None:
+    """1 is a whole number of directions, 1.0 a fraction: the text decides."""
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not a number", param_hint="--rank") from None
+
+
+def merge(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Hub repos (user/name, or user/name@branch, tag, commit or refs/pr/N) and local folders, in any mix.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML with the same fields as these options; the command line overrides it."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(METHODS)} (`hfcart methods` explains them). Default: cart.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    rank: Annotated[
+        str | None, typer.Option(metavar="RANK", help=_parameter_help("rank"), rich_help_panel=_METHOD)
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help=_parameter_help("scale"), rich_help_panel=_METHOD)] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="The pretrained tower. Default, for methods that need one: what the sources' cards say, "
+            "else the openai/clip-vit-* of their shape.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    qkv: Annotated[
+        str | None,
+        typer.Option(
+            metavar="split|fused",
+            help="Merge q, k and v as three matrices, or as one as OpenCLIP stores them. Default: split.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    with_projection: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-projection",
+            help="Keep the visual projection too: a CLIPVisionModelWithProjection.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    allow_distant: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-distant",
+            help="Go on although the towers seem not to be of one ancestor.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where to write. Default: the name in --push-to, else ./merged.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool | None,
+        typer.Option("--overwrite", help="Replace an output folder or repo that exists.", rich_help_panel=_OUTPUT),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|float16|bfloat16",
+            help="Of the output. Default: the widest of the sources.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Such as 5GB (the default) or 500MB.", rich_help_panel=_OUTPUT)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=_OUTPUT)
+    ] = False,
+    push_to: Annotated[
+        str | None,
+        typer.Option(metavar="USER/NAME", help="Publish the result there, in one commit.", rich_help_panel=_PUBLISH),
+    ] = None,
+    private: PRIVATE = False,
+    create_pr: CREATE_PR = False,
+    commit_message: MESSAGE = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|cpu|cuda[:N]|mps", help="Where to compute. Default: auto.", rich_help_panel=_MACHINE
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Worker threads, each with one BLAS thread. Default: one a core, at most 8.", rich_help_panel=_MACHINE
+        ),
+    ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream",
+            help="Read tensors from the Hub by ranged requests and keep no copy of the sources on this disk.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None,
+    quiet: QUIET = False,
+    json: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """Merge fine-tuned CLIP vision towers into one, and publish it.
+
+    Example:  hfcart merge user/a user/b user/c --rank 0.08 --push-to user/merged
+    """
+    with reporting(quiet=quiet, json=json, debug=debug) as output:
+        given: dict[str, Any] = {
+            "sources": tuple(sources) if sources else None,
+            "method": method,
+            "rank": _number(rank),
+            "scale": scale,
+            "base": base,
+            "qkv": qkv,
+            "with_projection": with_projection,
+            "allow_distant": allow_distant,
+            "out": out,
+            "overwrite": overwrite,
+            "dtype": dtype,
+            "max_shard_size": max_shard_size,
+            "push_to": push_to,
+            "private": private or None,
+            "create_pr": create_pr or None,
+            "commit_message": commit_message,
+            "device": device,
+            "workers": workers,
+            "stream": stream,
+        }
+        asked = _recipe(recipe, {key: value for key, value in given.items() if value is not None})
+        if dry_run:
+            from hfcart.plan import dry_run as plan_only
+
+            _show_plan(plan_only(asked, output), output)
+            return
+        from hfcart.merger import run_merge
+
+        record, published = run_merge(asked, output)
+        _show_result(asked, record, published, output)
+
+
+def _recipe(file: Path | None, given: dict[str, Any]) -> Recipe:
+    from hfcart.errors import UsageError
+    from hfcart.recipe import make, read
+
+    fields = {**(read(file) if file else {}), **given}
+    if not fields.get("sources"):
+        raise UsageError(
+            "There is nothing to merge: no sources were given.",
+            hint="hfcart merge user/a user/b --out merged   (or: hfcart merge --recipe FILE)",
+        )
+    return make(fields, f"{file} and the command line" if file else "the command line")
+
+
+def _show_plan(plan: Plan, output: Output) -> None:
+    from hfcart.plan import default_workers
+
+    towers = [*plan.towers, *([plan.base] if plan.base else [])]
+    rows = [
+        (
+            tower.label + (" (base)" if tower is plan.base else ""),
+            (tower.store.commit or "local")[:12],
+            ", ".join(tower.weights[:1]) + (f" + {len(tower.weights) - 1} more" if len(tower.weights) > 1 else ""),
+            "/".join(sorted({spec.dtype for spec in tower.tensors.values()})),
+        )
+        for tower in towers
+    ]
+    workers = plan.recipe.workers or default_workers()
+    settings = ", ".join(f"{name} {value}" for name, value in plan.recipe.parameters.items())
+    output.table(["source", "commit", "weights", "dtype"], rows)
+    output.result()
+    facts = [
+        ("method", plan.method.title + (f", {settings}" if settings else "")),
+        ("tensors", f"{len(plan.shapes)} ({plan.parameters:,} parameters)"),
+        ("through the SVD", f"{plan.low_rank_groups} matrices of each source"),
+        ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
+        ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({len(plan.layout.sizes)} file(s))"),
+        ("memory, about", f"{size(plan.peak_bytes(workers))} at the peak, with {workers} worker(s)"),
+    ]
+    output.table(["plan", ""], facts)
+
+
+def _show_result(recipe: Recipe, record: MergeRecord, published: Published | None, output: Output) -> None:
+    if output.json:
+        output.data(record.to_json())
+    energies = [t.energy for t in record.tensors if t.energy is not None]
+    kept = f", {sum(energies) / len(energies):.0%} of the task vectors' energy kept" if energies else ""
+    output.result()
+    output.result(f"Merged {len(record.sources)} towers with {record.method.name}{kept}: {recipe.folder}")
+    output.result(f"  card     {recipe.folder / 'README.md'}")
+    if published is None:
+        output.result(f'  load     {record.model_class}.from_pretrained("{recipe.folder}")')
+        output.result(f"  publish  hfcart push {recipe.folder} --to user/name")
+    else:
+        output.result(f'  load     {record.model_class}.from_pretrained("{recipe.push_to}")')
+        output.result(f"  verify   hfcart verify {recipe.push_to}")
+        output.result(f"  online   {published.pull_request or published.url}")
+    if output.quiet:
+        output.essential(published.pull_request or published.url if published else str(recipe.folder))

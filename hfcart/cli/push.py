@@ -1,0 +1,37 @@
+"""`hfcart push`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfcart.cli._output import reporting
+from hfcart.cli._params import CREATE_PR, DEBUG, MESSAGE, PRIVATE, QUIET
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that `hfcart merge` made.")],
+    to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="The Hub repo to publish it in.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that hfcart did not make.")] = False,
+    private: PRIVATE = False,
+    create_pr: CREATE_PR = False,
+    commit_message: MESSAGE = None,
+    quiet: QUIET = False,
+    debug: DEBUG = False,
+) -> None:
+    """Publish a merged folder on the Hub, in one commit. Safe to repeat."""
+    with reporting(quiet=quiet, debug=debug) as output:
+        from hfcart.publish import run_push
+
+        published = run_push(
+            folder,
+            to,
+            overwrite=overwrite,
+            private=private,
+            create_pr=create_pr,
+            message=commit_message,
+            progress=output,
+        )
+        output.essential(published.pull_request or published.url)

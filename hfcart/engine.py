@@ -1,0 +1,230 @@
+"""The loop: for each group of tensors, read T slices, merge them, cast once, write them in place.
+
+Memory is O(workers × T × the largest group). All arithmetic runs in worker threads with one BLAS thread
+each, `--workers 1` included: a matrix decomposed with two threads differs in its last bits from one
+decomposed with one, and two threads fighting over two cores are slower than one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from hfcart import __version__
+from hfcart.errors import NonFiniteError, UsageError
+from hfcart.linalg import default_solver
+from hfcart.methods import Merged
+from hfcart.moments import spread_of
+from hfcart.names import Group
+from hfcart.plan import TORCH_NAME, Plan
+from hfcart.progress import Progress
+from hfcart.reader import DTYPE_BYTES
+from hfcart.records import Environment
+from hfcart.sources import Tower
+from hfcart.writer import PartialFolder
+
+_DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAME.items()}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA if there is one, then mps, then the CPU. Raises UsageError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type]:
+        raise UsageError(f"There is no device {name} here.", hint="Give --device auto, or --device cpu.")
+    return device
+
+
+def current_environment(device: torch.device) -> Environment:
+    """Versions, device and processor: all that can change a last bit besides the recipe."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return Environment(
+        hfcart=__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        device=device.type,
+        processor=name,
+        solver=default_solver(device),
+    )
+
+
+def _processor() -> str:
+    """The CPU's model, and the vector instructions torch uses on it: both can change the last bits."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return f"{model} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def run(plan: Plan, partial: PartialFolder, device: torch.device, workers: int, progress: Progress) -> None:
+    """Merge every group that the journal does not have yet, and add it to the journal.
+
+    Args:
+        plan: with its towers fetched and in canonical order.
+        partial: opened; `partial.done` holds every group's journal line afterwards.
+        device: where the algebra is done.
+        workers: number of worker threads, >= 1.
+        progress: told the bytes of sources merged.
+
+    Raises:
+        NonFiniteError: NaN or Inf in a source, or a result that the output dtype cannot hold.
+        KeyboardInterrupt: passed on once the groups at work are written; the partial folder can be resumed.
+    """
+    worker = _Worker(plan, partial, device)
+    bytes_of = {group.key: worker.bytes_read(group) for group in plan.groups}
+    progress.start("Merging", sum(bytes_of.values()), "bytes")
+    progress.advance(sum(bytes_of[key] for key in partial.done))
+    todo = [group for group in plan.groups if group.key not in partial.done]
+
+    def one(group: Group) -> None:
+        worker.merge(group)
+        progress.advance(bytes_of[group.key])
+
+    pool = ThreadPoolExecutor(workers, "merge", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        with threadpool_limits(1):
+            _finish_all([pool.submit(one, group) for group in todo], pool)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        progress.finish()
+
+
+def _finish_all(jobs: list[Future[None]], pool: ThreadPoolExecutor) -> None:
+    wait(jobs, return_when=FIRST_EXCEPTION)
+    if any(job.done() and not job.cancelled() and job.exception() for job in jobs):
+        pool.shutdown(wait=True, cancel_futures=True)
+    for job in jobs:  # in output order: the same input fails with the same message, whoever was faster
+        if not job.cancelled():
+            job.result()
+
+
+class _Worker:
+    """What the worker threads share: nothing that changes but the output, and one read buffer a thread."""
+
+    def __init__(self, plan: Plan, partial: PartialFolder, device: torch.device) -> None:
+        self._plan = plan
+        self._partial = partial
+        self._device = device
+        self._matrix_rule, self._other_rule = plan.method.load()
+        self._largest = max(plan.group_elements(group) for group in plan.groups)
+        self._local = threading.local()
+        self._journal_lock = threading.Lock()
+
+    def bytes_read(self, group: Group) -> int:
+        """Bytes of all sources that a group takes."""
+        return sum(
+            DTYPE_BYTES[tower.tensors[name].dtype] * prod(self._plan.shapes[name])
+            for tower in self._plan.towers
+            for name in group.names
+        )
+
+    def merge(self, group: Group) -> None:
+        """Read, merge, check, write and journal one group."""
+        plan = self._plan
+        shape = self._stacked_shape(group)
+        thetas = self._read(group, plan.towers, self._buffer(len(plan.towers) * prod(shape))).view(-1, *shape)
+        base = None
+        if plan.base is not None:
+            base = self._read(group, [plan.base], torch.empty(prod(shape))).view(shape)
+        merged = self._rule(group)(thetas, **self._keywords(group, base))
+        line = {
+            "group": group.key,
+            "sha256": self._write(group, merged),
+            "rank": merged.rank,
+            "full_rank": min(shape) if merged.rank is not None else None,
+            "energy": merged.energy,
+            "fallback": merged.fallback,
+            "spread": spread_of(thetas, base).tolist(),
+        }
+        with self._journal_lock:
+            self._partial.record(line)
+            self._partial.done[group.key] = line
+
+    def _rule(self, group: Group) -> Callable[..., Merged]:
+        return self._matrix_rule if group.matrix else self._other_rule
+
+    def _keywords(self, group: Group, base: torch.Tensor | None) -> dict[str, Any]:
+        method = self._plan.method
+        same = method.matrix_rule == method.other_rule
+        out: dict[str, Any] = dict(self._plan.recipe.parameters) if group.matrix or same else {}
+        if method.needs_base:
+            out["base"] = base
+        return out
+
+    def _stacked_shape(self, group: Group) -> tuple[int, ...]:
+        shapes = [self._plan.shapes[name] for name in group.names]
+        return shapes[0] if len(shapes) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def _buffer(self, elements: int) -> torch.Tensor:
+        """This thread's float32 buffer: allocated once, at the largest group's size, and reused."""
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = torch.empty(len(self._plan.towers) * self._largest)
+        buffer: torch.Tensor = self._local.buffer
+        return buffer[:elements]
+
+    def _read(self, group: Group, towers: list[Tower], into: torch.Tensor) -> torch.Tensor:
+        """Fill a flat float32 tensor with the group of each tower in turn; check it; bring it to the device."""
+        position = 0
+        for tower in towers:
+            for name in group.names:
+                count = prod(self._plan.shapes[name])
+                part = into[position : position + count]
+                dtype = _DTYPES[tower.tensors[name].dtype]
+                stored = part if dtype == torch.float32 else torch.empty(count, dtype=dtype)
+                tower.read_into(name, _bytes_of(stored))
+                if stored is not part:
+                    part.copy_(stored)
+                _refuse_non_finite(part, f"{tower.label}: tensor {tower.tensors[name].name}")
+                position += count
+        return into.to(self._device)
+
+    def _write(self, group: Group, merged: Merged) -> dict[str, str]:
+        result = merged.tensor.to("cpu", _DTYPES[self._plan.dtype])
+        digests, row = {}, 0
+        for name in group.names:
+            rows = self._plan.shapes[name][0] if len(group.names) > 1 else len(result)
+            part = result[row : row + rows].contiguous()
+            row += rows
+            if not bool(torch.isfinite(part).all()):
+                raise NonFiniteError(
+                    f"The merged {name} has values beyond what {TORCH_NAME[self._plan.dtype]} holds.",
+                    hint="Give --dtype float32, or a smaller --scale.",
+                )
+            digests[name] = self._partial.write(name, _bytes_of(part))
+        return digests
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A contiguous CPU tensor's own memory, writable."""
+    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
+
+
+def _refuse_non_finite(values: torch.Tensor, where: str) -> None:
+    # A finite sum proves finite terms, and is several times cheaper than looking at each.
+    if bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all()):
+        return
+    bad = int((~torch.isfinite(values)).sum())
+    raise NonFiniteError(
+        f"{where} holds NaN or Inf ({bad:,} of {values.numel():,} values).",
+        hint="Leave that source out, or name an earlier revision of it: user/name@revision.",
+    )

@@ -1,0 +1,227 @@
+"""The merge, from a recipe to a finished folder and a commit on the Hub.
+
+(Not merge.py: importing a module of that name would hide the function `hfcart.merge`.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfcart import hub
+from hfcart.architecture import output_config
+from hfcart.card import render_card
+from hfcart.errors import DistantError
+from hfcart.merged import RECIPE, RECORD, commit_message
+from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
+from hfcart.plots import draw_figures
+from hfcart.preprocessor import FILE as PREPROCESSOR
+from hfcart.preprocessor import clip_default, read_preprocessor, to_json
+from hfcart.progress import Progress
+from hfcart.recipe import Recipe
+from hfcart.records import Environment, MergeRecord, MethodRecord, Similarity, SourceRecord, TensorRecord
+from hfcart.similarity import compare
+from hfcart.sources import Tower, fetch_all
+from hfcart.writer import INDEX, PartialFolder, explain_os_errors, read_back
+
+_FARTHEST = 0.5  # ‖θ_t − ref‖ / ‖ref‖; fine-tuning moves a tower by a few per cent, another ancestor by more than 1
+
+
+def run_merge(recipe: Recipe, progress: Progress) -> tuple[MergeRecord, hub.Published | None]:
+    """Merge, verify, write the folder, and publish it if the recipe says where.
+
+    Args:
+        recipe: what to do.
+        progress: told of every stage.
+
+    Returns:
+        The record of the merge, and what was published (None without `push_to`).
+
+    Raises:
+        HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
+        KeyboardInterrupt: with a note that says how to go on.
+    """
+    hub.set_notifier(progress.note)
+    partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
+    target = None
+    if recipe.push_to:
+        progress.step(f"Checking write access to {recipe.push_to}")
+        target = hub.check_target(
+            recipe.push_to, private=recipe.private, overwrite=recipe.overwrite, create_pr=recipe.create_pr
+        )
+    try:
+        with partial:
+            record = _merge_into(partial, recipe, progress)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"What is done so far is kept in {partial.path}: run the same command again to go on.")
+        raise
+    if target is None:
+        return record, None
+    progress.step(f"Publishing to {target.repo}")
+    message = recipe.commit_message or commit_message(record.method.name, len(record.sources))
+    return record, hub.publish(
+        recipe.folder, target, private=recipe.private, create_pr=recipe.create_pr, message=message
+    )
+
+
+def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> MergeRecord:
+    plan = make_plan(recipe, partial.path / "converted", progress)
+    try:
+        # torch takes seconds to import: a source that does not fit is refused before that.
+        from hfcart.engine import choose_device, current_environment, run
+
+        device = choose_device(recipe.device)
+        fetch_all(plan.towers_and_base, progress, stream=recipe.stream)
+        _set_canonical_order(plan, progress)
+        environment = current_environment(device)
+        partial.open(plan.layout, _fingerprint(plan, environment))
+        if partial.done:
+            progress.note(f"Resuming: {len(partial.done)} of {len(plan.groups)} groups are done already.")
+        run(plan, partial, device, recipe.workers or default_workers(), progress)
+        return _finish(partial, plan, environment, progress)
+    finally:
+        plan.close()
+
+
+def _finish(partial: PartialFolder, plan: Plan, environment: Environment, progress: Progress) -> MergeRecord:
+    """Every group is in place: prove it, write what goes beside the weights, and rename the folder."""
+
+    lines = [partial.done[group.key] for group in plan.groups]
+    _warn_of_fallbacks(lines, progress)
+    similarity = compare([line["spread"] for line in lines], against_base=plan.base is not None)
+    _refuse_distant(plan, similarity, partial.path)
+    progress.step("Reading the output back")
+    digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
+    files = dict(read_back(partial.path, plan.shapes, digests))
+    files |= _write_small_files(partial, plan)
+    record = _record(plan, lines, similarity, environment, files)
+    partial.add(RECORD, record.to_json().encode())
+    with explain_os_errors(partial.path):
+        draw_figures(record, partial.path)
+    partial.add("README.md", render_card(record, repo=plan.recipe.push_to).encode())
+    partial.commit()
+    return record
+
+
+def _source_record(tower: Tower) -> SourceRecord:
+    if tower.record is None:
+        raise RuntimeError(f"{tower.label} is not fetched yet")
+    return tower.record
+
+
+def _set_canonical_order(plan: Plan, progress: Progress) -> None:
+    """Order the sources by content, so that the order they were named in cannot change a bit of the result."""
+    plan.towers.sort(key=lambda t: (_source_record(t).sha256, t.label))
+    if len(plan.towers) == 1:
+        progress.warn(f"Only one source: the result is {plan.towers[0].label} again under most methods.")
+    for one, other in zip(plan.towers, plan.towers[1:], strict=False):
+        if _source_record(one).sha256 == _source_record(other).sha256:
+            progress.warn(f"{one.label} and {other.label} hold the same weights: they count twice in the merge.")
+
+
+def _fingerprint(plan: Plan, environment: Environment) -> str:
+    """Digest of all that decides the bytes. What only lets a merge through (allow_distant) is left out."""
+    recipe = {key: value for key, value in plan.recorded_recipe().items() if key != "allow_distant"}
+    sources = [_source_record(tower).sha256 for tower in plan.towers]
+    headers = {file: hashlib.sha256(header).hexdigest() for file, header in plan.layout.headers.items()}
+    text = json.dumps([recipe, sources, headers, dataclasses.asdict(environment)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _warn_of_fallbacks(lines: Sequence[dict[str, Any]], progress: Progress) -> None:
+    if names := [line["group"] for line in lines if line["fallback"]]:
+        progress.warn(
+            f"The solver did not converge on {len(names)} matrices ({names[0]}, …): float64 LAPACK took over."
+        )
+
+
+def _refuse_distant(plan: Plan, similarity: Similarity | None, partial: Path) -> None:
+    if similarity is None or plan.recipe.allow_distant:
+        return
+    distances = sorted(zip(similarity.distance, (tower.label for tower in plan.towers), strict=True), reverse=True)
+    far = [f"{label} ({distance:.2f})" for distance, label in distances if not distance <= _FARTHEST]
+    if far:
+        centre = plan.base.label if plan.base else "their mean"
+        raise DistantError(
+            f"The towers are not of one ancestor: {', '.join(far)} lie further than {_FARTHEST} of the norm from "
+            f"{centre}; towers fine-tuned from one model lie within a few hundredths.",
+            hint=f"Merge towers of one base model, or go on with --allow-distant (the work is kept in {partial}).",
+        )
+
+
+def _write_small_files(partial: PartialFolder, plan: Plan) -> dict[str, str]:
+    """config, preprocessor, index and recipe. Returns their sha256 by name."""
+    size = plan.architecture.image_size
+    stores = [tower.store for tower in plan.towers_and_base]
+    found = next((fields for store in stores if (fields := read_preprocessor(store, size))), None)
+    config = output_config(plan.architecture, plan.model_class, TORCH_NAME[plan.dtype])
+    contents = {
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        PREPROCESSOR: to_json(found or clip_default(size)),
+        RECIPE: yaml.safe_dump(plan.recorded_recipe(), sort_keys=False, allow_unicode=True).encode(),
+    }
+    if plan.layout.index is not None:
+        contents[INDEX] = plan.layout.index
+    for name, data in contents.items():
+        partial.add(name, data)
+    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+
+
+def _record(
+    plan: Plan,
+    lines: Sequence[dict[str, Any]],
+    similarity: Similarity | None,
+    environment: Environment,
+    files: dict[str, str],
+) -> MergeRecord:
+    method = plan.method
+    tensors = {
+        name: TensorRecord(
+            name=name,
+            shape=plan.shapes[name],
+            dtype=plan.dtype,
+            rule=method.rule_name(matrix=group.matrix),
+            rank=line["rank"],
+            full_rank=line["full_rank"],
+            energy=None if line["energy"] is None else _rounded(line["energy"]),
+            fallback=line["fallback"],
+            sha256=line["sha256"][name],
+        )
+        for group, line in zip(plan.groups, lines, strict=True)
+        for name in group.names
+    }
+    return MergeRecord(
+        recipe=plan.recorded_recipe(),
+        method=MethodRecord(
+            name=method.name,
+            title=method.title,
+            formula=method.formula,
+            matrices=method.matrices,
+            others=method.others,
+            parameters=plan.recipe.parameters,
+            arxiv=method.arxiv,
+            citation=method.citation,
+            uses_base=method.needs_base,
+        ),
+        sources=tuple(_source_record(tower) for tower in plan.towers),
+        base=_source_record(plan.base) if plan.base else None,
+        architecture=plan.architecture,
+        model_class=plan.model_class,
+        parameters=plan.parameters,
+        dtype=TORCH_NAME[plan.dtype],
+        tensors=tuple(tensors[name] for name in plan.shapes),
+        similarity=similarity,
+        environment=environment,
+        files=dict(sorted(files.items())),
+    )
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6) if math.isfinite(value) else 0.0

@@ -1,0 +1,69 @@
+"""First and second moments over tasks: the mean, and how far apart the towers are.
+
+Both run over flat chunks, so that their temporaries stay in cache and do not grow with the tensor.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+_CHUNK = 1 << 16  # elements; in float64 half a mebibyte, which stays in second-level cache
+
+
+def _double_home(device: torch.device) -> torch.device:
+    """Where float64 lives for tensors on this device: mps has none, the CPU does its sums."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def mean_of(thetas: Float[Tensor, " task *shape"]) -> tuple[Float[Tensor, " *shape"], Float[Tensor, " *shape"]]:
+    """The mean over tasks, taken in float64, as two tensors of the input's dtype whose sum is that mean.
+
+    Args:
+        thetas: T versions of one tensor, T >= 1.
+
+    Returns:
+        (high, low): high is the mean rounded once; low is what the rounding lost. Subtracting both from a
+        θ_t keeps a small task vector exact to float32 where subtracting high alone would not.
+    """
+    home = _double_home(thetas.device)
+    flat = thetas.reshape(len(thetas), -1)
+    high, low = torch.empty_like(flat[0]), torch.empty_like(flat[0])
+    for start in range(0, flat.shape[1], _CHUNK):
+        part = flat[:, start : start + _CHUNK].to(home)
+        # The first row starts the sum, not a zero: 0.0 + -0.0 would lose a sign and one source its bytes.
+        total = part[0].to(torch.float64, copy=True)
+        for row in part[1:]:
+            total.add_(row)
+        total.div_(len(part))
+        high[start : start + _CHUNK] = total
+        total.sub_(total.to(flat.dtype))
+        low[start : start + _CHUNK] = total
+    return high.reshape(thetas.shape[1:]), low.reshape(thetas.shape[1:])
+
+
+def spread_of(
+    thetas: Float[Tensor, " task *shape"], base: Float[Tensor, " *shape"] | None
+) -> Float64[Tensor, "row row"]:
+    """Inner products of a reference and of every tower's difference from it.
+
+    The reference is the base, or the first tower. Differences are formed before they are multiplied: the
+    products of whole weights would cancel to nothing in float32.
+
+    Returns:
+        Gram matrix of the rows (θ_ref, θ_t − θ_ref for every other t), on the CPU. Summed over tensors it
+        holds every distance and every angle between towers, whatever they are then centred on.
+    """
+    flat = thetas.reshape(len(thetas), -1)
+    reference = flat[0] if base is None else base.reshape(-1)
+    others = flat[1:] if base is None else flat
+    total = torch.zeros(len(others) + 1, len(others) + 1, dtype=torch.float64)
+    for start in range(0, flat.shape[1], _CHUNK):
+        part = reference[start : start + _CHUNK]
+        rows = torch.cat([part[None], others[:, start : start + _CHUNK] - part])
+        products = rows @ rows.T
+        if not bool(torch.isfinite(products).all()):  # squares beyond float32, of weights beyond 1e19
+            products = rows.to("cpu", torch.float64) @ rows.to("cpu", torch.float64).T
+        total += products.to("cpu", torch.float64)
+    return total

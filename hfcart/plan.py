@@ -1,0 +1,201 @@
+"""The plan of a merge: sources pinned and proven alike, what will be computed, and what it will cost."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from hfcart.architecture import expected_shapes
+from hfcart.errors import UsageError
+from hfcart.methods import METHODS, Method
+from hfcart.names import Group, groups
+from hfcart.progress import Progress
+from hfcart.recipe import Recipe, parse_size
+from hfcart.records import Architecture
+from hfcart.sources import Tower, check_alike, infer_base, pin, pin_all, read_headers
+from hfcart.stores import HubStore
+from hfcart.writer import Layout, lay_out
+
+TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
+_BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
+
+
+@dataclass
+class Plan:
+    """Everything that is known before a byte of weights is fetched.
+
+    Attributes:
+        recipe: what was asked.
+        method: its registry line.
+        towers: the sources, in the order given until they are fetched, in canonical order from then on.
+        base: the base model, if the method needs one or one was given.
+        architecture: shared by all of them.
+        shapes: name -> shape of every output tensor, in output order.
+        groups: what one call of the method merges, in output order.
+        dtype: safetensors dtype of the output.
+        layout: every offset of the output.
+    """
+
+    recipe: Recipe
+    method: Method
+    towers: list[Tower]
+    base: Tower | None
+    architecture: Architecture
+    shapes: dict[str, tuple[int, ...]]
+    groups: list[Group]
+    dtype: str
+    layout: Layout
+
+    @property
+    def model_class(self) -> str:
+        """Class that loads the output."""
+        return "CLIPVisionModelWithProjection" if self.recipe.with_projection else "CLIPVisionModel"
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters written."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    @property
+    def low_rank_groups(self) -> int:
+        """How many matrices (fused ones counted once) go through the SVD, for each source."""
+        return sum(g.matrix for g in self.groups) if "rank" in self.recipe.parameters else 0
+
+    @property
+    def towers_and_base(self) -> list[Tower]:
+        """Every tower that is read."""
+        return [*self.towers, *([self.base] if self.base else [])]
+
+    @property
+    def download_bytes(self) -> int:
+        """Weights that are not on this machine yet; with --stream, what is read from the Hub."""
+        return sum(
+            tower.store.sizes[name]
+            for tower in self.towers_and_base
+            if isinstance(tower.store, HubStore) and not tower.pickled and tower.record is None
+            for name in tower.weights
+            if self.recipe.stream or not tower.store.here(name)
+        )
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of the weights written."""
+        return sum(self.layout.sizes.values())
+
+    def group_elements(self, group: Group) -> int:
+        """Number of elements of a group's tensors, of one tower."""
+        return sum(prod(self.shapes[name]) for name in group.names)
+
+    def peak_bytes(self, workers: int) -> int:
+        """Expected peak of resident memory: for each worker T slices of a group, and four more for the algebra."""
+        largest = 4 * max(self.group_elements(group) for group in self.groups)
+        return _BASELINE + workers * largest * (len(self.towers) + 4)
+
+    def close(self) -> None:
+        """Close the files of every tower."""
+        for tower in self.towers_and_base:
+            tower.close()
+
+    def recorded_recipe(self) -> dict[str, Any]:
+        """The recipe that reproduces the bytes: pinned sources, no paths, nothing that cannot change them.
+
+        Needs the towers' records, so it is there once they are fetched.
+        """
+
+        def name(tower: Tower) -> str | dict[str, str]:
+            record = tower.record
+            if record is None:
+                raise RuntimeError(f"{tower.label} is not fetched yet")
+            if record.repo:
+                return f"{record.repo}@{record.commit}"
+            return {"path": record.label, "sha256": record.sha256}
+
+        out: dict[str, Any] = {"sources": [name(tower) for tower in self.towers], "method": self.method.name}
+        out |= self.recipe.parameters
+        if self.base:
+            out["base"] = name(self.base)
+        out |= {
+            "qkv": self.recipe.qkv,
+            "dtype": TORCH_NAME[self.dtype],
+            "max_shard_size": self.recipe.max_shard_size,
+            "with_projection": self.recipe.with_projection,
+            "allow_distant": self.recipe.allow_distant,
+        }
+        return out
+
+
+def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
+    """Resolve, read headers, check; nothing of the weights is fetched (pickles excepted: they have no header).
+
+    Args:
+        recipe: what was asked.
+        converted: folder for converted pickles.
+        progress: told of each stage.
+
+    Raises:
+        HfcartError: whatever is wrong with the sources or the recipe.
+    """
+    method = METHODS[recipe.method]
+    towers = pin_all(recipe.sources, progress)
+    base_ref = recipe.base
+    if base_ref is None and method.needs_base:
+        base_ref = infer_base(towers)
+        progress.note(f"Base model: {base_ref} (give --base to choose another).")
+    base = pin(base_ref) if base_ref else None
+    read_headers([*towers, *([base] if base else [])], converted, progress)
+    architecture = check_alike(towers, base, projection=recipe.with_projection)
+    shapes = expected_shapes(architecture, projection=recipe.with_projection)
+    dtype = _SAFE_NAME[recipe.dtype] if recipe.dtype else _widest(towers)
+    plan = Plan(
+        recipe,
+        method,
+        towers,
+        base,
+        architecture,
+        shapes,
+        groups(shapes, recipe.qkv),
+        dtype,
+        lay_out(shapes, dtype, parse_size(recipe.max_shard_size)),
+    )
+    _check_rank(plan)
+    return plan
+
+
+def dry_run(recipe: Recipe, progress: Progress) -> Plan:
+    """Make the plan and stop: no weights fetched (pickles excepted), nothing written."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = make_plan(recipe, Path(folder), progress)
+        plan.close()
+        return plan
+
+
+def default_workers() -> int:
+    """One worker for each core this process may use, at most eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+def _widest(towers: list[Tower]) -> str:
+    """The narrowest dtype that holds every input's values: float16 beside bfloat16 needs float32."""
+    found = {spec.dtype for tower in towers for spec in tower.tensors.values()}
+    return found.pop() if len(found) == 1 else "F32"
+
+
+def _check_rank(plan: Plan) -> None:
+    rank = plan.recipe.parameters.get("rank")
+    if not isinstance(rank, int):
+        return
+    for group in plan.groups:
+        if group.matrix:
+            shapes = [plan.shapes[name] for name in group.names]
+            full = min(sum(shape[0] for shape in shapes), shapes[0][1])
+            if rank > full:
+                raise UsageError(
+                    f"rank {rank} is above the size of {group.key}, which has {full} singular directions.",
+                    hint=f"Give --rank of at most {full}, or a fraction in (0, 1].",
+                )

@@ -1,0 +1,28 @@
+"""What a long piece of work tells its caller while it runs.
+
+The base class is silent: library use prints nothing. The command line passes one that draws.
+"""
+
+from __future__ import annotations
+
+
+class Progress:
+    """A silent listener. Subclass it to show what is being done."""
+
+    def step(self, text: str) -> None:
+        """A new stage of the work begins, e.g. "Reading headers"."""
+
+    def note(self, text: str) -> None:
+        """A plain fact worth a line, e.g. that a pickle was converted."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should know, and that does not stop the work."""
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        """A counted stage begins. Args: its label, the total in `unit` ("bytes" or "tensors")."""
+
+    def advance(self, amount: int) -> None:
+        """`amount` more units of the counted stage are done. May be called from any thread."""
+
+    def finish(self) -> None:
+        """The counted stage is over, complete or not."""

@@ -1,0 +1,205 @@
+"""Strict safetensors: one header parser for local files and ranged remote reads, and exact reads of tensors.
+
+The Hub client's own header reader accepts duplicate names and offsets past the end. This one refuses
+whatever the format does not allow, and bounds every size before it allocates.
+Format: https://huggingface.co/docs/safetensors (8-byte little-endian header length, JSON, tensor bytes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from hfcart.errors import CorruptFileError
+
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_INDEX = 50_000_000  # bytes of a *.index.json
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
+               "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8}  # fmt: skip
+
+ReadRange = Callable[[int, int], bytes]
+"""(start, end) -> the bytes [start, end) of a file, exactly."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One stored tensor: its name in the file, safetensors dtype, shape, and absolute byte range in `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    end: int
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {twice[:120]!r} occurs twice")
+    return out
+
+
+def strict_json(data: bytes) -> Any:  # noqa: ANN401 (whatever the JSON holds)
+    """json.loads that refuses duplicate names. Raises ValueError (also for bad UTF-8 or too deep nesting)."""
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def parse_header(read: ReadRange, size: int, where: str) -> dict[str, TensorSpec]:
+    """Read and check the header of a safetensors file.
+
+    Args:
+        read: gives the bytes of a range; only the header's are asked for.
+        size: of the whole file, bytes.
+        where: `repo/file.safetensors`, for messages; its last part becomes TensorSpec.file.
+
+    Returns:
+        name -> TensorSpec, in file order.
+
+    Raises:
+        CorruptFileError: whatever breaks the format: a header that is too long, no JSON, names twice, unknown
+            dtypes, shapes and offsets that disagree, overlaps, gaps, or a body that is cut short.
+    """
+
+    def bad(what: str) -> CorruptFileError:
+        return CorruptFileError(
+            f"{where} is not a valid safetensors file: {what}.",
+            hint="Ask its owner to save it again, or name a revision that holds a good one: user/name@revision.",
+        )
+
+    if size < 8:
+        raise bad(f"it has {size} bytes, expected at least 8")
+    length = int.from_bytes(read(0, 8), "little")
+    if length > MAX_HEADER:
+        raise bad(f"its header claims {length:,} bytes, expected at most {MAX_HEADER:,}")
+    if 8 + length > size:
+        raise bad(f"its header claims {length:,} bytes, the file has {size:,}")
+    try:
+        entries = strict_json(read(8, 8 + length))
+    except ValueError as error:
+        raise bad(f"its header is not valid JSON ({error})") from None
+    if not isinstance(entries, dict):
+        raise bad("its header is not a JSON object")
+    entries.pop("__metadata__", None)
+    file = where.rsplit("/", 1)[-1]
+    specs = [_tensor_spec(name, entry, 8 + length, file, bad) for name, entry in entries.items()]
+    specs.sort(key=lambda spec: (spec.start, spec.end))
+    position = 8 + length
+    for spec in specs:
+        if spec.start != position:
+            what = "overlaps the one before it" if spec.start < position else "leaves a gap before it"
+            raise bad(f"tensor {spec.name!r} {what} (starts at byte {spec.start:,}, expected {position:,})")
+        position = spec.end
+    if position > size:
+        raise bad(f"it is cut short: its tensors end at byte {position:,}, the file has {size:,}")
+    if position < size:
+        raise bad(f"it has {size - position:,} bytes after its last tensor")
+    return {spec.name: spec for spec in specs}
+
+
+def _tensor_spec(
+    name: str, entry: object, data_start: int, file: str, bad: Callable[[str], CorruptFileError]
+) -> TensorSpec:
+    def naturals(value: object, count: int | None = None) -> bool:
+        return (
+            isinstance(value, list)
+            and (count is None or len(value) == count)
+            and all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 1 << 62 for x in value)
+        )
+
+    shown = repr(name[:120])
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise bad(f"tensor {shown} is not described by exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPE_BYTES if isinstance(dtype, str) else True:
+        raise bad(f"tensor {shown} has the unknown dtype {str(dtype)[:20]!r}")
+    if not naturals(shape) or len(shape) > 16:
+        raise bad(f"tensor {shown} has a shape that is not a short list of sizes")
+    if not naturals(offsets, 2) or offsets[0] > offsets[1]:
+        raise bad(f"tensor {shown} has data_offsets that are not [begin, end]")
+    expected = prod(shape) * DTYPE_BYTES[dtype]
+    if offsets[1] - offsets[0] != expected:
+        raise bad(f"tensor {shown} has {offsets[1] - offsets[0]:,} bytes, its shape and dtype need {expected:,}")
+    return TensorSpec(name, dtype, tuple(shape), file, data_start + offsets[0], data_start + offsets[1])
+
+
+def shards_of_index(data: bytes, present: Sequence[str], where: str) -> list[str]:
+    """The shard files that an index names, each proven to be in the same folder of the pinned tree.
+
+    Args:
+        data: the index's bytes.
+        present: file names that the repo or folder really has at its top level.
+        where: `repo/model.safetensors.index.json`, for messages.
+
+    Raises:
+        CorruptFileError: no valid index, a name that leaves the folder, or a shard that is not there.
+    """
+    hint = "Ask its owner to upload the model again."
+    try:
+        weight_map = strict_json(data)["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFileError(f"{where} is not a valid index ({type(error).__name__}: {error}).", hint=hint) from None
+    for shard in shards:
+        if not isinstance(shard, str) or "/" in shard or "\\" in shard or shard in (".", "..") or "\0" in shard:
+            raise CorruptFileError(f"{where} names the file {str(shard)[:120]!r}, outside its own folder.", hint=hint)
+        if not shard.endswith(".safetensors"):
+            raise CorruptFileError(f"{where} names {shard[:120]!r}, which is no safetensors file.", hint=hint)
+        if shard not in present:
+            raise CorruptFileError(f"{where} names the shard {shard[:120]!r}, which is not there.", hint=hint)
+    if not shards:
+        raise CorruptFileError(f"{where} names no shard.", hint=hint)
+    return shards
+
+
+class LocalFile:
+    """A file read by position. Never mapped: mapped pages would count as resident memory.
+
+    Safe to use from several threads at once.
+    """
+
+    def __init__(self, path: Path, where: str) -> None:
+        """Open `path`; `where` is its name in messages."""
+        self.where = where
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self._fd).st_size
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill `buffer` with the bytes from `start` on. Raises CorruptFileError if the file ends before."""
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(self._fd, [buffer[done:]], start + done)
+            if not got:
+                raise CorruptFileError(
+                    f"{self.where} ended at byte {start + done:,}, {len(buffer) - done:,} bytes too early: "
+                    "it changed while it was read.",
+                    hint="Run the same command again when nothing else writes to it.",
+                )
+            done += got
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes [start, end)."""
+        buffer = bytearray(end - start)
+        self.read_into(memoryview(buffer), start)
+        return bytes(buffer)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, 64 hex digits, in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

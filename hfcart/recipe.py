@@ -1,0 +1,190 @@
+"""A recipe: everything a merge is asked to do, from the command line, from YAML, or from a record.
+
+The YAML has exactly the fields of the command line. Unknown keys, wrong types and values out of range are
+refused before anything is touched.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hfcart.errors import UsageError
+from hfcart.methods import METHODS
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+
+class LocalSource(BaseModel):
+    """A local folder in a recorded recipe: its base name, and the sha256 its weights must have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Recipe(BaseModel):
+    """What to merge and how. Field names are the long options of `hfcart merge`.
+
+    Raises:
+        pydantic.ValidationError: on construction; `load` and `make` turn it into a UsageError.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    sources: tuple[str | LocalSource, ...] = Field(min_length=1, strict=False)
+    method: str = "cart"
+    rank: int | float | None = None
+    scale: float | None = Field(default=None, strict=False)
+    base: str | LocalSource | None = None
+    qkv: Literal["split", "fused"] = "split"
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    max_shard_size: str = "5GB"
+    with_projection: bool = False
+    allow_distant: bool = False
+    device: str = "auto"
+    workers: int | None = Field(default=None, ge=1, le=256)
+    stream: bool = False
+    out: str | None = None
+    overwrite: bool = False
+    push_to: str | None = None
+    private: bool = False
+    create_pr: bool = False
+    commit_message: str | None = None
+
+    @field_validator("sources")
+    @classmethod
+    def _sources_named(cls, value: tuple[str | LocalSource, ...]) -> tuple[str | LocalSource, ...]:
+        if any(isinstance(s, str) and not s.strip() for s in value):
+            raise ValueError("a source has no name")
+        return value
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"unknown method {value!r}, expected one of {', '.join(METHODS)}")
+        return value
+
+    @field_validator("rank")
+    @classmethod
+    def _rank_in_range(cls, value: int | float | None) -> int | float | None:
+        if isinstance(value, bool) or (isinstance(value, float) and not 0 < value <= 1):
+            raise ValueError(f"{value} is no fraction in (0, 1]")
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{value} is no whole number of directions, expected at least 1")
+        return value
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_finite(cls, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number")
+        return value
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _shard_size_readable(cls, value: str) -> str:
+        parse_size(value)
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _device_known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+            raise ValueError(f"unknown device {value!r}, expected auto, cpu, cuda, cuda:N or mps")
+        return value
+
+    @field_validator("push_to")
+    @classmethod
+    def _target_is_repo(cls, value: str | None) -> str | None:
+        if value is not None and (not _REPO.fullmatch(value) or "/" not in value):
+            raise ValueError(f"{value!r} is not a Hub repo, expected user/name")
+        return value
+
+    @model_validator(mode="after")
+    def _parameters_fit(self) -> Recipe:
+        method = METHODS[self.method]
+        known = {p.name for p in method.parameters}
+        for name in ("rank", "scale"):
+            if getattr(self, name) is not None and name not in known:
+                takes = ", ".join(sorted(known)) or "no parameters"
+                raise ValueError(f"{self.method} has no {name}: it takes {takes}")
+        if self.create_pr and self.push_to is None:
+            raise ValueError("create_pr needs push_to")
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The method's keyword arguments: what was set, and the method's defaults for the rest."""
+        return {
+            p.name: p.default if getattr(self, p.name) is None else getattr(self, p.name)
+            for p in METHODS[self.method].parameters
+        }
+
+    @property
+    def folder(self) -> Path:
+        """Where the output goes: `out`, else the name of the repo it is pushed to, else ./merged."""
+        return Path(self.out or (self.push_to.split("/")[1] if self.push_to else "merged"))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 5GB, 500MB, 200KiB or 1000000 (K, M, G, T are powers of 1000, as on the Hub).
+
+    Raises:
+        ValueError: not a size, or zero.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    if size <= 0:
+        raise ValueError(f"{text!r} is not a size, expected such as 5GB or 500MB")
+    return size
+
+
+def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:
+    """Validate a recipe's fields. Raises UsageError that names every wrong field."""
+    try:
+        return Recipe(**fields)
+    except (ValidationError, TypeError) as error:
+        raise UsageError(_explain(error, where), hint="hfcart merge --help lists every field.") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The fields of a recipe file, not validated yet (the command line may override some).
+
+    Raises:
+        UsageError: the file cannot be read, is no YAML, or no mapping.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"The recipe {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or type(error).__name__
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise UsageError(f"The recipe {path} is not valid YAML{place}: {problem}.") from None
+    if not isinstance(fields, dict) or not all(isinstance(k, str) for k in fields):
+        raise UsageError(f"The recipe {path} is not a mapping of fields to values.")
+    return fields
+
+
+def _explain(error: ValidationError | TypeError, where: str) -> str:
+    if isinstance(error, TypeError):
+        return f"{where}: {error}."
+    lines: dict[str, str] = {}
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"][:1])
+        if problem["type"] == "extra_forbidden":
+            text = f"unknown field {name!r}"
+        else:
+            text = (f"{name}: " if name else "") + problem["msg"].removeprefix("Value error, ")
+        lines.setdefault(name, text)
+    return f"In {where}: " + "; ".join(lines.values()) + "."

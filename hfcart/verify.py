@@ -1,0 +1,151 @@
+"""`hfcart verify`: repeat a merge from its record and compare.
+
+The pinning and the determinism are for this: anyone can pull the same commits, merge them again, and see
+the same bytes, or how far they are off and what may explain it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hfcart import hub
+from hfcart.engine import choose_device, current_environment
+from hfcart.errors import AccessError, RepoNotFoundError, RevisionNotFoundError, SourceError, VerifyError
+from hfcart.merged import MAX_RECORD, RECORD, ReadRecord, read_record
+from hfcart.merger import run_merge
+from hfcart.progress import Progress
+from hfcart.reader import LocalFile, TensorSpec, parse_header, sha256_of
+from hfcart.stores import HubStore, LocalStore, Store
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_HINT = "The weights are not what the record says they are: do not trust them."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of it.
+
+    Attributes:
+        identical: whether every byte of the weights is the same.
+        sentence: the finding, in words.
+        differences: tensor -> (largest absolute difference, ‖difference‖ / ‖recorded‖).
+    """
+
+    identical: bool
+    sentence: str
+    differences: dict[str, tuple[float, float]]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The differences as table rows, the largest first."""
+        ordered = sorted(self.differences.items(), key=lambda item: -item[1][1])
+        return [(name, f"{largest:.3g}", f"{relative:.3g}") for name, (largest, relative) in ordered]
+
+
+def run_verify(target: str, *, device: str, stream: bool, progress: Progress) -> Verdict:
+    """Check a merge's files against its record, repeat the merge, and compare tensor by tensor.
+
+    Args:
+        target: a folder, or a Hub repo (`user/name`, `user/name@revision`).
+        device: where to compute.
+        stream: read the sources by ranged requests.
+        progress: told of every stage.
+
+    Raises:
+        VerifyError: no record, or files that are not what it says.
+        SourceError: a source is gone or has changed: the sentence says which.
+    """
+    hub.set_notifier(progress.note)
+    store: Store = LocalStore(Path(target)) if Path(target).is_dir() else HubStore(hub.resolve(target))
+    data = store.small(RECORD, MAX_RECORD)
+    if data is None:
+        raise VerifyError(f"{store.label} has no {RECORD}.", hint="Only folders and repos that hfcart made have one.")
+    record = read_record(data, f"{store.label}/{RECORD}")
+    progress.step(f"Checking the files of {store.label} against its record")
+    _check_files(store, record)
+    with tempfile.TemporaryDirectory(prefix="hfcart-verify-") as folder:
+        again = Path(folder) / "again"
+        recipe = record.recipe.model_copy(update={"out": str(again), "device": device, "stream": stream})
+        try:
+            run_merge(recipe, progress)
+        except (RepoNotFoundError, RevisionNotFoundError, AccessError, SourceError) as error:
+            raise type(error)(
+                f"The merge cannot be repeated, a source is gone or has changed. {error.message}", hint=error.hint
+            ) from None
+        return _compare(store, again, record, device)
+
+
+def _check_files(store: Store, record: ReadRecord) -> None:
+    for name, digest in sorted(record.files.items()):
+        if name not in store.sizes:
+            raise VerifyError(f"{store.label} lacks {name}, which its record lists.", hint=_HINT)
+        found = store.digest(name) or sha256_of(store.fetch(name))
+        if found != digest:
+            raise VerifyError(
+                f"{store.label}/{name} has sha256 {found[:12]}…, its record says {digest[:12]}….", hint=_HINT
+            )
+    if extra := [n for n in store.sizes if n.endswith((".safetensors", ".bin", ".pt")) and n not in record.files]:
+        raise VerifyError(f"{store.label} holds {extra[0]}, which its record does not list.", hint=_HINT)
+
+
+def _compare(store: Store, again: Path, record: ReadRecord, device: str) -> Verdict:
+    repeated = read_record((again / RECORD).read_bytes(), RECORD)
+    names = sorted(record.digests)
+    if repeated.digests == record.digests and repeated.files == record.files:
+        return Verdict(True, f"Identical: all {len(names)} tensors of {store.label} came out with the same bytes.", {})
+    theirs, ours = _tensors(store), _tensors(LocalStore(again))
+    differences = {}
+    for name in names:
+        if record.digests[name] != repeated.digests.get(name):
+            if name not in theirs or name not in ours:
+                raise VerifyError(f"{store.label}: tensor {name} is not what a merge by its recipe holds.", hint=_HINT)
+            differences[name] = _distance(_read(store, theirs[name]), _read(LocalStore(again), ours[name]))
+    largest = max((relative for _, relative in differences.values()), default=0.0)
+    changed = _changes(record, device)
+    why = (
+        f"made with {changed}: last bits may differ there"
+        if changed
+        else "made with the same versions on the same kind of machine, so the record or the weights may be wrong"
+    )
+    if not differences:
+        others = sorted(n for n in record.files if record.files[n] != repeated.files.get(n))
+        return Verdict(True, f"Identical weights; other files differ ({', '.join(others)}): {why}.", {})
+    return Verdict(
+        False,
+        f"Not identical: {len(differences)} of {len(names)} tensors differ, at most by {largest:.2g} of their norm; "
+        f"the record was {why}.",
+        differences,
+    )
+
+
+def _changes(record: ReadRecord, device: str) -> str:
+    then, now = dataclasses.asdict(record.environment), dataclasses.asdict(current_environment(choose_device(device)))
+    return ", ".join(f"{key} {then[key]} (here {now[key]})" for key in now if then[key] != now[key])
+
+
+def _tensors(store: Store) -> dict[str, TensorSpec]:
+    out: dict[str, TensorSpec] = {}
+    for name in sorted(store.sizes):
+        if name.endswith(".safetensors"):
+            file = LocalFile(store.fetch(name), f"{store.label}/{name}")
+            try:
+                out |= parse_header(file.read, file.size, f"{store.label}/{name}")
+            finally:
+                file.close()
+    return out
+
+
+def _read(store: Store, spec: TensorSpec) -> np.ndarray:
+    data = bytearray(store.read(spec.file, spec.start, spec.end))
+    return torch.frombuffer(data, dtype=_DTYPES[spec.dtype]).to(torch.float64).numpy()
+
+
+def _distance(recorded: np.ndarray, repeated: np.ndarray) -> tuple[float, float]:
+    difference = recorded - repeated
+    norm = float(np.linalg.norm(recorded))
+    return float(np.abs(difference).max(initial=0.0)), float(np.linalg.norm(difference)) / (norm or 1.0)

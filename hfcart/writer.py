@@ -1,0 +1,350 @@
+"""The output folder: laid out up front, written in place, journalled, verified, renamed.
+
+Everything is done in `<out>.partial/`. A finished folder is always complete; a partial one can be resumed
+by running the same command again. The journal has one line for each group of tensors whose bytes are in
+place, with their digests: a resumed run believes the digests, not the lines.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from hfcart.errors import OutputError, VerifyError
+from hfcart.reader import DTYPE_BYTES, LocalFile, parse_header
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one output tensor lives: shard file, dtype, shape, and absolute byte range [start, end)."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every byte of the weights but the tensors' own: shard headers, sizes, slots, and the index if any."""
+
+    headers: dict[str, bytes]
+    sizes: dict[str, int]
+    slots: dict[str, Slot]
+    index: bytes | None
+
+
+def lay_out(shapes: dict[str, tuple[int, ...]], dtype: str, max_shard_bytes: int) -> Layout:
+    """Cut the tensors into shards, in output order, and fix every offset.
+
+    Args:
+        shapes: name -> shape, in output order.
+        dtype: safetensors dtype of all of them.
+        max_shard_bytes: of tensor data in one shard; a larger tensor gets a shard of its own.
+    """
+    shards: list[list[str]] = [[]]
+    filled = 0
+    bytes_of = {name: prod(shape) * DTYPE_BYTES[dtype] for name, shape in shapes.items()}
+    for name, size in bytes_of.items():
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    count = len(shards)
+    files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    headers, sizes, slots = {}, {}, {}
+    for file, names in zip(files, shards, strict=True):
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in names:
+            end = offset + bytes_of[name]
+            entries[name] = {"dtype": dtype, "shape": list(shapes[name]), "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format wants tensor data on an 8-byte boundary
+        headers[file] = len(text).to_bytes(8, "little") + text
+        start = len(headers[file])
+        sizes[file] = start + offset
+        for name in names:
+            low, high = entries[name]["data_offsets"]
+            slots[name] = Slot(file, dtype, shapes[name], start + low, start + high)
+    index = None
+    if count > 1:
+        weight_map = {name: slot.file for name, slot in slots.items()}
+        total = sum(bytes_of.values())
+        index = (json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n").encode()
+    return Layout(headers, sizes, slots, index)
+
+
+class PartialFolder:
+    """`<out>.partial/` while it is being filled. Use as a context manager.
+
+    One process at a time: a lock file keeps a second one out. `write` and `record` may be called from several
+    threads, each group by one of them.
+    """
+
+    def __init__(self, out: Path, *, overwrite: bool) -> None:
+        """Check that `out` may be made. Raises OutputError if it exists (and not overwrite)."""
+        self.out = out
+        self.path = out.with_name(out.name + ".partial")
+        self.overwrite = overwrite
+        self.done: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, int] = {}
+        self._journal = -1
+        self._lock = -1
+        refuse_existing(out, overwrite=overwrite)
+
+    def __enter__(self) -> PartialFolder:
+        """Make the folder and lock it. Raises OutputError if it cannot be, or another process has it."""
+        with explain_os_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise OutputError(
+                f"Another hfcart is writing {self.path}.", hint="Wait for it to end, or give another --out."
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close every file; what is in the folder stays for the next run."""
+        for descriptor in (*self._files.values(), self._journal, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._files, self._journal, self._lock = {}, -1, -1
+
+    def open(self, layout: Layout, fingerprint: str) -> None:
+        """Reserve the space of every shard, then read the journal and believe what its digests prove.
+
+        Args:
+            layout: where every tensor goes.
+            fingerprint: digest of all that decides the bytes; a journal with another is not resumed.
+
+        Raises:
+            OutputError: the disk is too small, or the folder holds another merge (and not overwrite).
+        """
+        self._layout = layout
+        journal = self.path / "journal.jsonl"
+        lines, whole = _journal_lines(journal)
+        if lines and lines[0].get("fingerprint") != fingerprint:
+            if not self.overwrite:
+                raise OutputError(
+                    f"{self.path} holds an unfinished merge with other sources, settings or versions.",
+                    hint=f"Run that one again to finish it, give another --out, or --overwrite to start anew "
+                    f"(or: rm -r {self.path}).",
+                )
+            lines = []
+        if not lines:
+            self._clear()
+        with explain_os_errors(self.path):
+            for file, header in layout.headers.items():
+                descriptor = os.open(self.path / file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+                self._files[file] = descriptor
+                os.ftruncate(descriptor, layout.sizes[file])
+                reserve(descriptor, layout.sizes[file])
+                _write_all(descriptor, header, 0)
+            self._journal = os.open(journal, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            os.ftruncate(self._journal, whole if lines else 0)
+            if not lines:
+                _write_all(self._journal, json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
+        self.done = {line["group"]: line for line in lines[1:] if self._proven(line)}
+
+    def write(self, name: str, data: memoryview) -> str:
+        """Put a tensor's bytes into its slot. Returns their sha256."""
+        slot = self._layout.slots[name]
+        with explain_os_errors(self.path):
+            _write_all(self._files[slot.file], data, slot.start)
+        return hashlib.sha256(data).hexdigest()
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Append a finished group to the journal: one write, so a kill leaves at most one torn last line."""
+        with explain_os_errors(self.path):
+            _write_all(self._journal, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write a small file beside the weights (`figures/energy.png` makes its folder)."""
+        with explain_os_errors(self.path):
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def commit(self) -> None:
+        """fsync everything, drop the journal, and rename the folder into place in one step.
+
+        An existing output is exchanged for the new one, and removed only when the new one stands.
+        """
+        with explain_os_errors(self.path):
+            for name in ("journal.jsonl", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "converted", ignore_errors=True)
+            for path in sorted(self.path.rglob("*")):
+                _fsync(path)
+            _fsync(self.path)
+            if self.out.exists():
+                refuse_existing(self.out, overwrite=self.overwrite)
+                _exchange(self.path, self.out)
+                _fsync(self.out.parent)
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:
+                self.path.rename(self.out)
+                _fsync(self.out.parent)
+
+    def _proven(self, line: dict[str, Any]) -> bool:
+        digests = line.get("sha256", {})
+        return bool(digests) and all(
+            name in self._layout.slots and hashlib.sha256(data).hexdigest() == digests[name]
+            for name, data in ((name, self._read(name)) for name in digests if name in self._layout.slots)
+        )
+
+    def _read(self, name: str) -> bytes:
+        slot = self._layout.slots[name]
+        return os.pread(self._files[slot.file], slot.end - slot.start, slot.start)
+
+    def _clear(self) -> None:
+        for path in self.path.iterdir():
+            if path.name in (".lock", "converted"):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Raise OutputError if `out` exists and must not be replaced; --overwrite replaces folders of models only."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if not overwrite:
+        raise OutputError(f"The output folder {out} exists already.", hint="Give another --out, or --overwrite.")
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.is_symlink() or not out.is_dir() or not (empty or (out / "config.json").exists()):
+        raise OutputError(
+            f"{out} exists and is not a folder with a model in it: --overwrite does not touch it.",
+            hint="Give another --out, or remove it yourself.",
+        )
+
+
+def read_back(folder: Path, shapes: dict[str, tuple[int, ...]], digests: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Read every written weight file once more, prove it tensor by tensor, and yield (file, sha256).
+
+    Args:
+        folder: the folder to read.
+        shapes: name -> shape of every tensor that must be there.
+        digests: name -> sha256 of every tensor's bytes.
+
+    Raises:
+        VerifyError: a name, shape or digest is not what it must be.
+    """
+    found: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        file = LocalFile(path, path.name)
+        try:
+            specs = parse_header(file.read, file.size, path.name)
+            whole = hashlib.sha256()
+            position = 0
+            for spec in sorted(specs.values(), key=lambda s: s.start):
+                whole.update(file.read(position, spec.start))
+                data = file.read(spec.start, spec.end)
+                whole.update(data)
+                position = spec.end
+                if shapes.get(spec.name) != spec.shape or hashlib.sha256(data).hexdigest() != digests[spec.name]:
+                    raise VerifyError(
+                        f"{path.name}: tensor {spec.name} reads back different from what was written.",
+                        hint="The disk or its memory may be failing. Run the same command again.",
+                    )
+                found.add(spec.name)
+        finally:
+            file.close()
+        yield path.name, whole.hexdigest()
+    if missing := sorted(set(shapes) - found):
+        raise VerifyError(f"{folder.name}: tensor {missing[0]} is missing after writing ({len(missing)} in all).")
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Reserve a file's bytes on the disk, so that a full disk fails now and not after an hour of work."""
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+
+
+class explain_os_errors:
+    """Context manager: an OSError on the output becomes an OutputError that says what to do."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the path that messages name."""
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        """Translate; anything that is no OSError passes."""
+        if not isinstance(error, OSError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(
+                f"There is no room for {self._path}: {error.strerror}.",
+                hint="Free some space, or give an --out on another disk. What is done so far is kept.",
+            ) from error
+        raise OutputError(
+            f"{self._path} cannot be written: {error.strerror}.", hint="Give an --out that you may write to."
+        ) from error
+
+
+def _write_all(descriptor: int, data: bytes | memoryview, start: int | None = None) -> None:
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        part = view[done:]
+        done += os.write(descriptor, part) if start is None else os.pwrite(descriptor, part, start + done)
+
+
+def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The journal's whole lines and their length in bytes; a torn one, and what follows it, was never written."""
+    lines: list[dict[str, Any]] = []
+    length = 0
+    if path.exists():
+        for text in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+            length += len(text) + 1
+    return lines, length
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders: in one step where the kernel can (Linux), else by way of a third name."""
+    at_cwd, exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 and renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(old), exchange) == 0:
+        return
+    aside = old.with_name(old.name + ".replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)

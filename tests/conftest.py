@@ -1,0 +1,73 @@
+"""Fixtures: jaxtyping's shapes checked at run time, small towers, and a Hub on loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+sys.path.insert(0, str(Path(__file__).parent))
+# Every annotated shape in the numerical modules is checked on every call of every test.
+_HOOK = install_import_hook(["hfcart.linalg", "hfcart.moments", "hfcart.methods"], "beartype.beartype")
+
+import torch  # noqa: E402
+
+from hfcart.demo.hub import EmbeddedHub  # noqa: E402
+
+torch.set_num_threads(1)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+TOKEN = "hf_user_secret"
+
+
+@pytest.fixture(scope="session")
+def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment for subprocesses: no Hub settings of the machine, no terminal width of the terminal."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k not in ("COLUMNS", "PYTHONPATH")}
+    env |= {
+        "HF_HOME": str(tmp_path_factory.mktemp("hf-home")),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HFCART_RETRY_BASE": "0.01",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return env
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[EmbeddedHub]:
+    """A Hub of its own for one test, with a writer `user` and a reader `reader`."""
+    with EmbeddedHub(tmp_path / "hub-content") as server:
+        server.add_user("user", token=TOKEN)
+        server.add_user("reader", token="hf_reader_secret")
+        yield server
+
+
+@pytest.fixture
+def hfcart(clean_env: dict[str, str], tmp_path: Path) -> Run:
+    """Run the real command line in a fresh folder's subprocess: hfcart("merge", ..., hub=server, token=...)."""
+
+    def run(
+        *args: str | Path, hub: EmbeddedHub | None = None, token: str | None = TOKEN, cwd: Path = tmp_path, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        # Without a Hub every request must fail at once: nothing listens on port 9 of loopback.
+        settings = {**clean_env, "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9", **env}
+        settings["HF_HOME"] = str(tmp_path / "hf-home")
+        if token:
+            settings["HF_TOKEN"] = token
+        return subprocess.run(
+            [sys.executable, "-m", "hfcart", *map(str, args)],
+            cwd=cwd,
+            env=settings,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,148 @@
+"""Killed, interrupted, out of disk, corrupted: what is done is kept, what is kept is proven, the end is the same."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from towers import TINY, weights, write_tower
+
+import hfcart
+from hfcart.errors import DistantError, OutputError
+
+KILLS = 24
+SMALL = {**TINY, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 4}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kill_9_at_seeded_journal_lengths(tmp_path: Path, clean_env: dict[str, str], seed: int) -> None:
+    sources = [str(write_tower(tmp_path / f"t{i}", i, SMALL)) for i in (1, 2, 3)]
+    hfcart.merge(sources, out=str(tmp_path / "undisturbed"), rank=0.25)
+    command = [sys.executable, str(Path(__file__).with_name("killer.py")), str(tmp_path / "m"), str(seed), str(KILLS)]
+    done = subprocess.run([*command, *sources], env=clean_env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["last"] == 0
+    assert len(report["seen"]) == KILLS
+    for attempt in report["seen"]:
+        # Killed while at work, nothing that looks finished, no line lost, no group done twice.
+        assert attempt["killed"] and attempt["kept"] and not attempt["finished"] and not attempt["twice"]
+    assert report["seen"][-1]["lines"] > KILLS
+    assert contents(tmp_path / "m") == contents(tmp_path / "undisturbed")
+    assert not (tmp_path / "m.partial").exists()
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> list[str]:
+    """Sources whose merge into tmp/m has stopped with every group done but the folder not finished."""
+    sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2)]
+    far = write_tower(tmp_path / "far", 3)
+    save_file({k: 3 * torch.randn(v.shape) for k, v in weights(3).items()}, far / "model.safetensors")
+    sources.append(str(far))
+    hfcart.merge(sources, out=str(tmp_path / "undisturbed"), allow_distant=True)
+    with pytest.raises(DistantError):
+        hfcart.merge(sources, out=str(tmp_path / "m"))
+    return sources
+
+
+def test_a_journal_is_believed_only_where_the_bytes_prove_it(stopped: list[str], tmp_path: Path) -> None:
+    shard, journal = tmp_path / "m.partial" / "model.safetensors", tmp_path / "m.partial" / "journal.jsonl"
+    data = bytearray(shard.read_bytes())
+    data[-200:] = bytes(200)  # what a power cut may leave: the line is there, the bytes are not
+    shard.write_bytes(data)
+    with journal.open("ab") as file:
+        file.write(b'{"group": "vision_model.torn')
+    hfcart.merge(stopped, out=str(tmp_path / "m"), allow_distant=True)
+    assert contents(tmp_path / "m") == contents(tmp_path / "undisturbed")
+
+
+def test_a_source_that_changed_is_not_resumed(stopped: list[str], tmp_path: Path) -> None:
+    write_tower(tmp_path / "far", 4)
+    with pytest.raises(OutputError, match="unfinished merge with other sources"):
+        hfcart.merge(stopped, out=str(tmp_path / "m"))
+
+
+def interrupted(tmp_path: Path, env: dict[str, str], signum: int) -> tuple[int, str, int]:
+    """Start a real command, signal it once its journal has a few lines. Returns code, stderr, lines kept."""
+    large = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 5}
+    for i in (1, 2, 3):
+        write_tower(tmp_path / f"t{i}", i, large)
+    command = [sys.executable, "-m", "hfcart", "merge", "t1", "t2", "t3", "--out", "m", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "m.partial" / "journal.jsonl"
+    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
+        time.sleep(0.001)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err, journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_leaves_a_folder_to_resume(tmp_path: Path, clean_env: dict[str, str], signum: int, code: int) -> None:
+    returned, err, lines = interrupted(tmp_path, clean_env, signum)
+    assert returned == code, err
+    assert lines >= 4 and not (tmp_path / "m").exists()
+    assert "Traceback" not in err
+    assert "Stopped. What is done so far is kept in m.partial: run the same command again to go on." in err
+    command = [sys.executable, "-m", "hfcart", "merge", "t1", "t2", "t3", "--out", "m", "--workers", "2"]
+    again = subprocess.run(command, cwd=tmp_path, env=clean_env, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "Resuming: " in again.stderr
+    hfcart.merge([str(tmp_path / f"t{i}") for i in (1, 2, 3)], out=str(tmp_path / "undisturbed"))
+    assert contents(tmp_path / "m") == contents(tmp_path / "undisturbed")
+
+
+def test_a_full_disk_fails_at_the_start(tmp_path: Path, clean_env: dict[str, str]) -> None:
+    for i in (1, 2):
+        write_tower(tmp_path / f"t{i}", i)
+    done = subprocess.run(
+        [sys.executable, "-m", "hfcart", "merge", "t1", "t2", "--out", "m"],
+        cwd=tmp_path,
+        env=clean_env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        # The kernel refuses to grow a file beyond this, as it does on a full disk.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.returncode == 1
+    assert "There is no room for m.partial" in done.stderr and "Traceback" not in done.stderr
+    journal = tmp_path / "m.partial" / "journal.jsonl"
+    assert not journal.exists()  # before a single group was merged
+    assert not (tmp_path / "m").exists()
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+    source = str(write_tower(tmp_path / "t1", 1))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written: Not a directory"):
+        hfcart.merge([source], out=str(tmp_path / "file" / "m"))
+
+
+def test_two_at_once_do_not_mix(tmp_path: Path, clean_env: dict[str, str]) -> None:
+    source = write_tower(tmp_path / "t1", 1)
+    holder = (
+        "import sys\nfrom pathlib import Path\nfrom hfcart.writer import PartialFolder\n"
+        f"with PartialFolder(Path({str(tmp_path / 'm')!r}), overwrite=False):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder], env=clean_env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "held\n"
+    with pytest.raises(OutputError, match="Another hfcart is writing"):
+        hfcart.merge([str(source)], out=str(tmp_path / "m"))
+    process.communicate("")
+    hfcart.merge([str(source)], out=str(tmp_path / "m"))
