@@ -19,8 +19,8 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m tests.bench.merge
-	$(BIN)/python -m tests.bench.solvers
+	$(BIN)/python tests/bench/merge.py
+	$(BIN)/python tests/bench/solvers.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

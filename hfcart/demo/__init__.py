@@ -1,0 +1,1 @@
+"""What `hfcart demo` and the tests run on: a Hub of one's own, on the loopback interface."""

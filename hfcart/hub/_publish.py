@@ -1,0 +1,349 @@
+"""Publishing a finished folder: asked for leave before the work, done in one commit, safe to repeat."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard, constants, get_token
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    httpx,
+)
+
+from hfcart.errors import CorruptFileError, HfcartError, PublishError, RepoNotFoundError, UsageError
+from hfcart.hub._calls import API, call, detail, pause_after, request_of, status_of
+from hfcart.hub._read import Snapshot, info, read_small, resolve, snapshot_of, split_ref, tree
+
+MAX_RECORD = 1 << 26  # bytes of a target's hfcart.json
+THE_HUBS_OWN = {".gitattributes"}  # what a new repo holds
+DOTTED = (".gitattributes", ".eval_results")  # the only names with a leading dot that are published
+# What from_pretrained, of any framework, may load in place of the new weights.
+WEIGHTS = (
+    *("*.safetensors", "pytorch_model*.bin", "model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt"),
+    *("tf_model*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.index.json", "adapter_config.json"),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A repo to publish to, as it was before the work.
+
+    Attributes:
+        repo: `user/name`.
+        exists: False if publishing will create it.
+        head: commit of main, the one to build on; None if it does not exist.
+        files: paths on main, sorted.
+        made_by_hfcart: whether main holds an hfcart.json in hfcart's format.
+    """
+
+    repo: str
+    exists: bool
+    head: str | None
+    files: tuple[str, ...]
+    made_by_hfcart: bool
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a push led to.
+
+    Attributes:
+        url: page of the repo.
+        commit: the commit made, or the head that held exactly these files already.
+        pull_request: page of the pull request, if one was opened.
+        changed: False if there was nothing to change.
+    """
+
+    url: str
+    commit: str
+    pull_request: str | None
+    changed: bool = True
+
+
+@contextmanager
+def _publishing(again: str | None = None) -> Iterator[None]:
+    """Make every HfcartError but a UsageError a PublishError; `again` ends its hint."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except HfcartError as error:
+        hint = " ".join(text for text in (error.hint, again) if text)
+        raise PublishError(error.message, hint=hint or None) from error.__cause__
+
+
+def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool = False) -> Target:
+    """Find out, before the work, whether publishing to `repo` will be allowed.
+
+    Args:
+        repo: `user/name`.
+        private: whether a public repo will not do.
+        overwrite: whether content that hfcart did not make may be replaced.
+        create_pr: whether it will be a pull request: anybody may open one, and it replaces nothing by itself.
+
+    Raises:
+        UsageError: `repo` has another form.
+        PublishError: no token, one that is not valid, no write access, a public repo where a private one is
+            wanted, content that hfcart did not make; or the Hub does not answer.
+    """
+    if split_ref(repo)[1] is not None:
+        raise UsageError(f"{repo} names a revision; a push goes to main.", hint=f"Write {repo.partition('@')[0]}.")
+    with _publishing():
+        if call("Looking for a token", get_token) is None:
+            raise PublishError(
+                f"Publishing to {repo} needs a token, and there is none.",
+                hint="Run `hf auth login`, or set HF_TOKEN to a token that may write.",
+            )
+        namespaces = call("Checking the token", _namespaces, repo=repo)
+        try:
+            found = info(repo)
+        except RepoNotFoundError:
+            _check_namespace(repo, namespaces)
+            return Target(repo, False, None, (), False)
+        if not create_pr:
+            call(f"Checking write access to {repo}", lambda: API.auth_check(repo, write=True), repo=repo)
+        if private and not found.private:
+            raise PublishError(
+                f"{repo} exists and is public; --private only makes a new repo private.",
+                hint=f"Make it private at {constants.ENDPOINT}/{repo}/settings, or choose another name.",
+            )
+        there = snapshot_of(repo, found)
+        ours = _made_by_hfcart(there)
+        if not (ours or overwrite or create_pr) and there.files.keys() - THE_HUBS_OWN:
+            raise PublishError(
+                f"{repo} exists, and hfcart did not make what it holds ({len(there.files)} files).",
+                hint="Choose another name, or replace its model with --overwrite.",
+            )
+        return Target(repo, True, there.commit, tuple(sorted(there.files)), ours)
+
+
+def _namespaces() -> list[str]:
+    """The user and organizations under which the token may create repos, [] if it may only read."""
+    account = API.whoami()
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        return []
+    orgs = [str(org["name"]) for org in account.get("orgs", []) if org.get("roleInOrg") not in ("read", "no_access")]
+    return [str(account["name"]), *orgs]
+
+
+def _check_namespace(repo: str, namespaces: list[str]) -> None:
+    if repo.partition("/")[0].lower() not in [name.lower() for name in namespaces]:
+        allowed = f"only under {', '.join(namespaces)}" if namespaces else "nowhere: its token is read-only"
+        raise PublishError(
+            f"There is no repo {repo} that this account can see, and it may create one {allowed}.",
+            hint="Choose a name there, or run `hf auth login` with a token that may write.",
+        )
+
+
+def _made_by_hfcart(there: Snapshot) -> bool:
+    try:
+        record = json.loads(read_small(there, "hfcart.json", MAX_RECORD) or b"null")
+    except (ValueError, RecursionError, CorruptFileError):
+        return False
+    return (
+        isinstance(record, dict)
+        and type(record.get("format")) is int
+        and {"recipe", "method", "sources", "tensors"} <= record.keys()
+    )
+
+
+def publish(folder: Path, target: Target, *, private: bool, create_pr: bool, message: str) -> Published:
+    """Publish a folder in one commit on top of `target.head`; create the repo if need be. Safe to repeat.
+
+    The same commit deletes weight files and indexes of the target that the folder lacks: an old
+    model.safetensors beside new shards is what from_pretrained would load.
+
+    Args:
+        folder: its regular files are published; no links, and nothing with a leading dot but DOTTED.
+        target: from `check_target`.
+        private: for a repo that has to be created.
+        create_pr: open a pull request, and leave main alone.
+        message: of the commit; its first line is the title.
+
+    Raises:
+        PublishError: refused, failed, or the target has changed since it was checked. The folder is untouched.
+    """
+    folder = folder.resolve()
+    flags = " --private" * private + " --create-pr" * create_pr
+    again = f"The folder is intact; to try again, run `hfcart push {folder.name} --to {target.repo}{flags}`."
+    with _publishing(again), _quiet_client():
+        paths = _paths(folder)
+        if not paths:
+            raise PublishError(f"{folder.name} holds no files to publish.")
+        head, there = target.head, set(target.files)
+        if head is None:
+            head, there = _create(target.repo, private), THE_HUBS_OWN
+        local = call(f"Reading {folder.name}", lambda: {path: _digests(folder / path) for path in paths})
+        url = f"{constants.ENDPOINT}/{target.repo}"
+        if _holds(target.repo, head, local):
+            return Published(url, head, None, changed=False)
+        added = call(f"Reading {folder.name}", lambda: [CommitOperationAdd(path, folder / path) for path in paths])
+        gone = [CommitOperationDelete(path) for path in sorted(there - local.keys()) if _is_weight(path)]
+        commit = _Commit(target.repo, head, [*added, *gone], local, message, create_pr)
+        made, pull_request = call(commit.what, commit.send, repo=target.repo)
+        return Published(url, made, pull_request)
+
+
+def _paths(folder: Path) -> list[str]:
+    """What of a folder is published, relative to it, sorted."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        here = Path(root).relative_to(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") or (here / name).as_posix() in DOTTED]
+        for path in [here / name for name in names if not name.startswith(".") or (here / name).as_posix() in DOTTED]:
+            if (folder / path).is_file() and not (folder / path).is_symlink():
+                found.append(path.as_posix())
+    return sorted(found)
+
+
+def _is_weight(path: str) -> bool:
+    return any(fnmatch.fnmatchcase(path.rsplit("/", 1)[-1], pattern) for pattern in WEIGHTS)
+
+
+def _digests(path: Path) -> tuple[str, str]:
+    """What the Hub knows a file by: its sha256 if LFS holds it, git's digest if not."""
+    lfs, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            lfs.update(chunk)
+            git.update(chunk)
+    return lfs.hexdigest(), git.hexdigest()
+
+
+def _holds(repo: str, commit: str, local: dict[str, tuple[str, str]]) -> bool:
+    """Whether a commit holds all the local files as they are, and no other weights."""
+    there = {entry["path"]: entry for entry in tree(repo, commit)}
+    for path, (lfs, git) in local.items():
+        entry = there.pop(path, {"oid": None})
+        if (entry["lfs"]["oid"] != lfs) if entry.get("lfs") else (entry["oid"] != git):
+            return False
+    return not any(_is_weight(path) for path in there)
+
+
+def _create(repo: str, private: bool) -> str:
+    """Create the repo, in case it is not there. Returns the commit of its main."""
+    # Without a wish of the user's, an organization's own default decides.
+    call(f"Creating {repo}", lambda: API.create_repo(repo, private=private or None, exist_ok=True), repo=repo)
+    there = resolve(repo)
+    if there.files.keys() - THE_HUBS_OWN:
+        raise PublishError(f"{repo} did not exist when it was checked, and now holds somebody's files.")
+    return there.commit
+
+
+@dataclass
+class _Commit:
+    """One commit that may be sent several times, and happens once."""
+
+    repo: str
+    parent: str
+    operations: list[CommitOperationAdd | CommitOperationDelete]
+    local: dict[str, tuple[str, str]]
+    message: str
+    create_pr: bool
+    sent: bool = False
+
+    @property
+    def what(self) -> str:
+        return f"Publishing to {self.repo}"
+
+    def send(self) -> tuple[str, str | None]:
+        """The commit's id, and the page of the pull request if one was opened."""
+        # A lost answer does not mean a lost commit.
+        if self.sent and not self.create_pr and (head := self.landed()) is not None:
+            return head, None
+        self.sent = True
+        title, _, description = self.message.partition("\n")
+        try:
+            made = API.create_commit(
+                self.repo,
+                self.operations,
+                commit_message=title,
+                commit_description=description.strip(),
+                parent_commit=self.parent,
+                create_pr=self.create_pr,
+            )
+        except (httpx.HTTPError, ValueError) as error:
+            if status_of(error) == 412 and (head := self.landed()) is not None:
+                return head, None
+            if str(error).startswith("Invalid metadata in README.md"):
+                complaints = _plain(str(error).partition("\n")[2])
+                raise PublishError(f"{self.what}: the Hub refuses the card's front matter: {complaints}") from error
+            self.refuse_doubt(error)
+            raise
+        return made.oid, made.pr_url
+
+    def landed(self) -> str | None:
+        """The head of main if an earlier try led to it, None if main has not moved."""
+        head = str(info(self.repo).sha)
+        if head == self.parent:
+            return None
+        if _holds(self.repo, head, self.local):
+            return head
+        moved = f"main was at {self.parent[:12]}, now it is at {head[:12]}"
+        raise PublishError(f"{self.what}: it has changed since it was checked; {moved}.")
+
+    def refuse_doubt(self, error: Exception) -> None:
+        """Do not try again what may have opened a pull request: unlike a commit on main, a second would be taken."""
+        sure = status_of(error) in (429, 503) or "/commit/" not in request_of(error)[2]
+        if self.create_pr and not sure and pause_after(error, 1) is not None:
+            page = f"{constants.ENDPOINT}/{self.repo}/discussions"
+            raise PublishError(f"{self.what}: {detail(error)}; look at {page} whether the pull request is there.")
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """No progress bars or warnings of the client's own."""
+    bars = not are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if bars:
+            disable_progress_bars()
+        try:
+            yield
+        finally:
+            if bars:
+                enable_progress_bars()
+
+
+def validate_card(text: str) -> list[str]:
+    """Ask the Hub whether it accepts a model card.
+
+    Returns:
+        What it finds wrong; nothing for a good card.
+
+    Raises:
+        HubError: the Hub cannot be asked.
+    """
+
+    def ask() -> list[str]:
+        try:
+            ModelCard(text).validate()
+        except httpx.HTTPError:
+            raise
+        except (ValueError, yaml.YAMLError) as error:
+            return _complaints(str(error))
+        return []
+
+    return call("Checking the model card", ask)
+
+
+def _complaints(answer: str) -> list[str]:
+    try:
+        return [_plain(str(entry["message"])) for entry in json.loads(answer)["errors"]]
+    except (ValueError, KeyError, TypeError):
+        return [_plain(answer)]
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text[:500]).strip()

@@ -1,0 +1,208 @@
+"""The house: imports go down only, libraries enter by one door, the wheel carries its cards, the README is true."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import hfcart
+from hfcart import errors
+from hfcart.cli import app
+from hfcart.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hfcart"
+
+# Every module or package of hfcart, from the ground up. A module imports from its own floor or from below.
+FLOORS = [
+    ["errors", "records", "progress", "_cards"],
+    ["linalg", "moments", "methods", "names", "architecture", "similarity", "reader"],
+    ["recipe", "hub", "facts", "writer", "pickles", "clip"],
+    ["stores", "card", "plots", "merged"],
+    ["sources", "preprocessor"],
+    ["plan"],
+    ["engine", "publish"],
+    ["merger"],
+    ["verify"],
+    ["demo"],
+    ["cli"],
+]
+DOORS = {
+    "huggingface_hub": "hub",
+    "matplotlib": "plots",
+    "transformers": "clip",
+    "rich": "cli",
+    "typer": "cli",
+    "jinja2": "card",
+    "pydantic": None,
+    "scipy": "linalg",
+    "datasets": "data",
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The module or package at the top level that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of everything a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found.add(node.module or "")
+            if node.module == "hfcart":
+                found |= {f"hfcart.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {room(path) for path in modules()} - {"__init__", "__main__"}
+    assert rooms == {name for floor in FLOORS for name in floor}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    own = room(path)
+    if own in ("__init__", "__main__"):
+        return
+    height = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+    for name in imports(path):
+        if name.startswith("hfcart.") and (other := name.split(".")[1]) in height:
+            assert height[other] <= height[own], f"{own} imports {other}, which is above it"
+
+
+def test_each_library_enters_by_one_door() -> None:
+    for path in modules():
+        for name in imports(path):
+            door = DOORS.get(name.split(".")[0])
+            assert door is None or room(path) == door, f"{path.name} imports {name}"
+
+
+def test_nothing_unsafe_is_called() -> None:
+    for path in modules():
+        text = path.read_text()
+        assert "trust_remote_code" not in text
+        # yaml.load only with a loader derived from the safe one.
+        loaders = {"yaml.SafeLoader", *re.findall(r"class (\w+)\(yaml\.SafeLoader\)", text)}
+        assert set(re.findall(r"yaml\.load\([^()]*(?:Loader=)([\w.]+)\)", text)) <= loaders
+        assert len(re.findall(r"yaml\.load\(", text)) == len(re.findall(r"yaml\.load\([^()]*Loader=", text)), path
+        assert not re.search(r"yaml\.(full_load|unsafe_load)\(", text), path
+        assert not re.search(r"torch\.load\((?!.*weights_only=True)", text), path
+
+
+def test_all_is_what_is_there() -> None:
+    for name in hfcart.__all__:
+        assert getattr(hfcart, name) is not None
+    assert sorted(hfcart.__all__) == ["Recipe", "__version__", "merge"]
+    assert callable(hfcart.merge)
+
+
+def test_the_tree_of_errors_is_the_one_drawn() -> None:
+    drawn = re.findall(r"(\w+Error)\b", (errors.__doc__ or "").split("Each carries")[0])
+    real = [n for n, c in vars(errors).items() if inspect.isclass(c) and issubclass(c, Exception)]
+    assert sorted(drawn) == sorted(real)
+    branch = (errors.__doc__ or "").partition("SourceError")[2].partition("HubError")[0]
+    for line in branch.splitlines():
+        if found := re.match(r"    │   [├└]── (\w+)", line):
+            assert issubclass(getattr(errors, found[1]), errors.SourceError)
+
+
+def test_parameters_declared_are_the_functions_own() -> None:
+    for method in METHODS.values():
+        matrix, other = method.load()
+        for rule in (matrix, other) if method.matrix_rule == method.other_rule else (matrix,):
+            keywords = {
+                name: p.default
+                for name, p in inspect.signature(rule).parameters.items()
+                if p.kind is inspect.Parameter.KEYWORD_ONLY and name != "base"
+            }
+            assert keywords == {p.name: p.default for p in method.parameters}
+            assert ("base" in inspect.signature(rule).parameters) == method.needs_base
+
+
+def test_readme_documents_every_command_option_and_method() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name in commands:
+        assert f"hfcart {name}" in readme, name
+    for option in commands["merge"].params:
+        for flag in option.opts:
+            if flag.startswith("--"):
+                assert flag in readme, flag
+    for method in METHODS:
+        assert f"`{method}`" in readme, method
+    for target in ("make demo", "make test", "make lint", "make bench"):
+        assert target in readme
+    tree = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" and not path.name.startswith("__")}
+    assert not {name for name in tree if name not in readme}
+
+
+def test_commands_in_process() -> None:
+    """What coverage of the command line subprocesses cannot give: the app is importable and runs twice."""
+    runner = CliRunner()
+    for _ in range(2):
+        assert runner.invoke(app, ["methods"]).exit_code == 0
+
+
+def test_no_machine_or_registry_is_named() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        text = (ROOT / name).read_bytes().decode("utf-8", "replace")
+        assert str(ROOT) not in text, name
+
+
+def test_the_wheel_works_away_from_the_checkout(tmp_path: Path, clean_env: dict[str, str]) -> None:
+    """Build it, install it alone, and render a card: `cards/` travels inside."""
+    env = {k: v for k, v in clean_env.items() if k != "PYTHONPATH"}
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=ROOT, env=env, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, capture_output=True, env=env)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True, env=env)
+    # The libraries come from this environment by a plain path, which runs none of its .pth files: the
+    # checkout, installed there as editable, stays out of sight.
+    site = Path(subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True, capture_output=True, text=True, env=env,
+    ).stdout.strip())  # fmt: skip
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    code = (
+        "import hfcart, hfcart._cards as c, hfcart.card as card, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from towers import write_tower\n"
+        "from pathlib import Path\n"
+        "a, b = (str(write_tower(Path(n), i)) for i, n in enumerate('ab', 1))\n"
+        "record = hfcart.merge([a, b], out='m')\n"
+        "print(hfcart.__file__); print(c.cards_dir())\n"
+        "assert card.render_card(record) == Path('m/README.md').read_text()\n"
+    )
+    command = [str(python), "-c", code, str(ROOT / "tests")]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    package, cards = done.stdout.split()
+    assert Path(package).is_relative_to(site) and Path(cards) == site / "hfcart" / "cards"
+    assert (tmp_path / "m" / "README.md").read_text().startswith("---\n")
+    version = subprocess.run(
+        [str(tmp_path / "venv" / "bin" / "hfcart"), "--version"], capture_output=True, text=True, env=os.environ
+    )
+    assert version.stdout == f"hfcart {hfcart.__version__}\n"
