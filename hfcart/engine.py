@@ -8,6 +8,7 @@ decomposed with one, and two threads fighting over two cores are slower than one
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
 import threading
 from collections.abc import Callable
@@ -17,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from hfcart import __version__
 from hfcart.errors import NonFiniteError, UsageError
-from hfcart.linalg import default_solver
+from hfcart.linalg import default_solver, one_blas_thread
 from hfcart.methods import Merged
 from hfcart.moments import spread_of
 from hfcart.names import Group
@@ -89,6 +89,7 @@ def run(plan: Plan, partial: PartialFolder, device: torch.device, workers: int, 
         NonFiniteError: NaN or Inf in a source, or a result that the output dtype cannot hold.
         KeyboardInterrupt: passed on once the groups at work are written; the partial folder can be resumed.
     """
+    _return_freed_matrices()
     worker = _Worker(plan, partial, device)
     bytes_of = {group.key: worker.bytes_read(group) for group in plan.groups}
     progress.start("Merging", sum(bytes_of.values()), "bytes")
@@ -101,11 +102,22 @@ def run(plan: Plan, partial: PartialFolder, device: torch.device, workers: int, 
 
     pool = ThreadPoolExecutor(workers, "merge", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with threadpool_limits(1):
+        with one_blas_thread():
             _finish_all([pool.submit(one, group) for group in todo], pool)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         progress.finish()
+
+
+def _return_freed_matrices() -> None:
+    """Have glibc hand blocks of a mebibyte and more back to the system as soon as they are freed.
+
+    It raises that threshold to the largest block it has seen freed, and from then on each thread's heap keeps
+    its freed matrices: resident memory would creep up by what no tensor uses.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no glibc, nothing to set
+        mmap_threshold = -3
+        ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 20)
 
 
 def _finish_all(jobs: list[Future[None]], pool: ThreadPoolExecutor) -> None:

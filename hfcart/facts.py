@@ -8,15 +8,14 @@ from typing import Any
 
 import yaml
 
+from hfcart import safe_yaml
 from hfcart.records import CardFacts
+from hfcart.repo_id import is_repo_id
 
 MAX_FRONT_MATTER = 1 << 16  # characters; the largest honest ones of vision towers have a few thousand
-MAX_DEPTH = 16  # collections inside collections; model-index, the deepest honest part, needs 8
 MAX_ITEMS = 100  # entries kept of one list
 
 _FRONT_MATTER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-_REPO = re.compile(rf"(?!.*(?:--|\.\.))(?:{_NAME}/)?{_NAME}(?<!\.git)")
 _LICENSE = re.compile(r"[a-z0-9.+-]{1,64}")
 _URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::\d+)?(?:/[A-Za-z0-9._~/%#?&=+-]*)?")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -42,10 +41,10 @@ def card_facts(readme: str | None) -> CardFacts:
         license=licenses[0] if len(licenses) == 1 and _LICENSE.fullmatch(licenses[0]) else None,
         license_name=names[0] if names else None,
         license_link=links[0] if links else None,
-        datasets=_matching(card.get("datasets"), _REPO, 193),
+        datasets=_repos(card.get("datasets")),
         # YAML reads an unquoted `no`, Norwegian, as False.
         languages=_matching(["no" if x is False else x for x in _items(languages)], _LANGUAGE, 32),
-        base_models=_matching(card.get("base_model"), _REPO, 193),
+        base_models=_repos(card.get("base_model")),
     )
 
 
@@ -54,25 +53,10 @@ def _front_matter(readme: str) -> dict[Any, Any]:
     if found is None:
         return {}
     try:
-        _refuse_bombs(found[1])
-        card = yaml.safe_load(found[1])
+        card = safe_yaml.load(found[1])
     except (yaml.YAMLError, ValueError):
         return {}
     return card if isinstance(card, dict) else {}
-
-
-def _refuse_bombs(block: str) -> None:
-    # The parser's events come one by one, so a bomb is seen before it is built, and brackets (which take the
-    # scanner quadratic time: minutes for 64 KB) before they are all read.
-    depth = 0
-    for event in yaml.parse(block, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise ValueError("anchors and aliases")
-        if getattr(event, "tag", None) is not None:  # `!!bool x` would be a KeyError of the loader's
-            raise ValueError("tags")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError("nested too deeply")
 
 
 def _items(value: object) -> list[Any]:
@@ -81,6 +65,10 @@ def _items(value: object) -> list[Any]:
 
 def _texts(value: object) -> list[str]:
     return [text for item in _items(value) if isinstance(item, str) and (text := item.strip())]
+
+
+def _repos(value: object) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for text in _texts(value) if is_repo_id(text)))
 
 
 def _matching(value: object, form: re.Pattern[str], longest: int) -> tuple[str, ...]:

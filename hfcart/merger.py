@@ -11,17 +11,15 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hfcart import hub
 from hfcart.architecture import output_config
 from hfcart.card import render_card
 from hfcart.errors import DistantError
 from hfcart.merged import RECIPE, RECORD, commit_message
 from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
-from hfcart.plots import draw_figures
 from hfcart.preprocessor import FILE as PREPROCESSOR
 from hfcart.preprocessor import clip_default, read_preprocessor, to_json
 from hfcart.progress import Progress
@@ -31,10 +29,13 @@ from hfcart.similarity import compare
 from hfcart.sources import Tower, fetch_all
 from hfcart.writer import INDEX, PartialFolder, explain_os_errors, read_back
 
+if TYPE_CHECKING:
+    from hfcart.hub import Published
+
 _FARTHEST = 0.5  # ‖θ_t − ref‖ / ‖ref‖; fine-tuning moves a tower by a few per cent, another ancestor by more than 1
 
 
-def run_merge(recipe: Recipe, progress: Progress) -> tuple[MergeRecord, hub.Published | None]:
+def run_merge(recipe: Recipe, progress: Progress) -> tuple[MergeRecord, Published | None]:
     """Merge, verify, write the folder, and publish it if the recipe says where.
 
     Args:
@@ -48,27 +49,32 @@ def run_merge(recipe: Recipe, progress: Progress) -> tuple[MergeRecord, hub.Publ
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
         KeyboardInterrupt: with a note that says how to go on.
     """
-    hub.set_notifier(progress.note)
     partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
-    target = None
-    if recipe.push_to:
-        progress.step(f"Checking write access to {recipe.push_to}")
-        target = hub.check_target(
-            recipe.push_to, private=recipe.private, overwrite=recipe.overwrite, create_pr=recipe.create_pr
-        )
-    try:
-        with partial:
-            record = _merge_into(partial, recipe, progress)
-    except KeyboardInterrupt as stop:
-        stop.add_note(f"What is done so far is kept in {partial.path}: run the same command again to go on.")
-        raise
-    if target is None:
-        return record, None
+    if recipe.push_to is None:
+        return _merge(partial, recipe, progress), None
+
+    from hfcart import hub  # as in hfcart.sources: only for those who need it
+
+    hub.set_notifier(progress.note)
+    progress.step(f"Checking write access to {recipe.push_to}")
+    target = hub.check_target(
+        recipe.push_to, private=recipe.private, overwrite=recipe.overwrite, create_pr=recipe.create_pr
+    )
+    record = _merge(partial, recipe, progress)
     progress.step(f"Publishing to {target.repo}")
-    message = recipe.commit_message or commit_message(record.method.name, len(record.sources))
+    message = recipe.commit_message or commit_message(record)
     return record, hub.publish(
         recipe.folder, target, private=recipe.private, create_pr=recipe.create_pr, message=message
     )
+
+
+def _merge(partial: PartialFolder, recipe: Recipe, progress: Progress) -> MergeRecord:
+    try:
+        with partial:
+            return _merge_into(partial, recipe, progress)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"What is done so far is kept in {partial.path}: run the same command again to go on.")
+        raise
 
 
 def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> MergeRecord:
@@ -92,6 +98,7 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> M
 
 def _finish(partial: PartialFolder, plan: Plan, environment: Environment, progress: Progress) -> MergeRecord:
     """Every group is in place: prove it, write what goes beside the weights, and rename the folder."""
+    from hfcart.plots import draw_figures  # matplotlib's memory must not add to the merge's own
 
     lines = [partial.done[group.key] for group in plan.groups]
     _warn_of_fallbacks(lines, progress)

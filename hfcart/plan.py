@@ -17,7 +17,6 @@ from hfcart.progress import Progress
 from hfcart.recipe import Recipe, parse_size
 from hfcart.records import Architecture
 from hfcart.sources import Tower, check_alike, infer_base, pin, pin_all, read_headers
-from hfcart.stores import HubStore
 from hfcart.writer import Layout, lay_out
 
 TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -77,7 +76,7 @@ class Plan:
         return sum(
             tower.store.sizes[name]
             for tower in self.towers_and_base
-            if isinstance(tower.store, HubStore) and not tower.pickled and tower.record is None
+            if tower.store.remote and not tower.pickled and tower.record is None
             for name in tower.weights
             if self.recipe.stream or not tower.store.here(name)
         )
@@ -146,7 +145,7 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
     if base_ref is None and method.needs_base:
         base_ref = infer_base(towers)
         progress.note(f"Base model: {base_ref} (give --base to choose another).")
-    base = pin(base_ref) if base_ref else None
+    base = pin(base_ref, progress) if base_ref else None
     read_headers([*towers, *([base] if base else [])], converted, progress)
     architecture = check_alike(towers, base, projection=recipe.with_projection)
     shapes = expected_shapes(architecture, projection=recipe.with_projection)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from hfcart import hub
+from hfcart.card import render_card
 from hfcart.errors import OutputError
-from hfcart.merged import RECORD, commit_message, read_record
+from hfcart.merged import RECORD, check_files, commit_message, read_record
 from hfcart.progress import Progress
+from hfcart.records import MergeRecord
 
 
 def run_push(
@@ -34,8 +36,19 @@ def run_push(
     hub.set_notifier(progress.note)
     progress.step(f"Checking {folder}")
     record = read_record((folder / RECORD).read_bytes(), str(folder / RECORD))
-    record.check_files(folder)
-    progress.step(f"Publishing to {repo}")
+    check_files(record, folder)
     target = hub.check_target(repo, private=private, overwrite=overwrite, create_pr=create_pr)
-    text = message or commit_message(record.method, len(record.recipe.sources))
-    return hub.publish(folder, target, private=private, create_pr=create_pr, message=text)
+    _name_the_repo(record, folder / "README.md", repo)
+    progress.step(f"Publishing to {repo}")
+    published = hub.publish(
+        folder, target, private=private, create_pr=create_pr, message=message or commit_message(record)
+    )
+    if not published.changed:
+        progress.note(f"{repo} holds exactly this already: nothing was sent.")
+    return published
+
+
+def _name_the_repo(record: MergeRecord, card: Path, repo: str) -> None:
+    """A card made without a repo speaks of "this folder": let it name the repo, unless somebody has edited it."""
+    if card.is_file() and card.read_text(encoding="utf-8") == render_card(record):
+        card.write_text(render_card(record, repo=repo), encoding="utf-8")

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hfcart import safe_yaml
 from hfcart.errors import UsageError
 from hfcart.methods import METHODS
+from hfcart.repo_id import is_repo_id
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 class LocalSource(BaseModel):
@@ -105,7 +106,7 @@ class Recipe(BaseModel):
     @field_validator("push_to")
     @classmethod
     def _target_is_repo(cls, value: str | None) -> str | None:
-        if value is not None and (not _REPO.fullmatch(value) or "/" not in value):
+        if value is not None and not is_repo_id(value, namespace=True):
             raise ValueError(f"{value!r} is not a Hub repo, expected user/name")
         return value
 
@@ -163,11 +164,11 @@ def read(path: Path) -> dict[str, Any]:
         UsageError: the file cannot be read, is no YAML, or no mapping.
     """
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = safe_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"The recipe {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        problem = getattr(error, "problem", None) or type(error).__name__
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
         raise UsageError(f"The recipe {path} is not valid YAML{place}: {problem}.") from None

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfcart import hub
 from hfcart.architecture import differences, expected_shapes, read_architecture
 from hfcart.errors import CorruptFileError, MismatchError, NotATowerError, SourceError, UsageError
 from hfcart.facts import card_facts
@@ -32,7 +31,7 @@ from hfcart.reader import (
 )
 from hfcart.recipe import LocalSource
 from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
-from hfcart.stores import SMALL, HubStore, LocalStore, Store
+from hfcart.stores import SMALL, LocalStore, Store
 from hfcart.writer import INDEX, SINGLE
 
 FLOATS = ("F32", "F16", "BF16")
@@ -98,9 +97,10 @@ class Tower:
         self.files.clear()
 
 
-def pin(ref: str | LocalSource) -> Tower:
+def pin(ref: str | LocalSource, progress: Progress) -> Tower:
     """Resolve one source: a Hub repo to a commit, once; a folder to its files. Reads its config and card."""
-    store = _store(ref)
+    text = ref.path if isinstance(ref, LocalSource) else ref
+    store = open_store(text, progress, local=isinstance(ref, LocalSource))
     config = store.small("config.json")
     if config is None:
         raise NotATowerError(
@@ -117,17 +117,24 @@ def pin(ref: str | LocalSource) -> Tower:
     return Tower(store, architecture, facts, _choose_weights(store), wanted)
 
 
-def _store(ref: str | LocalSource) -> Store:
-    text = ref.path if isinstance(ref, LocalSource) else ref
+def open_store(text: str, progress: Progress, *, local: bool = False) -> Store:
+    """The folder of that path if there is one (or must be), else the Hub repo of that name, resolved to a commit.
+
+    Raises:
+        SourceError: no such folder, no such repo, or one that cannot be seen.
+    """
     path = Path(text).expanduser()
     if path.is_dir():
         return LocalStore(path)
     repo = text.partition("@")[0]
-    if isinstance(ref, LocalSource) or repo.startswith((".", "/", "~")) or repo.count("/") > 1:
+    if local or repo.startswith((".", "/", "~")) or repo.count("/") > 1:
         raise SourceError(
             f"There is no folder {text}.", hint="Run the command in the folder that holds it, or give its path."
         )
-    return HubStore(hub.resolve(text))
+    from hfcart import hub  # the Hub's client takes time and memory that a merge of local folders need not spend
+
+    hub.set_notifier(progress.note)
+    return hub.HubStore(hub.resolve(text))
 
 
 def _choose_weights(store: Store) -> list[str]:
@@ -154,7 +161,7 @@ def pin_all(refs: Sequence[str | LocalSource], progress: Progress) -> list[Tower
     """Pin every source, several at a time; the first failure in the order given is the one raised."""
     progress.step("Resolving sources")
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(pin, refs))
+        return list(pool.map(lambda ref: pin(ref, progress), refs))
 
 
 def infer_base(towers: Sequence[Tower]) -> str:
@@ -195,7 +202,7 @@ def read_headers(towers: Sequence[Tower], converted: Path, progress: Progress) -
 
 def _add_header(tower: Tower, name: str) -> None:
     where = f"{tower.label}/{name}"
-    if isinstance(tower.store, LocalStore) and name not in tower.files:
+    if not tower.store.remote and name not in tower.files:
         tower.open(name, tower.store.fetch(name))
     file = tower.files.get(name)
     if file is not None:
@@ -312,7 +319,7 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
     wanted = [
         (tower, name)
         for tower in towers
-        if isinstance(tower.store, HubStore) and tower.record is None
+        if tower.store.remote and tower.record is None
         for name in tower.weights
         if not (stream and tower.store.digest(name))
     ]

@@ -11,17 +11,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from hfcart import hub
 from hfcart.engine import choose_device, current_environment
 from hfcart.errors import AccessError, RepoNotFoundError, RevisionNotFoundError, SourceError, VerifyError
-from hfcart.merged import MAX_RECORD, RECORD, ReadRecord, read_record
+from hfcart.merged import MAX_RECORD, RECORD, read_record
 from hfcart.merger import run_merge
 from hfcart.progress import Progress
 from hfcart.reader import LocalFile, TensorSpec, parse_header, sha256_of
-from hfcart.stores import HubStore, LocalStore, Store
+from hfcart.recipe import make
+from hfcart.records import MergeRecord
+from hfcart.sources import open_store
+from hfcart.stores import LocalStore, Store
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _HINT = "The weights are not what the record says they are: do not trust them."
@@ -60,8 +61,7 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
         VerifyError: no record, or files that are not what it says.
         SourceError: a source is gone or has changed: the sentence says which.
     """
-    hub.set_notifier(progress.note)
-    store: Store = LocalStore(Path(target)) if Path(target).is_dir() else HubStore(hub.resolve(target))
+    store = open_store(target, progress)
     data = store.small(RECORD, MAX_RECORD)
     if data is None:
         raise VerifyError(f"{store.label} has no {RECORD}.", hint="Only folders and repos that hfcart made have one.")
@@ -70,7 +70,7 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
     _check_files(store, record)
     with tempfile.TemporaryDirectory(prefix="hfcart-verify-") as folder:
         again = Path(folder) / "again"
-        recipe = record.recipe.model_copy(update={"out": str(again), "device": device, "stream": stream})
+        recipe = make({**record.recipe, "out": str(again), "device": device, "stream": stream}, RECORD)
         try:
             run_merge(recipe, progress)
         except (RepoNotFoundError, RevisionNotFoundError, AccessError, SourceError) as error:
@@ -80,7 +80,7 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
         return _compare(store, again, record, device)
 
 
-def _check_files(store: Store, record: ReadRecord) -> None:
+def _check_files(store: Store, record: MergeRecord) -> None:
     for name, digest in sorted(record.files.items()):
         if name not in store.sizes:
             raise VerifyError(f"{store.label} lacks {name}, which its record lists.", hint=_HINT)
@@ -93,37 +93,36 @@ def _check_files(store: Store, record: ReadRecord) -> None:
         raise VerifyError(f"{store.label} holds {extra[0]}, which its record does not list.", hint=_HINT)
 
 
-def _compare(store: Store, again: Path, record: ReadRecord, device: str) -> Verdict:
+def _compare(store: Store, again: Path, record: MergeRecord, device: str) -> Verdict:
+    """Compare what is published, not what its record says of it: the record is whose word is in question."""
     repeated = read_record((again / RECORD).read_bytes(), RECORD)
-    names = sorted(record.digests)
-    if repeated.digests == record.digests and repeated.files == record.files:
-        return Verdict(True, f"Identical: all {len(names)} tensors of {store.label} came out with the same bytes.", {})
     theirs, ours = _tensors(store), _tensors(LocalStore(again))
+    if {n: (s.dtype, s.shape) for n, s in theirs.items()} != {n: (s.dtype, s.shape) for n, s in ours.items()}:
+        raise VerifyError(f"{store.label} does not hold the tensors that its recipe makes.", hint=_HINT)
     differences = {}
-    for name in names:
-        if record.digests[name] != repeated.digests.get(name):
-            if name not in theirs or name not in ours:
-                raise VerifyError(f"{store.label}: tensor {name} is not what a merge by its recipe holds.", hint=_HINT)
-            differences[name] = _distance(_read(store, theirs[name]), _read(LocalStore(again), ours[name]))
-    largest = max((relative for _, relative in differences.values()), default=0.0)
+    for name in sorted(ours):
+        recorded, own = _read(store, theirs[name]), _read(LocalStore(again), ours[name])
+        if recorded != own:
+            differences[name] = _distance(recorded, own, ours[name].dtype)
     changed = _changes(record, device)
     why = (
         f"made with {changed}: last bits may differ there"
         if changed
         else "made with the same versions on the same kind of machine, so the record or the weights may be wrong"
     )
-    if not differences:
-        others = sorted(n for n in record.files if record.files[n] != repeated.files.get(n))
-        return Verdict(True, f"Identical weights; other files differ ({', '.join(others)}): {why}.", {})
-    return Verdict(
-        False,
-        f"Not identical: {len(differences)} of {len(names)} tensors differ, at most by {largest:.2g} of their norm; "
-        f"the record was {why}.",
-        differences,
-    )
+    if differences:
+        largest = max(relative for _, relative in differences.values())
+        sentence = (
+            f"Not identical: {len(differences)} of {len(ours)} tensors differ, at most by {largest:.2g} of their "
+            f"norm; the record was {why}."
+        )
+        return Verdict(False, sentence, differences)
+    if others := sorted(n for n in record.files if record.files[n] != repeated.files.get(n)):
+        return Verdict(True, f"Identical weights; {', '.join(others)} differ: the record was {why}.", {})
+    return Verdict(True, f"Identical: all {len(ours)} tensors of {store.label} came out with the same bytes.", {})
 
 
-def _changes(record: ReadRecord, device: str) -> str:
+def _changes(record: MergeRecord, device: str) -> str:
     then, now = dataclasses.asdict(record.environment), dataclasses.asdict(current_environment(choose_device(device)))
     return ", ".join(f"{key} {then[key]} (here {now[key]})" for key in now if then[key] != now[key])
 
@@ -140,12 +139,17 @@ def _tensors(store: Store) -> dict[str, TensorSpec]:
     return out
 
 
-def _read(store: Store, spec: TensorSpec) -> np.ndarray:
-    data = bytearray(store.read(spec.file, spec.start, spec.end))
-    return torch.frombuffer(data, dtype=_DTYPES[spec.dtype]).to(torch.float64).numpy()
+def _read(store: Store, spec: TensorSpec) -> bytes:
+    path = store.fetch(spec.file)
+    file = LocalFile(path, f"{store.label}/{spec.file}")
+    try:
+        return file.read(spec.start, spec.end)
+    finally:
+        file.close()
 
 
-def _distance(recorded: np.ndarray, repeated: np.ndarray) -> tuple[float, float]:
-    difference = recorded - repeated
-    norm = float(np.linalg.norm(recorded))
-    return float(np.abs(difference).max(initial=0.0)), float(np.linalg.norm(difference)) / (norm or 1.0)
+def _distance(recorded: bytes, repeated: bytes, dtype: str) -> tuple[float, float]:
+    one, other = (torch.frombuffer(bytearray(b), dtype=_DTYPES[dtype]).double() for b in (recorded, repeated))
+    norm = float(torch.linalg.vector_norm(one))
+    difference = one - other
+    return float(difference.abs().max()), float(torch.linalg.vector_norm(difference)) / (norm or 1.0)

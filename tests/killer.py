@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-import hfcart.engine  # noqa: F401 (imported here so that the forks need not)
+import hfcart.engine
 import hfcart.plots  # noqa: F401
 from hfcart import merge
 

@@ -35,5 +35,6 @@ def cart(thetas: Float[Tensor, "task m n"], *, rank: int | float = 0.08, scale: 
     update = torch.cat([p.left for p in parts], 1) @ torch.cat([p.right for p in parts], 1).T
     update.mul_(scale)
     # Where nothing is added the mean keeps its very bits: -0.0 + 0.0 would be +0.0.
-    merged = torch.where(update == 0, high, update.add_(low).add_(high))
+    nothing = update == 0
+    merged = torch.where(nothing, high, update.add_(low).add_(high), out=update)
     return Merged(merged, k, sum(p.energy for p in parts) / len(parts), any(p.fallback for p in parts))

@@ -115,7 +115,7 @@ def floor(sources: list[Path], out: Path) -> tuple[float, dict[str, float]]:
     def read() -> None:
         buffer = bytearray(1 << 20)
         for source in sources:
-            with open(source / "model.safetensors", "rb", buffering=0) as file:
+            with (source / "model.safetensors").open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
 

@@ -1,0 +1,723 @@
+"""The model card: what it says, that it is true, and that nobody can write into it but us."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pickle
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from towers import TINY, shapes, write_tower
+
+from hfcart import card
+from hfcart._cards import cards_dir
+from hfcart.card import HUB_LICENSES, front_matter, render_card
+from hfcart.demo.hub import EmbeddedHub
+from hfcart.errors import UsageError
+from hfcart.methods import METHODS
+from hfcart.records import (
+    Architecture,
+    CardFacts,
+    Environment,
+    FileRecord,
+    MergeRecord,
+    MethodRecord,
+    Similarity,
+    SourceRecord,
+    TensorRecord,
+)
+
+VIT_B32 = {
+    **TINY,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "projection_dim": 512,
+}
+TASKS = ("sun397", "stanford-cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+NONE, MIT, APACHE = CardFacts(), CardFacts("mit"), CardFacts("apache-2.0")
+
+
+def hub_source(repo: str, facts: CardFacts = NONE, revision: str | None = None) -> SourceRecord:
+    files = (FileRecord("model.safetensors", 349_857_480, digest(repo)),)
+    return SourceRecord(repo, repo, revision, digest(repo)[:40], digest(repo), files, facts)
+
+
+def local_source(label: str, facts: CardFacts = NONE) -> SourceRecord:
+    return SourceRecord(label, None, None, None, digest("local"), (), facts)
+
+
+def eight_towers() -> tuple[SourceRecord, ...]:
+    facts = CardFacts(datasets=("tanganke/sun397",))
+    return tuple(
+        hub_source(f"tanganke/clip-vit-base-patch32_{task}", facts if task == "sun397" else NONE) for task in TASKS
+    )
+
+
+def make_record(
+    sources: tuple[SourceRecord, ...] | None = None,
+    *,
+    method: str = "cart",
+    cfg: dict = VIT_B32,
+    qkv: str = "split",
+    base: SourceRecord | None = None,
+    projection: bool = False,
+    **changes: object,
+) -> MergeRecord:
+    """A record as a merge of towers of this shape would leave it, with made-up energies and cosines."""
+    sources = eight_towers() if sources is None else sources
+    rng = random.Random(8)
+    used = METHODS[method]
+    parameters = {p.name: p.default for p in used.parameters}
+    tensors, energies = [], {}
+    for name, shape in shapes(cfg, projection=projection).items():
+        matrix = name.endswith("_proj.weight") and "encoder" in name or ".fc" in name and name.endswith("weight")
+        low_rank = matrix and "rank" in parameters
+        energy = full = None
+        if low_rank:
+            layer, full = int(name.split(".")[3]), min(shape)
+            key = (layer, "qkv") if qkv == "fused" and name.split(".")[-2][1:] == "_proj" else name
+            value = 0.38 + 0.025 * layer * (shape[0] == shape[1]) + 0.1 * rng.random()
+            energy = energies.setdefault(key, round(min(value, 1), 6))
+        rank = max(1, math.floor(parameters["rank"] * full)) if full else None
+        rule = used.rule_name(matrix=matrix)
+        tensors.append(TensorRecord(name, shape, "F32", rule, rank, full, energy, False, digest(name)))
+    count = len(sources)
+    cosine = [
+        [1.0 if i == j else round(-1 / max(count - 1, 1) + rng.gauss(0, 0.06), 6) for j in range(count)]
+        for i in range(count)
+    ]
+    cosine = [[cosine[min(i, j)][max(i, j)] for j in range(count)] for i in range(count)]
+    similarity = Similarity(
+        "base" if base else "mean",
+        tuple(map(tuple, cosine)),
+        tuple(float(f"{0.03 + 0.02 * rng.random():.6g}") for _ in range(count)),
+    )
+    record = MergeRecord(
+        recipe={
+            "sources": [f"{s.repo}@{s.commit}" if s.repo else {"path": s.label, "sha256": s.sha256} for s in sources],
+            "method": method,
+            **parameters,
+            "base": f"{base.repo}@{base.commit}" if base else None,
+            "qkv": qkv,
+            "dtype": "float32",
+            "max_shard_size": "5GB",
+            "with_projection": projection,
+            "allow_distant": False,
+        },
+        method=MethodRecord(
+            used.name,
+            used.title,
+            used.formula,
+            used.matrices,
+            used.others,
+            parameters,
+            used.arxiv,
+            used.citation,
+            used.needs_base,
+        ),
+        sources=sources,
+        base=base,
+        architecture=Architecture(**cfg),
+        model_class="CLIPVisionModelWithProjection" if projection else "CLIPVisionModel",
+        parameters=sum(math.prod(t.shape) for t in tensors),
+        dtype="float32",
+        tensors=tuple(tensors),
+        similarity=similarity if count > 1 or base else None,
+        environment=Environment(
+            "0.1.0",
+            "2.13.0+cpu",
+            "3.11.9",
+            "Linux x86_64",
+            "cpu",
+            "Intel(R) Xeon(R) Processor @ 2.70GHz (AVX512)",
+            "gram",
+        ),
+        files={
+            name: digest(name)
+            for name in ("config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml")
+        },
+    )
+    return dataclasses.replace(record, **changes)
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def body_of(text: str) -> str:
+    return re.split(r"(?m)^---$", text, maxsplit=2)[2]
+
+
+def metadata_of(text: str) -> dict:
+    return yaml.safe_load(re.split(r"(?m)^---$", text, maxsplit=2)[1])
+
+
+def tokens_of(text: str) -> list[Token]:
+    """Every Markdown token of a card's body, inline ones included."""
+    flat = []
+    for token in MarkdownIt("commonmark").enable("table").parse(body_of(text)):
+        flat += [token, *(token.children or [])]
+    return flat
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """Cells of the first table under a heading, as their visible text."""
+    rows: list[list[str]] = []
+    under = False
+    tokens = MarkdownIt("commonmark").enable("table").parse(body_of(text))
+    for before, token in zip(tokens, tokens[1:], strict=False):
+        if before.type == "heading_open":
+            under = token.content == heading
+        elif under and before.type == "tr_open":
+            rows.append([])
+        elif under and before.type in ("th_open", "td_open"):
+            rows[-1].append("".join(child.content for child in token.children or []))
+        elif under and before.type == "table_close":
+            break
+    return rows
+
+
+def block(text: str, language: str) -> str:
+    return next(t.content for t in tokens_of(text) if t.type == "fence" and t.info == language)
+
+
+def paragraph(text: str, heading: str) -> str:
+    return body_of(text).split(f"\n## {heading}\n")[1].split("\n## ")[0].strip()
+
+
+def run(code: str, *args: str, cwd: Path | None = None, **env: str) -> str:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHONPATH"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        cwd=cwd or ROOT,
+        env={**clean, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# What it says
+
+
+def test_front_matter_of_the_common_case():
+    sources = eight_towers()
+    assert front_matter(make_record(sources), repo="user/merged") == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-feature-extraction",
+        "base_model": [f"tanganke/clip-vit-base-patch32_{task}" for task in TASKS],
+        "base_model_relation": "merge",
+        "datasets": ["tanganke/sun397"],
+        "tags": ["hfcart", "merge", "clip", "cart"],
+    }
+    written = metadata_of(render_card(make_record(sources), repo="user/merged"))
+    assert list(written.items()) == list(front_matter(make_record(sources)).items())
+
+
+def test_data_sets_and_languages_are_unions():
+    one = CardFacts(datasets=("user/b", "mnist"), languages=("en", "pt-BR"))
+    two = CardFacts(datasets=("user/a", "user/b"), languages=("no", "en"))
+    metadata = front_matter(make_record((hub_source("a/x", one), hub_source("b/y", two))))
+    assert metadata["datasets"] == ["mnist", "user/a", "user/b"]
+    assert metadata["language"] == ["en", "no", "pt"]
+    text = render_card(make_record((hub_source("a/x", one), hub_source("b/y", two))))
+    assert metadata_of(text)["language"] == ["en", "no", "pt"], "YAML must not read Norwegian as False"
+
+
+def test_local_towers_are_a_name_and_a_hash():
+    record = make_record((hub_source("a/x"), local_source("my_tower")))
+    text = render_card(record)
+    assert metadata_of(text)["base_model"] == ["a/x"]
+    assert table(text, "What was merged")[2][1:3] == ["my_tower (local)", "sha256 " + digest("local")[:12]]
+    assert digest("local") in block(text, "yaml")
+    only_local = front_matter(make_record((local_source("my_tower"), local_source("other"))))
+    assert "base_model" not in only_local
+    assert "base_model_relation" not in only_local
+
+
+def test_base_model_of_the_method_is_named_as_an_ingredient():
+    base = hub_source("openai/clip-vit-base-patch32", CardFacts("mit"))
+    record = make_record((hub_source("a/x", CardFacts("mit")),), method="task_arithmetic", base=base)
+    assert front_matter(record)["base_model"] == ["a/x", "openai/clip-vit-base-patch32"]
+    assert table(render_card(record), "What was merged")[2][:2] == ["base", "openai/clip-vit-base-patch32"]
+    silent = make_record((hub_source("a/x", CardFacts("mit")),), method="task_arithmetic", base=hub_source("b/y"))
+    assert "license" not in front_matter(silent)
+
+
+OWN = CardFacts("other", "Aya Terms 1.0", "https://aya.example/terms")
+
+
+@pytest.mark.parametrize(
+    ("facts", "fields", "sentence"),
+    [
+        ((MIT, MIT), {"license": "mit"}, "Every tower that went into this one is under `mit`"),
+        ((NONE, NONE), {}, "None of the towers that went into this one states a licence, so this card states none."),
+        ((CardFacts("unknown"), NONE), {}, "None of the towers"),
+        ((MIT, NONE), {}, "Not every tower that went into this one states a licence, so this card states none"),
+        ((MIT, NONE), {}, "- `mit`: `a/x0`\n- not stated: `a/x1`"),
+        ((MIT, NONE, APACHE), {}, "- `apache-2.0`: `a/x2`\n- `mit`: `a/x0`\n- not stated: `a/x1`"),
+        (
+            (MIT, APACHE, MIT),
+            {
+                "license": "other",
+                "license_name": "apache-2.0-and-mit",
+                "license_link": "https://huggingface.co/user/merged#licence",
+            },
+            "- `apache-2.0`: `a/x1`\n- `mit`: `a/x0`, `a/x2`",
+        ),
+        (
+            (OWN, OWN),
+            {"license": "other", "license_name": "aya-terms-1.0", "license_link": "https://aya.example/terms"},
+            "is under `Aya Terms 1.0`",
+        ),
+        (
+            (CardFacts("my-lab-1"), CardFacts("my-lab-1")),
+            {
+                "license": "other",
+                "license_name": "my-lab-1",
+                "license_link": "https://huggingface.co/user/merged#licence",
+            },
+            "is under `my-lab-1`",
+        ),
+        (
+            (CardFacts("other", "lab", "LICENSE"),),
+            {
+                "license": "other",
+                "license_name": "lab",
+                "license_link": f"https://huggingface.co/a/x0/blob/{digest('a/x0')[:40]}/LICENSE",
+            },
+            "is under `lab`",
+        ),
+    ],
+)
+def test_licence(facts, fields, sentence):
+    record = make_record(tuple(hub_source(f"a/x{i}", fact) for i, fact in enumerate(facts)))
+    metadata = front_matter(record, repo="user/merged")
+    assert {key: value for key, value in metadata.items() if key.startswith("license")} == fields
+    assert sentence in paragraph(render_card(record, repo="user/merged"), "Licence")
+
+
+def test_the_tables_add_up():
+    record = make_record()
+    text = render_card(record, repo="user/merged")
+    rows = table(text, "How")
+    assert rows[0] == ["Tensors", "Shape", "Count", "Parameters", "Rule", "Rank kept", "Energy kept"]
+    assert sum(int(row[2]) for row in rows[1:-1]) == int(rows[-1][2]) == len(record.tensors) == 199
+    total = sum(int(row[3].replace(",", "")) for row in rows[1:-1])
+    assert total == int(rows[-1][3].replace(",", "")) == record.parameters == 87_456_000
+    square = [t.energy for t in record.tensors if t.rank and t.shape == (768, 768)]
+    assert rows[1] == [
+        "q_proj, k_proj, v_proj, out_proj",
+        "768\xa0×\xa0768",
+        "48",
+        "28,311,552",
+        "cart",
+        "61\xa0of\xa0768",
+        f"{100 * min(square):.1f}–{100 * max(square):.1f}%",
+    ]
+    assert rows[-2][:5] == ["biases", "", "72", "82,944", "average"]
+    merged = table(text, "What was merged")
+    assert [row[1] for row in merged[1:]] == [source.repo for source in record.sources]
+    assert [float(row[5]) for row in merged[1:]] == [float(f"{d:.3g}") for d in record.similarity.distance]
+    assert "(ViT-B/32, 87.5 million parameters, float32)" in text
+    assert "(ViT of width 32, 2 layers, patch 8, 23,552 parameters, float32)" in render_card(make_record(cfg=TINY))
+    for source in record.sources:
+        assert f"(https://huggingface.co/{source.repo}/tree/{source.commit})" in text
+
+
+def test_fused_projections_have_a_row_of_their_own():
+    text = render_card(make_record(qkv="fused"))
+    rows = table(text, "How")
+    assert [row[0] for row in rows[1:3]] == ["q_proj, k_proj, v_proj", "out_proj"]
+    assert rows[1][1].replace("\xa0", " ") == "768 × 768, fused to 2304 × 768"
+    assert "decomposed together, stacked into one matrix" in text
+    assert "decomposed one by one" in render_card(make_record())
+
+
+def test_methods_without_rank_say_nothing_of_rank():
+    text = render_card(make_record(method="average"))
+    assert table(text, "How")[0][-1] == "Rule"
+    for word in ("SVD", "Energy kept", "energy.png", "Parameters:", "decomposed"):
+        assert word not in text
+
+
+def test_single_source_and_pinned_revisions():
+    text = render_card(make_record((hub_source("a/x", revision="refs/pr/3"),)))
+    assert "merged from 1 fine-tuned tower with" in text
+    assert "under most methods the result is that tower again" in text
+    assert "similarity.png" not in text
+    assert table(text, "What was merged")[1][2] == f"{digest('a/x')[:7]} (refs/pr/3)"
+    for plain in ("main", digest("a/x")[:40], digest("a/x")[:9]):
+        text = render_card(make_record((hub_source("a/x", revision=plain),)))
+        assert table(text, "What was merged")[1][2] == digest("a/x")[:7]
+
+
+def test_what_unrelated_towers_would_show_is_right():
+    assert "so 8 towers with nothing in common would show −0.14 everywhere" in render_card(make_record())
+
+
+def test_fallbacks_and_distant_towers_are_told():
+    record = make_record()
+    tensors = tuple(dataclasses.replace(t, fallback=t.name.endswith("fc1.weight")) for t in record.tensors)
+    text = render_card(dataclasses.replace(record, tensors=tensors))
+    assert "In 12 tensors the solver did not converge" in text
+    assert "layers.5.mlp.fc1.weight` and 6 more." in text
+    assert "may not share an ancestor" not in text
+    distant = dataclasses.replace(record, recipe={**record.recipe, "allow_distant": True})
+    assert "may not share an ancestor" in render_card(distant)
+
+
+def test_recipe_and_hashes_can_be_used_as_they_stand(tmp_path):
+    record = make_record((hub_source("a/x"), local_source("my_tower")))
+    record = dataclasses.replace(record, files={"recipe.yaml": hashlib.sha256(b"recipe").hexdigest()})
+    text = render_card(record, repo="user/merged")
+    assert yaml.safe_load(block(text, "yaml")) == record.recipe
+    (tmp_path / "recipe.yaml").write_bytes(b"recipe")
+    subprocess.run(["sha256sum", "-c", "-"], cwd=tmp_path, input=block(text, "text").encode(), check=True)
+    assert block(text, "bash").splitlines() == [
+        "hf download user/merged recipe.yaml --local-dir .",
+        "hfcart merge --recipe recipe.yaml --out again",
+        "hfcart verify user/merged",
+    ]
+    assert block(render_card(record), "bash").splitlines()[-1] == "hfcart verify ."
+
+
+@pytest.mark.parametrize(("projection", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_the_snippet_runs(tmp_path, projection, dtype):
+    folder = write_tower(tmp_path / "merged", 1, projection=projection, dtype=dtype)
+    record = make_record((hub_source("a/x"),), cfg=TINY, projection=projection)
+    config = {"architectures": [record.model_class], "model_type": "clip_vision_model", **TINY}
+    (folder / "config.json").write_text(json.dumps(config))
+    size = {"height": TINY["image_size"], "width": TINY["image_size"]}
+    preprocessor = {"crop_size": size, "size": {"shortest_edge": TINY["image_size"]}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    here = block(render_card(record), "python")
+    published = block(render_card(record, repo="user/merged"), "python")
+    assert here == published.replace('"user/merged"', '"."  # this folder')
+    expected = f"torch.Size([1, {TINY['projection_dim'] if projection else TINY['hidden_size']}])"
+    assert f"# {expected}\n" in here
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    assert run(here, cwd=folder, **offline).strip() == expected
+
+
+# Same input, same text; from a checkout and from a wheel
+
+
+def test_same_record_same_text_and_no_stray_blanks():
+    for record in (
+        make_record(),
+        make_record(qkv="fused", projection=True),
+        make_record((hub_source("a/x", MIT), local_source("my_tower", APACHE)), method="average"),
+        make_record((hub_source("a/x", MIT),), method="task_arithmetic", base=hub_source("b/y", APACHE)),
+        make_record((local_source("x"),)),
+    ):
+        for repo in (None, "user/merged"):
+            text = render_card(record, repo=repo)
+            assert text == render_card(record, repo=repo)
+            assert text.startswith("---\n")
+            assert text.endswith("```\n")
+            assert "\n\n\n" not in text
+            assert not re.search(r"[ \t]$", text, re.MULTILINE)
+            assert not re.search(r"[^ \n`]  +[^ \n]", paragraph(text, "How").split("\n\n|")[0])
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, hfcart.card; print(*sys.modules)"
+    loaded = set(run(code).split())
+    assert "hfcart.card" in loaded
+    assert not loaded & {"torch", "numpy", "matplotlib", "huggingface_hub", "transformers", "scipy", "pydantic"}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package and its cards, laid out as a wheel does."""
+    ignore = shutil.ignore_patterns("__pycache__", "cards")
+    shutil.copytree(Path(card.__file__).parent, tmp_path / "hfcart", ignore=ignore)
+    shutil.copytree(cards_dir(), tmp_path / "hfcart" / "cards")
+    return tmp_path
+
+
+FIND = "from hfcart._cards import cards_dir; print(cards_dir())"
+
+
+def test_cards_are_found_in_a_wheel_and_in_a_checkout(copy):
+    assert (cards_dir() / "model_card.md.jinja").is_file()
+    assert run(FIND, cwd=copy).strip() == str(copy / "hfcart" / "cards")
+    # A folder of that name beside an installed package is somebody else's.
+    (copy / "cards").mkdir()
+    assert run(FIND, cwd=copy).strip() == str(copy / "hfcart" / "cards")
+    (copy / "pyproject.toml").touch()
+    assert run(FIND, cwd=copy).strip() == str(copy / "cards")
+
+
+RENDER = """
+import pickle, sys
+from pathlib import Path
+from hfcart.card import render_card
+from hfcart.errors import HfcartError
+try:
+    sys.stdout.buffer.write(render_card(pickle.loads(Path("record").read_bytes())).encode())
+except HfcartError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_user_may_edit_the_template_and_hears_of_mistakes(copy):
+    template = copy / "hfcart" / "cards" / "model_card.md.jinja"
+    (copy / "record").write_bytes(pickle.dumps(make_record()))
+    assert run(RENDER, cwd=copy) == render_card(make_record())
+    words = template.read_text()
+    template.write_text(words.replace("## Use it", "## How to use it"))
+    assert "## How to use it" in run(RENDER, cwd=copy)
+    template.write_text(words + "{{ record.surprise }}")
+    assert re.search(
+        r"UsageError The card template .*model_card.md.jinja does not render: .*surprise", run(RENDER, cwd=copy)
+    )
+    template.write_text(words + "{% if %}")
+    assert "UsageError The card template" in run(RENDER, cwd=copy)
+    template.unlink()
+    assert "cannot be read: No such file" in run(RENDER, cwd=copy)
+
+
+@pytest.mark.parametrize("repo", ["merged", "user/", "a/b/c", "user/x y", "user/x\n", 'user/"+x', "user/--x", "../x"])
+def test_targets_that_are_no_repo(repo):
+    with pytest.raises(UsageError, match="is not a Hub repo"):
+        render_card(make_record(), repo=repo)
+
+
+# Nobody writes into the card but us
+
+HOSTILE = [
+    "---\nlicense: mit",
+    "\n---\n\n# Owned\n",
+    "mit\nlicense_name: owned",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<!-- ",
+    "](javascript:alert(1))",
+    "[x](https://evil.example)",
+    "![x](https://evil.example/x.png)",
+    "<https://evil.example>",
+    "https://evil.example/x",
+    "` [x](https://evil.example) `",
+    "``` \n```\n# Owned\n",
+    "a | b | c\n| d",
+    "\\",
+    "\\|",
+    "\\`",
+    "$$\\href{https://evil.example}{x}$$",
+    "\\\\(x\\\\)",
+    "{{ record }}{% raw %}",
+    "&lt;b&gt;",
+    "safe\u202egpj.exe",
+    "\u2066x\u2069\u200b",
+    "line\u2028separator\u0085x",
+    "\x00\x1b[31m\x7f",
+    "\udc80",
+    "",
+    " ",
+    "x" * 5000,
+]
+LINKS = re.compile(r"https://(huggingface\.co|arxiv\.org)/[A-Za-z0-9_./-]+")
+HEADINGS = [
+    "merged",
+    "Use it",
+    "What was merged",
+    "How",
+    "Energy kept",
+    "Make it again",
+    "Limits",
+    "Licence",
+    "Citation",
+]
+
+
+def poisoned(value: str) -> MergeRecord:
+    facts = CardFacts(value, value, value, (value, "user/good"), (value, "en"), (value,))
+    evil = SourceRecord(value, value, value, value, value, (FileRecord(value, 1, value),), facts)
+    owned = SourceRecord(value, None, None, None, value, (), facts)
+    return make_record(
+        (
+            hub_source("a/x", MIT, revision=value),
+            dataclasses.replace(evil, label=f"{value}2"),
+            dataclasses.replace(hub_source("b/y"), commit=value),
+            owned,
+        ),
+        cfg=TINY,
+        similarity=Similarity("mean", (), (0.1, 0.2, 0.3, 0.4)),
+    )
+
+
+def check_harmless(value: str) -> None:
+    record = poisoned(value)
+    text = render_card(record, repo="user/merged")
+    text.encode()
+    invisible = [c for c in text if not c.isprintable() and c not in "\n\N{NO-BREAK SPACE}"]
+    assert not invisible
+    tokens = tokens_of(text)
+    assert not [t for t in tokens if t.type in ("html_block", "html_inline")]
+    assert all(LINKS.fullmatch(str(t.attrGet("href"))) for t in tokens if t.type == "link_open")
+    assert [t.attrGet("src") for t in tokens if t.type == "image"] == ["figures/energy.png"]
+    assert not [t for t in tokens if t.type == "text" and re.search(r"https?:|www\.|@", t.content)], "autolinks"
+    headings = [after.content for t, after in zip(tokens, tokens[1:], strict=False) if t.type == "heading_open"]
+    assert headings == HEADINGS
+    assert text.count("$$") == 2 + block(text, "yaml").count("$$")
+    assert "\\\\(" not in text.replace(block(text, "yaml"), "")
+    rows = table(text, "What was merged")
+    assert [row[0] for row in rows] == ["#", "1", "2", "3", "4"]
+    assert [row[5] for row in rows] == ["Distance", "0.100", "0.200", "0.300", "0.400"]
+    assert yaml.safe_load(block(text, "yaml")) == record.recipe
+    metadata = metadata_of(text)
+    assert metadata == front_matter(record, repo="user/merged")
+    assert set(metadata) <= {
+        "license",
+        "license_name",
+        "license_link",
+        "language",
+        "library_name",
+        "pipeline_tag",
+        "base_model",
+        "base_model_relation",
+        "datasets",
+        "tags",
+    }
+    assert set(metadata["datasets"]) - {"user/good"} <= {value}
+    for name in (*metadata["datasets"], *metadata["base_model"]):
+        assert re.fullmatch(r"[A-Za-z0-9_./-]+", name)
+    assert metadata.get("license") in HUB_LICENSES | {None}
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_values(value):
+    check_harmless(value)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.text(st.characters(), max_size=40) | st.text("`|\\<>[]()!$-_*#~:/.@&\n\r a1", max_size=40))
+def test_any_value(value):
+    check_harmless(value)
+
+
+def test_our_own_words_keep_their_meaning():
+    words = r"Σ_t *not bold* `no code` <b>no tag</b> [no](link) a|b \ ~~x~~ $$y$$ &amp;"
+    rendered = MarkdownIt("commonmark").enable("table").parse(card.text(words))[1].children
+    assert "".join(t.content for t in rendered) == words
+    assert {t.type for t in rendered} <= {"text", "text_special"}
+
+
+def test_formulas_stay_formulas():
+    record = make_record()
+    odd = dataclasses.replace(record.method, formula=r"k <\rank $$ <b>x</b>")
+    text = render_card(dataclasses.replace(record, method=odd))
+    assert "$$\nk \\lt \\rank  \\lt b>x\\lt /b>\n$$\n" in text
+    assert f"$$\n{record.method.formula}\n$$\n" in render_card(record)
+
+
+def test_fences_outlast_what_they_hold():
+    held = "a\n```\n# b\n`````\n"
+    tokens = MarkdownIt("commonmark").parse(card.fence(held, "yaml"))
+    assert [(t.type, t.info, t.content) for t in tokens] == [("fence", "yaml", held)]
+
+
+# The Hub takes it
+
+VALIDATE = """
+import json, sys
+from pathlib import Path
+from huggingface_hub import ModelCard
+for file in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        ModelCard(file.read_bytes().decode()).validate()
+    except ValueError as error:
+        print(file.name, str(error).replace("\\n", " "))
+"""
+
+
+def validate(cards: dict[str, str], folder: Path) -> dict[str, str]:
+    """Names of the cards that the Hub refuses, and what it says, by the real client."""
+    (folder / "cards").mkdir(parents=True)
+    for name, text in cards.items():
+        (folder / "cards" / name).write_bytes(text.encode())
+    with EmbeddedHub(folder / "hub") as hub:
+        out = run(
+            VALIDATE,
+            str(folder / "cards"),
+            HF_ENDPOINT=hub.url,
+            HF_HOME=str(folder / "home"),
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_DISABLE_TELEMETRY="1",
+        )
+        assert sum(request.path == "/api/validate-yaml" for request in hub.requests) == len(cards)
+    return dict(line.split(" ", 1) for line in out.splitlines())
+
+
+def test_the_hub_takes_our_cards(tmp_path):
+    good = {
+        "common": make_record(),
+        "local": make_record((local_source("x"), local_source("y"))),
+        "mixed": make_record((hub_source("a/x", MIT), hub_source("b/y", APACHE))),
+        "own": make_record((hub_source("a/x", CardFacts("other", "Böse *Lizenz* v1.+", "LICENSE")),)),
+        "languages": make_record((hub_source("a/x", CardFacts(languages=("en", "no", "zh-Hant", "multilingual"))),)),
+    }
+    cards = {name: render_card(record, repo="user/merged") for name, record in good.items()}
+    cards |= {f"{name}-alone": render_card(record) for name, record in good.items()}
+    for name in sorted(HUB_LICENSES):
+        cards[f"license-{name}"] = render_card(make_record((hub_source("a/x", CardFacts(name)),), cfg=TINY))
+    for i, value in enumerate(HOSTILE):
+        cards[f"hostile-{i}"] = render_card(poisoned(value), repo="user/merged")
+    assert validate(cards, tmp_path) == {}
+
+
+def test_the_hub_refuses_bad_cards(tmp_path):
+    text = render_card(make_record((hub_source("a/x", MIT), hub_source("b/y", MIT))), repo="user/merged")
+
+    def with_field(**fields: object) -> str:
+        return "---\n" + yaml.safe_dump({**metadata_of(text), **fields}) + "---" + body_of(text)
+
+    # What the client lets through, and the Hub does not: a result without a value.
+    result = {"task": {"type": "t"}, "dataset": {"type": "d", "name": "D"}, "metrics": [{"type": "a", "value": None}]}
+    bad = {
+        "license": with_field(license="no-such-license"),
+        "base_model": with_field(base_model=["not a repo id!"]),
+        "path": with_field(base_model=["/home/me/tower"]),
+        "relation": with_field(base_model_relation="blend"),
+        "language": with_field(language=["English"]),
+        "model-index": with_field(**{"model-index": [{"name": "merged", "results": [result]}]}),
+    }
+    refused = validate({**bad, "good": with_field()}, tmp_path)
+    assert set(refused) == set(bad)
+    for name, what in {
+        "license": "license",
+        "base_model": "base_model",
+        "path": "base_model",
+        "relation": "base_model_relation",
+        "language": "language",
+        "model-index": "model-index",
+    }.items():
+        assert what in refused[name]
