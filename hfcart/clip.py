@@ -21,7 +21,7 @@ def new_tower(config: dict[str, Any], seed: int) -> CLIPVisionModel:
 
 @torch.no_grad()
 def fine_tuned(base: CLIPVisionModel, seed: int, folder: Path) -> None:
-    """Save a copy of `base` moved by a task vector of its own: a few strong directions over weak noise.
+    """Save a copy of `base` moved by a task vector of its own: a few directions, stronger in later blocks, over noise.
 
     Args:
         base: the pretrained tower; not changed.
@@ -30,12 +30,13 @@ def fine_tuned(base: CLIPVisionModel, seed: int, folder: Path) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    for tensor in state.values():
+    for name, tensor in state.items():
         size = 0.02 * float(tensor.norm()) / tensor.numel() ** 0.5
         tensor += size * torch.randn(tensor.shape, generator=generator)
-        if tensor.ndim == 2:
-            left = torch.randn(tensor.shape[0], 4, generator=generator)
-            tensor += 2 * size * left @ torch.randn(4, tensor.shape[1], generator=generator)
+        if tensor.ndim == 2 and ".layers." in name:
+            depth = 1 + int(name.split(".layers.")[1].split(".")[0])
+            left = torch.randn(tensor.shape[0], 6, generator=generator)
+            tensor += 0.2 * depth * size * left @ torch.randn(6, tensor.shape[1], generator=generator)
     tower = CLIPVisionModel(base.config)
     tower.load_state_dict(state)
     tower.save_pretrained(folder)

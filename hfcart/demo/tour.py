@@ -64,6 +64,7 @@ def run_demo(folder: Path, progress: Progress) -> Path:
             "HF_HOME": str((folder / "hf-home").resolve()),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
         merge = ["merge", *(f"demo/{task}" for task in _TASKS), "--rank", "0.08", "--push-to", _MERGED]
         for command in (["methods"], [*merge, "--dry-run"], merge, ["verify", _MERGED]):
