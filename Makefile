@@ -21,6 +21,7 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/merge.py
 	$(BIN)/python tests/bench/solvers.py
+	$(BIN)/python tests/bench/startup.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -525,3 +528,44 @@ def test_torch_threads_of_the_caller_are_left_alone(four: list[Path], tmp_path: 
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+# Memory
+
+
+def test_no_file_is_ever_mapped(four: list[Path], tmp_path: Path) -> None:
+    """Mapped pages count as resident memory, and would grow with the files."""
+    mapped: list[str] = []
+
+    class Watch(Progress):
+        def advance(self, amount: int) -> None:
+            mapped.extend(line for line in Path("/proc/self/maps").read_text().splitlines() if "safetensors" in line)
+
+    hfcart.merge([str(s) for s in four], out=str(tmp_path / "m"), progress=Watch())
+    assert not [line for line in mapped if not line.endswith(".so")]
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path, clean_env: dict[str, str]) -> None:
+    """Six times the layers, so 190 MB more of sources and 60 MB more of output: the same peak."""
+    peaks = []
+    for layers in (4, 24):
+        folder = tmp_path / str(layers)
+        sizes = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": layers}
+        sources = [str(write_tower(folder / f"t{i}", i, sizes)) for i in (1, 2, 3)]
+        command = [sys.executable, "-m", "hfcart", "merge", *sources, "--out", str(folder / "m"), "--quiet"]
+        process = subprocess.Popen([sys.executable, "-c", WAIT, *command], env=clean_env, stdout=subprocess.PIPE)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        peaks.append(int(out.split()[-1]) * 1024)
+        shutil.rmtree(folder)
+    assert peaks[1] - peaks[0] < 30e6, peaks
+
+
+# Run a command from a small process: its peak must not start from what this one takes.
+WAIT = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""

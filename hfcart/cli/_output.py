@@ -14,25 +14,18 @@ import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import (
-    Progress as Bars,
-)
 from rich.table import Table
 from rich.text import Text
 
 from hfcart.errors import HfcartError, MismatchError
 from hfcart.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 
 def clean(text: object) -> str:
@@ -76,15 +69,7 @@ class Output(Progress):
         """A counted stage: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
         self._label, self._total, self._done, self._shown = label, max(total, 1), 0, 0
         if self._live:
-            self._bars = Bars(
-                TextColumn("[cyan]›[/] {task.description}"),
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=self._err,
-                transient=True,
-            )
+            self._bars = _bars(self._err)
             self._bars.add_task(label, total=self._total)
             self._bars.start()
         else:
@@ -198,6 +183,20 @@ def reporting(*, quiet: bool = False, json: bool = False, debug: bool = False) -
         )
         output.error(bug)
         raise typer.Exit(1) from None
+
+
+def _bars(console: Console) -> Bars:
+    from rich import progress  # not needed for --help, which should be there at once
+
+    return progress.Progress(
+        progress.TextColumn("[cyan]›[/] {task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
 
 
 def _console(stream: TextIO) -> Console:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfcart.cli._output import Output, reporting, size
-from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, QUIET
+from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, PUBLISHING, QUIET
 from hfcart.methods import METHODS
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hfcart.recipe import Recipe
     from hfcart.records import MergeRecord
 
-_METHOD, _OUTPUT, _PUBLISH, _MACHINE = "Method", "Output", "Publishing", "Machine"
+_METHOD, _OUTPUT, _MACHINE = "Method", "Output", "Machine"
 
 
 def _parameter_help(name: str) -> str:
@@ -55,7 +55,7 @@ def merge(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {', '.join(METHODS)} (`hfcart methods` explains them). Default: cart.",
+            help=f"One of {', '.join(METHODS)} (hfcart methods explains them). Default: cart.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -124,7 +124,7 @@ def merge(
     ] = False,
     push_to: Annotated[
         str | None,
-        typer.Option(metavar="USER/NAME", help="Publish the result there, in one commit.", rich_help_panel=_PUBLISH),
+        typer.Option(metavar="USER/NAME", help="Publish the result there, in one commit.", rich_help_panel=PUBLISHING),
     ] = None,
     private: PRIVATE = False,
     create_pr: CREATE_PR = False,
