@@ -8,6 +8,7 @@ Importing this package imports nothing heavy: torch and the Hub's client come wi
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ __all__ = ["Recipe", "__version__", "merge"]
 
 
 def merge(
-    sources: Sequence[str | LocalSource],
+    sources: Sequence[str | os.PathLike[str] | LocalSource],
     *,
     progress: Progress | None = None,
     **fields: Any,  # noqa: ANN401
@@ -42,7 +43,12 @@ def merge(
     from hfcart.progress import Progress
     from hfcart.recipe import make
 
-    recipe = make({"sources": tuple(sources), **fields}, "merge()")
+    if isinstance(sources, str | os.PathLike):
+        raise TypeError("sources is one source: give a list of them")
+    every = {"sources": tuple(sources), **fields}
+    plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in every.items()}
+    plain["sources"] = tuple(os.fspath(s) if isinstance(s, os.PathLike) else s for s in every["sources"])
+    recipe = make(plain, "merge()")
     return run_merge(recipe, progress or Progress())[0]
 
 

@@ -49,9 +49,13 @@ def read_architecture(config: object, where: str) -> Architecture:
             "expected 'clip_vision_model' or 'clip'.",
             hint="Give repos or folders that hold a CLIPVisionModel or a CLIPModel saved by transformers.",
         )
-    vision = config.get("vision_config", {}) if kind == "clip" else config
-    if not isinstance(vision, dict):
-        raise NotATowerError(f"{where}: config.json has a vision_config that is not a mapping.")
+    vision = config
+    if kind == "clip":
+        # transformers lets the old vision_config_dict override vision_config; so do we, or heads could differ.
+        parts = [config.get(name) or {} for name in ("vision_config", "vision_config_dict")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise NotATowerError(f"{where}: config.json has a vision_config that is not a mapping.")
+        vision = {**parts[0], **parts[1]}
     values = {**_DEFAULTS, **{k: vision[k] for k in _DEFAULTS if k in vision}}
     if kind == "clip":  # a CLIPModel projects to the top level's width, whatever its vision_config repeats
         values["projection_dim"] = config.get("projection_dim", _DEFAULTS["projection_dim"])

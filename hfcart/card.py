@@ -174,7 +174,7 @@ def _union(many: Iterable[Iterable[str]]) -> list[str]:
 
 def _ingredients(record: MergeRecord) -> list[SourceRecord]:
     """Every tower whose weights entered the result: the sources, and the base where the method used one."""
-    return [*record.sources, *([record.base] if record.base else [])]
+    return [*record.sources, *([record.base] if record.base and record.method.uses_base else [])]
 
 
 def _license_of(source: SourceRecord) -> str | None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from hfcart import __version__
 from hfcart.errors import OutputError, UsageError, VerifyError
+from hfcart.methods import METHODS
 from hfcart.reader import sha256_of, strict_json
 from hfcart.recipe import make
 from hfcart.records import RECORD_FORMAT, MergeRecord
+from hfcart.repo_id import is_repo_id
 
 RECORD = "hfcart.json"
 RECIPE = "recipe.yaml"
 MAX_RECORD = 50_000_000  # bytes
+# What Plan.recorded_recipe writes, besides the method's own parameters.
+_RECORDED = {"sources", "method", "base", "qkv", "dtype", "max_shard_size", "with_projection", "allow_distant"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
@@ -50,10 +55,29 @@ def read_record(data: bytes, where: str) -> MergeRecord:
     ):
         raise VerifyError(f"{where} is not a merge record of hfcart.", hint=hint)
     try:
+        _check_recipe(record.recipe, where)
         make(record.recipe, where)
     except UsageError as error:
         raise VerifyError(f"{where} holds a recipe that cannot be run. {error.message}", hint=hint) from None
     return record
+
+
+def _check_recipe(recipe: dict[str, Any], where: str) -> None:
+    """Refuse what no merge records: a stranger's recipe must not choose paths of ours, nor publish in our name."""
+    method = METHODS.get(str(recipe.get("method")))
+    known = _RECORDED | {p.name for p in method.parameters} if method else _RECORDED
+    if unknown := sorted(set(recipe) - known):
+        raise UsageError(f"{where}: no merge records {', '.join(map(repr, unknown))}.")
+    sources = recipe.get("sources")
+    for source in [*(sources if isinstance(sources, list | tuple) else []), *filter(None, [recipe.get("base")])]:
+        if isinstance(source, str):
+            repo, _, commit = source.partition("@")
+            good = is_repo_id(repo, namespace=True) and re.fullmatch(r"[0-9a-f]{40}", commit) is not None
+        else:
+            name = source.get("path") if isinstance(source, dict) else None
+            good = isinstance(name, str) and "/" not in name and "\\" not in name and name not in ("", ".", "..", "~")
+        if not good:
+            raise UsageError(f"{where}: the source {str(source)[:80]!r} is neither a pinned repo nor a folder's name.")
 
 
 def check_files(record: MergeRecord, folder: Path) -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from hfcart.architecture import output_config
 from hfcart.card import render_card
-from hfcart.errors import DistantError
+from hfcart.errors import DistantError, OutputError
 from hfcart.merged import RECIPE, RECORD, commit_message
 from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
 from hfcart.preprocessor import FILE as PREPROCESSOR
@@ -27,7 +27,8 @@ from hfcart.recipe import Recipe
 from hfcart.records import Environment, MergeRecord, MethodRecord, Similarity, SourceRecord, TensorRecord
 from hfcart.similarity import compare
 from hfcart.sources import Tower, fetch_all
-from hfcart.writer import INDEX, PartialFolder, explain_os_errors, read_back
+from hfcart.stores import LocalStore
+from hfcart.writer import INDEX, PartialFolder, explain_os_errors, read_back, refuse_existing
 
 if TYPE_CHECKING:
     from hfcart.hub import Published
@@ -49,9 +50,10 @@ def run_merge(recipe: Recipe, progress: Progress) -> tuple[MergeRecord, Publishe
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
         KeyboardInterrupt: with a note that says how to go on.
     """
-    partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
     if recipe.push_to is None:
-        return _merge(partial, recipe, progress), None
+        return merge_folder(recipe, progress), None
+
+    refuse_existing(recipe.folder, overwrite=recipe.overwrite)
 
     from hfcart import hub  # as in hfcart.sources: only for those who need it
 
@@ -60,15 +62,22 @@ def run_merge(recipe: Recipe, progress: Progress) -> tuple[MergeRecord, Publishe
     target = hub.check_target(
         recipe.push_to, private=recipe.private, overwrite=recipe.overwrite, create_pr=recipe.create_pr
     )
-    record = _merge(partial, recipe, progress)
+    record = merge_folder(recipe, progress)
     progress.step(f"Publishing to {target.repo}")
     message = recipe.commit_message or commit_message(record)
     return record, hub.publish(
-        recipe.folder, target, private=recipe.private, create_pr=recipe.create_pr, message=message
+        recipe.folder,
+        target,
+        private=recipe.private,
+        create_pr=recipe.create_pr,
+        message=message,
+        overwrite=recipe.overwrite,
     )
 
 
-def _merge(partial: PartialFolder, recipe: Recipe, progress: Progress) -> MergeRecord:
+def merge_folder(recipe: Recipe, progress: Progress) -> MergeRecord:
+    """The merge alone: `run_merge` without any publishing, whatever the recipe says."""
+    partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
     try:
         with partial:
             return _merge_into(partial, recipe, progress)
@@ -80,6 +89,7 @@ def _merge(partial: PartialFolder, recipe: Recipe, progress: Progress) -> MergeR
 def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> MergeRecord:
     plan = make_plan(recipe, partial.path / "converted", progress)
     try:
+        _refuse_to_replace_a_source(plan, partial.out)
         # torch takes seconds to import: a source that does not fit is refused before that.
         from hfcart.engine import choose_device, current_environment, run
 
@@ -107,7 +117,7 @@ def _finish(partial: PartialFolder, plan: Plan, environment: Environment, progre
     progress.step("Reading the output back")
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
     files = dict(read_back(partial.path, plan.shapes, digests))
-    files |= _write_small_files(partial, plan)
+    files |= _write_small_files(partial, plan, progress)
     record = _record(plan, lines, similarity, environment, files)
     partial.add(RECORD, record.to_json().encode())
     with explain_os_errors(partial.path):
@@ -115,6 +125,15 @@ def _finish(partial: PartialFolder, plan: Plan, environment: Environment, progre
     partial.add("README.md", render_card(record, repo=plan.recipe.push_to).encode())
     partial.commit()
     return record
+
+
+def _refuse_to_replace_a_source(plan: Plan, out: Path) -> None:
+    out = out.resolve()
+    for tower in plan.towers_and_base:
+        if isinstance(tower.store, LocalStore) and tower.store.folder.resolve().is_relative_to(out):
+            raise OutputError(
+                f"The output {out.name} would replace the source {tower.label}.", hint="Give another --out."
+            )
 
 
 def _source_record(tower: Tower) -> SourceRecord:
@@ -125,7 +144,13 @@ def _source_record(tower: Tower) -> SourceRecord:
 
 def _set_canonical_order(plan: Plan, progress: Progress) -> None:
     """Order the sources by content, so that the order they were named in cannot change a bit of the result."""
-    plan.towers.sort(key=lambda t: (_source_record(t).sha256, t.label))
+    plan.towers.sort(key=lambda t: (_source_record(t).sha256, t.store.repo or "", t.store.commit or "", t.label))
+    local = [tower.label for tower in plan.towers_and_base if not tower.store.repo]
+    if twice := sorted({label for label in local if local.count(label) > 1}):
+        progress.warn(
+            f"{local.count(twice[0])} local sources are called {twice[0]}: the recipe knows them by that name alone, "
+            "and could not be run again. Rename the folders to make the merge repeatable."
+        )
     if len(plan.towers) == 1:
         progress.warn(f"Only one source: the result is {plan.towers[0].label} again under most methods.")
     for one, other in zip(plan.towers, plan.towers[1:], strict=False):
@@ -138,7 +163,8 @@ def _fingerprint(plan: Plan, environment: Environment) -> str:
     recipe = {key: value for key, value in plan.recorded_recipe().items() if key != "allow_distant"}
     sources = [_source_record(tower).sha256 for tower in plan.towers]
     headers = {file: hashlib.sha256(header).hexdigest() for file, header in plan.layout.headers.items()}
-    text = json.dumps([recipe, sources, headers, dataclasses.asdict(environment)], sort_keys=True)
+    where = {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"}
+    text = json.dumps([recipe, sources, headers, where], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -163,11 +189,14 @@ def _refuse_distant(plan: Plan, similarity: Similarity | None, partial: Path) ->
         )
 
 
-def _write_small_files(partial: PartialFolder, plan: Plan) -> dict[str, str]:
+def _write_small_files(partial: PartialFolder, plan: Plan, progress: Progress) -> dict[str, str]:
     """config, preprocessor, index and recipe. Returns their sha256 by name."""
     size = plan.architecture.image_size
     stores = [tower.store for tower in plan.towers_and_base]
-    found = next((fields for store in stores if (fields := read_preprocessor(store, size))), None)
+    kinds = [fields for store in stores if (fields := read_preprocessor(store, size))]
+    if any(fields != kinds[0] for fields in kinds):
+        progress.warn("The sources' image preprocessing differs: the first one's (in the card's order) is used.")
+    found = kinds[0] if kinds else None
     config = output_config(plan.architecture, plan.model_class, TORCH_NAME[plan.dtype])
     contents = {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import threading
 from pathlib import Path
 
 import torch
@@ -29,7 +28,7 @@ def convert(path: Path, target: Path, where: str) -> None:
     hint = "Ask its owner for safetensors, or convert it with: transformers' from_pretrained and save_pretrained."
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a hostile or broken pickle can raise anything
         raise CorruptFileError(
             f"{where} cannot be loaded as plain weights ({type(error).__name__}): it is broken, or holds code, "
             "which is never run.",
@@ -41,7 +40,10 @@ def convert(path: Path, target: Path, where: str) -> None:
         isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
     ):
         raise CorruptFileError(f"{where} is not a state dict of tensors.", hint=hint)
+    if odd := [name for name, tensor in state.items() if tensor.layout != torch.strided or tensor.is_meta]:
+        raise CorruptFileError(f"{where}: tensor {odd[0][:120]} is sparse or has no data.", hint=hint)
     target.parent.mkdir(parents=True, exist_ok=True)
-    half = target.with_suffix(".half")
+    # A name of its own: two sources may hold the same pickle and be converted at the same time.
+    half = target.with_name(f"{target.name}.{threading.get_ident()}.half")
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, half, {"format": "pt"})
     half.replace(target)

@@ -67,6 +67,8 @@ def _canonical(found: dict[str, Any], image_size: int) -> dict[str, Any] | None:
             continue
         if not _same_kind(value, default):
             return None
+        if (name == "resample" and value not in range(6)) or (name == "image_std" and min(value) <= 0):
+            return None
         out[name] = value
     final = out["crop_size"] if out["do_center_crop"] else out["size"]
     return out if set(final.values()) == {image_size} else None

@@ -11,6 +11,8 @@ from hfcart.merged import RECORD, check_files, commit_message, read_record
 from hfcart.progress import Progress
 from hfcart.records import MergeRecord
 
+_PARTS = ("figures/",)  # folders that are published with the files that the record lists
+
 
 def run_push(
     folder: Path,
@@ -28,7 +30,9 @@ def run_push(
         OutputError: the folder is not a finished merge, or a file is not what its record says.
         PublishError: no write access, a target hfcart did not make (without overwrite), or the Hub refused.
     """
-    if folder.name.endswith(".partial") or not (folder / RECORD).is_file():
+    if not folder.is_dir():
+        raise OutputError(f"There is no folder {folder}.", hint="Give the folder that `hfcart merge` made.")
+    if not (folder / RECORD).is_file():
         raise OutputError(
             f"{folder} is not a finished merge: it has no {RECORD}.",
             hint="Finish it first with the same `hfcart merge` command.",
@@ -39,9 +43,18 @@ def run_push(
     check_files(record, folder)
     target = hub.check_target(repo, private=private, overwrite=overwrite, create_pr=create_pr)
     _name_the_repo(record, folder / "README.md", repo)
+    own = {*record.files, RECORD, "README.md"}
+    if left := [name for name in hub.publishable(folder) if name not in own and not name.startswith(_PARTS)]:
+        progress.note(f"Not published, for no merge wrote it: {', '.join(left[:5])}{', …' if len(left) > 5 else ''}.")
     progress.step(f"Publishing to {repo}")
     published = hub.publish(
-        folder, target, private=private, create_pr=create_pr, message=message or commit_message(record)
+        folder,
+        target,
+        private=private,
+        create_pr=create_pr,
+        message=message or commit_message(record),
+        overwrite=overwrite,
+        leave=left,
     )
     if not published.changed:
         progress.note(f"{repo} holds exactly this already: nothing was sent.")

@@ -48,10 +48,14 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
 def strict_json(data: bytes) -> Any:  # noqa: ANN401 (whatever the JSON holds)
-    """json.loads that refuses duplicate names. Raises ValueError (also for bad UTF-8 or too deep nesting)."""
+    """json.loads that refuses duplicate names, NaN and Infinity. Raises ValueError (for bad UTF-8 too)."""
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -134,8 +138,8 @@ def _tensor_spec(
     return TensorSpec(name, dtype, tuple(shape), file, data_start + offsets[0], data_start + offsets[1])
 
 
-def shards_of_index(data: bytes, present: Sequence[str], where: str) -> list[str]:
-    """The shard files that an index names, each proven to be in the same folder of the pinned tree.
+def parse_index(data: bytes, present: Sequence[str], where: str) -> dict[str, str]:
+    """Tensor name -> shard file of an index, each shard proven to be in the same folder of the pinned tree.
 
     Args:
         data: the index's bytes.
@@ -147,20 +151,20 @@ def shards_of_index(data: bytes, present: Sequence[str], where: str) -> list[str
     """
     hint = "Ask its owner to upload the model again."
     try:
-        weight_map = strict_json(data)["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFileError(f"{where} is not a valid index ({type(error).__name__}: {error}).", hint=hint) from None
-    for shard in shards:
-        if not isinstance(shard, str) or "/" in shard or "\\" in shard or shard in (".", "..") or "\0" in shard:
-            raise CorruptFileError(f"{where} names the file {str(shard)[:120]!r}, outside its own folder.", hint=hint)
+        found = strict_json(data)
+    except ValueError as error:
+        raise CorruptFileError(f"{where} is not a valid index: {error}.", hint=hint) from None
+    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(x, str) for x in weight_map.values()):
+        raise CorruptFileError(f"{where} is not a valid index: it maps no tensor to a shard.", hint=hint)
+    for shard in sorted(set(weight_map.values())):
+        if "/" in shard or "\\" in shard or shard in (".", "..") or "\0" in shard:
+            raise CorruptFileError(f"{where} names the file {shard[:120]!r}, outside its own folder.", hint=hint)
         if not shard.endswith(".safetensors"):
             raise CorruptFileError(f"{where} names {shard[:120]!r}, which is no safetensors file.", hint=hint)
         if shard not in present:
             raise CorruptFileError(f"{where} names the shard {shard[:120]!r}, which is not there.", hint=hint)
-    if not shards:
-        raise CorruptFileError(f"{where} names no shard.", hint=hint)
-    return shards
+    return weight_map
 
 
 class LocalFile:

@@ -7,6 +7,7 @@ refused before anything is touched.
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from hfcart.errors import UsageError
 from hfcart.methods import METHODS
 from hfcart.repo_id import is_repo_id
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 
 class LocalSource(BaseModel):
@@ -103,6 +104,16 @@ class Recipe(BaseModel):
             raise ValueError(f"unknown device {value!r}, expected auto, cpu, cuda, cuda:N or mps")
         return value
 
+    @field_validator("out")
+    @classmethod
+    def _out_is_a_folder_of_its_own(cls, value: str | None) -> str | None:
+        name = Path(value).name if value is not None else "x"
+        if name in ("", "..") or "\0" in name or len(os.fsencode(name)) > 200:
+            raise ValueError(f"{str(value)[:80]!r} names no folder that could be made and replaced as a whole")
+        if name.endswith(".partial"):
+            raise ValueError(f"{value!r} is the name of an unfinished merge")
+        return value
+
     @field_validator("push_to")
     @classmethod
     def _target_is_repo(cls, value: str | None) -> str | None:
@@ -137,13 +148,15 @@ class Recipe(BaseModel):
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB, 500MB, 200KiB or 1000000 (K, M, G, T are powers of 1000, as on the Hub).
+    """Bytes of a size such as 5GB, 500MB, 200KiB or 1000000 (K, M, G, T are powers of 1000, Ki … of 1024).
 
     Raises:
         ValueError: not a size, or zero.
     """
     found = _SIZE.fullmatch(text.strip())
-    size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    size = 0
+    if found:
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
     if size <= 0:
         raise ValueError(f"{text!r} is not a size, expected such as 5GB or 500MB")
     return size

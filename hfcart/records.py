@@ -168,7 +168,8 @@ class MergeRecord:
             (exactly what recipe.yaml holds).
         method: the method as used.
         sources: in canonical order (by content).
-        base: the base model if the method used one, or None.
+        base: the base model if the method needs one or one was given (method.uses_base tells whether it
+            enters the weights), else None.
         architecture: shared by all sources.
         model_class: class that loads the output: CLIPVisionModel or CLIPVisionModelWithProjection.
         parameters: number of parameters written.
@@ -195,4 +196,4 @@ class MergeRecord:
 
     def to_json(self) -> str:
         """Canonical JSON: same record, same bytes."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

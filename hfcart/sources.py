@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from hfcart.architecture import differences, expected_shapes, read_architecture
 from hfcart.errors import CorruptFileError, MismatchError, NotATowerError, SourceError, UsageError
@@ -25,15 +27,18 @@ from hfcart.reader import (
     ReadRange,
     TensorSpec,
     parse_header,
+    parse_index,
     sha256_of,
-    shards_of_index,
     strict_json,
 )
 from hfcart.recipe import LocalSource
 from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
+from hfcart.repo_id import is_repo_id
 from hfcart.stores import SMALL, LocalStore, Store
 from hfcart.writer import INDEX, SINGLE
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 FLOATS = ("F32", "F16", "BF16")
 _HEAD = 1 << 17  # bytes of a remote file read at once: the header of a ViT-L/14 fits
 # Towers that others are fine-tuned from, by (hidden_size, num_hidden_layers, patch_size, image_size).
@@ -55,7 +60,10 @@ class Tower:
         weights: the weight files chosen, in name order.
         wanted: sha256 that a recorded recipe demands of a local source.
         tensors: canonical name -> where it is stored; filled by `read_headers`.
+        index: stored name -> shard, if there is an index.
         record: filled by `fetch_all`.
+        stored: everything its headers list, by the names in the files.
+        files: the weight files that are on this machine, open.
     """
 
     store: Store
@@ -64,7 +72,9 @@ class Tower:
     weights: list[str]
     wanted: str | None = None
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    index: dict[str, str] | None = None
     record: SourceRecord | None = None
+    stored: list[TensorSpec] = field(default_factory=list)
     files: dict[str, LocalFile] = field(default_factory=dict)
 
     @property
@@ -111,10 +121,15 @@ def pin(ref: str | LocalSource, progress: Progress) -> Tower:
         architecture = read_architecture(strict_json(config), store.label)
     except ValueError as error:
         raise CorruptFileError(f"{store.label}/config.json is not valid JSON: {error}.") from None
-    readme = store.small("README.md") if store.sizes.get("README.md", SMALL + 1) <= SMALL else None
+    readme = None
+    if store.sizes.get("README.md", 0) <= SMALL:
+        readme = store.small("README.md")
+    else:
+        progress.warn(f"{store.label}/README.md is too large to be a card: its licence counts as not stated.")
     facts = card_facts(readme.decode("utf-8", "replace") if readme else None)
     wanted = ref.sha256 if isinstance(ref, LocalSource) else None
-    return Tower(store, architecture, facts, _choose_weights(store), wanted)
+    weights, index = _choose_weights(store)
+    return Tower(store, architecture, facts, weights, wanted, index=index)
 
 
 def open_store(text: str, progress: Progress, *, local: bool = False) -> Store:
@@ -123,13 +138,22 @@ def open_store(text: str, progress: Progress, *, local: bool = False) -> Store:
     Raises:
         SourceError: no such folder, no such repo, or one that cannot be seen.
     """
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return LocalStore(path)
+    path = _path(text)
     repo = text.partition("@")[0]
-    if local or repo.startswith((".", "/", "~")) or repo.count("/") > 1:
+    if path is not None and path.is_dir():
+        if is_repo_id(text, namespace=True):
+            progress.note(f"{text} is a folder here: that is what is merged, not the Hub repo of that name.")
+        return LocalStore(path)
+    if path is not None and path.is_file():
         raise SourceError(
-            f"There is no folder {text}.", hint="Run the command in the folder that holds it, or give its path."
+            f"{text} is a file.", hint=f"Give the folder that holds it and its config.json: {path.parent}"
+        )
+    if text.startswith(("https://", "http://")):
+        raise SourceError(f"{text} is an address.", hint="Write user/name, or user/name@revision.")
+    if local or not is_repo_id(repo, namespace=True):
+        raise SourceError(
+            f"There is no folder {text[:200]}, and a Hub repo is written user/name or user/name@revision.",
+            hint="Run the command in the folder that holds it, or give its path.",
         )
     from hfcart import hub  # the Hub's client takes time and memory that a merge of local folders need not spend
 
@@ -137,19 +161,29 @@ def open_store(text: str, progress: Progress, *, local: bool = False) -> Store:
     return hub.HubStore(hub.resolve(text))
 
 
-def _choose_weights(store: Store) -> list[str]:
+def _path(text: str) -> Path | None:
+    """The path that a source may be; None for a text no path can be (too long, no such home folder, a NUL in it)."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return path
+
+
+def _choose_weights(store: Store) -> tuple[list[str], dict[str, str] | None]:
     """What from_pretrained would load: one safetensors file, else shards by their index, else a pickle."""
     if SINGLE in store.sizes:
-        return [SINGLE]
-    if index := store.small(INDEX, MAX_INDEX):
-        return shards_of_index(index, list(store.sizes), f"{store.label}/{INDEX}")
+        return [SINGLE], None
+    if INDEX in store.sizes:
+        index = parse_index(store.small(INDEX, MAX_INDEX) or b"", list(store.sizes), f"{store.label}/{INDEX}")
+        return sorted(set(index.values())), index
     if "pytorch_model.bin" in store.sizes:
-        return ["pytorch_model.bin"]
+        return ["pytorch_model.bin"], None
     pickles = sorted(name for name in store.sizes if name.endswith((".bin", ".pt", ".pth")))
-    if len(pickles) == 1:
-        return pickles
-    if shards := [name for name in pickles if re.fullmatch(r"pytorch_model-\d+-of-\d+\.bin", name)]:
-        return shards
+    shards = [name for name in pickles if re.fullmatch(r"pytorch_model-\d+-of-\d+\.bin", name)]
+    if shards or len(pickles) == 1:
+        return shards or pickles, None
     raise NotATowerError(
         f"{store.label} holds no weights: expected {SINGLE}, {INDEX} or pytorch_model.bin at its top level, "
         f"found {', '.join(sorted(store.sizes)[:8]) or 'nothing'}.",
@@ -160,8 +194,33 @@ def _choose_weights(store: Store) -> list[str]:
 def pin_all(refs: Sequence[str | LocalSource], progress: Progress) -> list[Tower]:
     """Pin every source, several at a time; the first failure in the order given is the one raised."""
     progress.step("Resolving sources")
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda ref: pin(ref, progress), refs))
+    return in_parallel(lambda ref: pin(ref, progress), refs)
+
+
+def in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], stop: threading.Event | None = None
+) -> list[Result]:
+    """Results of `work` on each item, in order, eight at a time. The first failure, or Ctrl-C, starts nothing more.
+
+    Args:
+        work: called in worker threads.
+        items: what to call it on.
+        stop: set at the first failure, for work that looks at it.
+    """
+    pool = ThreadPoolExecutor(8)
+    jobs = [pool.submit(work, item) for item in items]
+    try:
+        wait(jobs, return_when=FIRST_EXCEPTION)
+        for job in jobs:  # the first in order among those that failed so far
+            if job.done() and (error := job.exception()) is not None:
+                raise error
+        return [job.result() for job in jobs]
+    except BaseException:
+        if stop is not None:
+            stop.set()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def infer_base(towers: Sequence[Tower]) -> str:
@@ -195,9 +254,9 @@ def read_headers(towers: Sequence[Tower], converted: Path, progress: Progress) -
             _convert(tower, converted, progress)
         for name in tower.weights:
             _add_header(tower, name)
+        _check_index(tower)
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(one, towers))
+    in_parallel(one, towers)
 
 
 def _add_header(tower: Tower, name: str) -> None:
@@ -209,6 +268,7 @@ def _add_header(tower: Tower, name: str) -> None:
         specs = parse_header(file.read, file.size, where)
     else:
         specs = parse_header(_remote(tower.store, name), tower.store.sizes[name], where)
+    tower.stored += specs.values()
     for spec in specs.values():
         own = canonical(spec.name)
         if own is None:
@@ -216,6 +276,21 @@ def _add_header(tower: Tower, name: str) -> None:
         if own in tower.tensors:
             raise CorruptFileError(f"{where} holds {own} twice, as {tower.tensors[own].name} and as {spec.name}.")
         tower.tensors[own] = spec
+
+
+def _check_index(tower: Tower) -> None:
+    """An index must say of every tensor what the headers say: from_pretrained would follow it."""
+    if tower.index is None:
+        return
+    held = {spec.name: spec.file for spec in tower.stored}
+    odd = sorted(name for name in held.keys() | tower.index.keys() if held.get(name) != tower.index.get(name))
+    if odd:
+        said, found = tower.index.get(odd[0], "nowhere"), held.get(odd[0], "nowhere")
+        raise CorruptFileError(
+            f"{tower.label}/{INDEX} does not fit its shards: it puts {odd[0][:120]} {said}, its headers {found}"
+            + (f" ({len(odd)} such tensors)." if len(odd) > 1 else "."),
+            hint="Ask its owner to upload the model again.",
+        )
 
 
 def _remote(store: Store, name: str) -> ReadRange:
@@ -323,15 +398,18 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
         for name in tower.weights
         if not (stream and tower.store.digest(name))
     ]
-    new = sum(tower.store.sizes[name] for tower, name in wanted if not tower.store.here(name))
+    new = {(tower.label, name) for tower, name in wanted if not tower.store.here(name)}
+    stop = threading.Event()
+
+    def fetch(item: tuple[Tower, str]) -> None:
+        tower, name = item
+        told = progress.advance if (tower.label, name) in new else None
+        tower.open(name, tower.store.fetch(name, told, stop))
+
     if new:
-        progress.start("Downloading", new, "bytes")
+        progress.start("Downloading", sum(t.store.sizes[n] for t, n in wanted if (t.label, n) in new), "bytes")
     try:
-        with ThreadPoolExecutor(8) as pool:
-            told = progress.advance if new else None
-            jobs = [(tower, name, pool.submit(tower.store.fetch, name, told)) for tower, name in wanted]
-            for tower, name, job in jobs:
-                tower.open(name, job.result())
+        in_parallel(fetch, wanted, stop)
     finally:
         if new:
             progress.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
 from hfcart.errors import CorruptFileError
@@ -38,8 +39,8 @@ class Store(Protocol):
     def here(self, name: str) -> bool:
         """Whether the file needs no download."""
 
-    def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None) -> Path:
-        """Path of the whole file on this machine, downloaded if need be."""
+    def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None, stop: Event | None = None) -> Path:
+        """Path of the whole file on this machine, downloaded if need be; raises CancelledError once `stop` is set."""
 
     def read(self, name: str, start: int, end: int) -> bytes:
         """The bytes [start, end) of a file."""
@@ -56,7 +57,9 @@ class LocalStore:
         self.repo: str | None = None
         self.revision: str | None = None
         self.commit: str | None = None
-        self.label = folder.resolve().name
+        # The name as typed: a link to a folder of the Hub's cache should not be called by its commit.
+        name = folder.name if folder.name not in ("", "..") else folder.resolve().name
+        self.label = name.encode("utf-8", "replace").decode()
         self.sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
 
     def small(self, name: str, limit: int = SMALL) -> bytes | None:
@@ -75,7 +78,7 @@ class LocalStore:
         """Whether the file needs no download."""
         return True
 
-    def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None) -> Path:
+    def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None, stop: Event | None = None) -> Path:
         """Path of the whole file on this machine."""
         return self.folder / name
 

@@ -7,6 +7,7 @@ the same bytes, or how far they are off and what may explain it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from pathlib import Path
 import torch
 
 from hfcart.engine import choose_device, current_environment
-from hfcart.errors import AccessError, RepoNotFoundError, RevisionNotFoundError, SourceError, VerifyError
+from hfcart.errors import SourceError, VerifyError
 from hfcart.merged import MAX_RECORD, RECORD, read_record
-from hfcart.merger import run_merge
+from hfcart.merger import merge_folder
 from hfcart.progress import Progress
 from hfcart.reader import LocalFile, TensorSpec, parse_header, sha256_of
 from hfcart.recipe import make
@@ -25,6 +26,8 @@ from hfcart.sources import open_store
 from hfcart.stores import LocalStore, Store
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What from_pretrained might load, and run or follow.
+_LOADED = (".safetensors", ".bin", ".pt", ".pth", ".json", ".h5", ".msgpack", ".py", ".pkl")
 _HINT = "The weights are not what the record says they are: do not trust them."
 
 
@@ -60,6 +63,7 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
     Raises:
         VerifyError: no record, or files that are not what it says.
         SourceError: a source is gone or has changed: the sentence says which.
+        OutputError: no room for the repeated merge in the folder for temporary files ($TMPDIR).
     """
     store = open_store(target, progress)
     data = store.small(RECORD, MAX_RECORD)
@@ -72,11 +76,10 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
         again = Path(folder) / "again"
         recipe = make({**record.recipe, "out": str(again), "device": device, "stream": stream}, RECORD)
         try:
-            run_merge(recipe, progress)
-        except (RepoNotFoundError, RevisionNotFoundError, AccessError, SourceError) as error:
-            raise type(error)(
-                f"The merge cannot be repeated, a source is gone or has changed. {error.message}", hint=error.hint
-            ) from None
+            merge_folder(recipe, progress)
+        except SourceError as error:
+            error.message = f"The merge cannot be repeated. {error.message}"
+            raise
         return _compare(store, again, record, device)
 
 
@@ -89,7 +92,8 @@ def _check_files(store: Store, record: MergeRecord) -> None:
             raise VerifyError(
                 f"{store.label}/{name} has sha256 {found[:12]}…, its record says {digest[:12]}….", hint=_HINT
             )
-    if extra := [n for n in store.sizes if n.endswith((".safetensors", ".bin", ".pt")) and n not in record.files]:
+    extra = [name for name in store.sizes if name.endswith(_LOADED) and name not in record.files and name != RECORD]
+    if extra:
         raise VerifyError(f"{store.label} holds {extra[0]}, which its record does not list.", hint=_HINT)
 
 
@@ -117,9 +121,22 @@ def _compare(store: Store, again: Path, record: MergeRecord, device: str) -> Ver
             f"norm; the record was {why}."
         )
         return Verdict(False, sentence, differences)
-    if others := sorted(n for n in record.files if record.files[n] != repeated.files.get(n)):
-        return Verdict(True, f"Identical weights; {', '.join(others)} differ: the record was {why}.", {})
+    names = sorted(record.files.keys() | repeated.files.keys())
+    others = [name for name in names if record.files.get(name) != repeated.files.get(name)]
+    others += [f"{part} in {RECORD}" for part in _retold(record, repeated)]
+    if others:
+        sentence = f"Not identical: the weights are the same, but {', '.join(others)} should read otherwise."
+        return Verdict(False, sentence, {})
     return Verdict(True, f"Identical: all {len(ours)} tensors of {store.label} came out with the same bytes.", {})
+
+
+def _retold(record: MergeRecord, repeated: MergeRecord) -> list[str]:
+    """The parts of a record that the repeated merge does not confirm; where it was made may differ."""
+    then, now = (json.loads(each.to_json()) for each in (record, repeated))
+    for each in (then, now):
+        for source in (*each["sources"], *([each["base"]] if each["base"] else [])):
+            source["revision"] = None  # what was asked for; the recipe asks for the commit it led to
+    return [part for part in now if part not in ("environment", "files") and then[part] != now[part]]
 
 
 def _changes(record: MergeRecord, device: str) -> str:

@@ -7,6 +7,7 @@ place, with their digests: a resumed run believes the digests, not the lines.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -112,6 +113,7 @@ class PartialFolder:
     def __enter__(self) -> PartialFolder:
         """Make the folder and lock it. Raises OutputError if it cannot be, or another process has it."""
         with explain_os_errors(self.path):
+            _refuse_foreign(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
@@ -124,11 +126,15 @@ class PartialFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close every file; what is in the folder stays for the next run."""
+        """Close every file. What is in the folder stays for the next run; a folder nothing was done in goes."""
         for descriptor in (*self._files.values(), self._journal, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
         self._files, self._journal, self._lock = {}, -1, -1
+        if self.path.is_dir() and {p.name for p in self.path.iterdir()} == {".lock"}:
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
 
     def open(self, layout: Layout, fingerprint: str) -> None:
         """Reserve the space of every shard, then read the journal and believe what its digests prove.
@@ -191,6 +197,7 @@ class PartialFolder:
         An existing output is exchanged for the new one, and removed only when the new one stands.
         """
         with explain_os_errors(self.path):
+            refuse_existing(self.out, overwrite=self.overwrite)  # another run may have finished meanwhile
             for name in ("journal.jsonl", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "converted", ignore_errors=True)
@@ -198,7 +205,6 @@ class PartialFolder:
                 _fsync(path)
             _fsync(self.path)
             if self.out.exists():
-                refuse_existing(self.out, overwrite=self.overwrite)
                 _exchange(self.path, self.out)
                 _fsync(self.out.parent)
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -228,16 +234,28 @@ class PartialFolder:
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """Raise OutputError if `out` exists and must not be replaced; --overwrite replaces folders of models only."""
+    """Raise OutputError if `out` exists and must not be replaced: --overwrite replaces merges of hfcart only."""
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
         raise OutputError(f"The output folder {out} exists already.", hint="Give another --out, or --overwrite.")
     empty = out.is_dir() and not any(out.iterdir())
-    if out.is_symlink() or not out.is_dir() or not (empty or (out / "config.json").exists()):
+    if out.is_symlink() or not out.is_dir() or not (empty or (out / "hfcart.json").is_file()):
         raise OutputError(
-            f"{out} exists and is not a folder with a model in it: --overwrite does not touch it.",
+            f"{out} exists and is not a merge that hfcart made: --overwrite does not touch it.",
             hint="Give another --out, or remove it yourself.",
+        )
+
+
+def _refuse_foreign(partial: Path) -> None:
+    """Raise OutputError for a `.partial` that hfcart did not make: it would be emptied."""
+    if not partial.exists() and not partial.is_symlink():
+        return
+    known = (".lock", "journal.jsonl", "hfcart.json", "converted")
+    ours = partial.is_dir() and not partial.is_symlink()
+    if not ours or (any(partial.iterdir()) and not any((partial / name).exists() for name in known)):
+        raise OutputError(
+            f"{partial} is in the way: it is not an unfinished merge.", hint="Move it, or give another --out."
         )
 
 

@@ -29,6 +29,7 @@ TOKEN = "hf_user_secret"
 def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment for subprocesses: no Hub settings of the machine, no terminal width of the terminal."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k not in ("COLUMNS", "PYTHONPATH")}
+    env = {k: v for k, v in env.items() if not k.lower().endswith("_proxy")}
     env |= {
         "HF_HOME": str(tmp_path_factory.mktemp("hf-home")),
         "HF_HUB_DISABLE_XET": "1",

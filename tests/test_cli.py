@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -195,7 +197,7 @@ def test_sources_that_cannot_be_had(hub: EmbeddedHub, hfcart: Run, three: list[s
 
 
 def test_a_hub_that_is_down_slow_or_failing(hub: EmbeddedHub, hfcart: Run, three: list[str], tmp_path: Path) -> None:
-    fails(hfcart("merge", *three), 1, "user/t1: cannot connect to 127.0.0.1", "run the same command again")
+    fails(hfcart("merge", *three), 1, "cannot connect to 127.0.0.1", "run the same command again")
     hub.fail(r"GET /user/t2/resolve/.*safetensors", status=503, times=2)
     hub.fail(r"GET /api/models/user/t3", status=429, headers={"Retry-After": "0"}, times=1)
     hub.fail(r"GET /user/t1/resolve/.*safetensors", drop_after=300, first=2, times=1)
@@ -243,6 +245,35 @@ def test_a_failed_push_leaves_the_folder_and_says_how_to_go_on(
     fails(hfcart("push", "src", "--to", "user/merged"), 1, "not a finished merge")
 
 
+def test_the_command_that_a_failed_push_prints_works(
+    hub: EmbeddedHub, hfcart: Run, three: list[str], tmp_path: Path
+) -> None:
+    upload(hub, "user/old", write_tower(tmp_path / "src" / "old", 7))
+    hub.fail(r"POST /api/models/user/old/commit/", status=500, times=100)
+    args = ["--out", "deep/er x", "--push-to", "user/old", "--overwrite"]
+    (tmp_path / "deep").mkdir()
+    done = hfcart("merge", *three, *args, hub=hub)
+    fails(done, 1, "hfcart push 'deep/er x' --to user/old --overwrite")
+    hub.clear()
+    command = shlex.split(next(line for line in done.stderr.splitlines() if "hfcart push" in line).split("hfcart ")[-1])
+    again = hfcart(*command, hub=hub)
+    assert again.returncode == 0, again.stderr
+
+
+def test_push_names_the_repo_on_the_card_and_sends_nothing_else(
+    hub: EmbeddedHub, hfcart: Run, three: list[str], tmp_path: Path
+) -> None:
+    assert hfcart("merge", *three, "--out", "m", hub=hub).returncode == 0
+    assert 'tower = "."' in (tmp_path / "m" / "README.md").read_text()
+    (tmp_path / "m" / "secrets.txt").write_text("mine")
+    done = hfcart("push", "m", "--to", "user/pub", hub=hub)
+    assert done.returncode == 0, done.stderr
+    assert "Not published, for no merge wrote it: secrets.txt." in done.stderr
+    online = hub.files("user/pub", "main")
+    assert b'tower = "user/pub"' in online["README.md"] and "secrets.txt" not in online
+    assert {"figures/energy.png", "figures/similarity.png", "hfcart.json", "recipe.yaml"} <= set(online)
+
+
 def test_publishing_over_an_old_model_leaves_no_old_weights(
     hub: EmbeddedHub, hfcart: Run, three: list[str], tmp_path: Path
 ) -> None:
@@ -276,8 +307,6 @@ def test_verify_notices_what_is_wrong(hub: EmbeddedHub, hfcart: Run, three: list
     tensors[name][0, 0] += 1.0
     save_file(tensors, path, {"format": "pt"})
     fails(hfcart("verify", "m", hub=hub), 1, "m/model.safetensors has sha256")
-    import hashlib
-
     record["files"]["model.safetensors"] = hashlib.sha256(path.read_bytes()).hexdigest()
     for tensor in record["tensors"]:
         if tensor["name"] == name:
@@ -289,11 +318,71 @@ def test_verify_notices_what_is_wrong(hub: EmbeddedHub, hfcart: Run, three: list
     assert name in done.stdout
 
 
+def test_verify_never_publishes_and_takes_no_path_from_a_stranger(
+    hub: EmbeddedHub, hfcart: Run, three: list[str], tmp_path: Path
+) -> None:
+    assert hfcart("merge", *three, "--out", "m", hub=hub).returncode == 0
+    upload(hub, "user/precious", write_tower(tmp_path / "src" / "precious", 7))
+    before = hub.head("user/precious")
+    record = json.loads((tmp_path / "m" / "hfcart.json").read_text())
+    for change in (
+        {"push_to": "user/precious", "overwrite": True},
+        {"out": str(tmp_path / "elsewhere")},
+        {"sources": [str(tmp_path / "src" / "t1")]},
+        {"sources": [{"path": "../src/t1", "sha256": "0" * 64}]},
+        {"sources": ["user/t1"]},  # not pinned
+        {"base": "/etc"},
+    ):
+        forged = {**record, "recipe": {**record["recipe"], **change}}
+        (tmp_path / "m" / "hfcart.json").write_text(json.dumps(forged))
+        fails(hfcart("verify", "m", hub=hub), 1, "m/hfcart.json holds a recipe that cannot be run")
+    assert hub.head("user/precious") == before
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_verify_notices_another_config(hfcart: Run, tmp_path: Path, told: bool) -> None:
+    for i in (1, 2):
+        write_tower(tmp_path / f"t{i}", i)
+    assert hfcart("merge", "t1", "t2", "--out", "m").returncode == 0
+    path, record_path = tmp_path / "m" / "config.json", tmp_path / "m" / "hfcart.json"
+    path.write_text(path.read_text().replace("quick_gelu", "gelu"))
+    record = json.loads(record_path.read_text())
+    if told:
+        record["files"]["config.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    else:
+        del record["files"]["config.json"]
+    record_path.write_text(json.dumps(record))
+    done = hfcart("verify", "m")
+    assert done.returncode == 1
+    assert "config.json" in done.stdout + done.stderr
+
+
+def test_verify_notices_a_false_story(hfcart: Run, tmp_path: Path) -> None:
+    for i in (1, 2):
+        write_tower(tmp_path / f"t{i}", i)
+    assert hfcart("merge", "t1", "t2", "--out", "m").returncode == 0
+    record = json.loads((tmp_path / "m" / "hfcart.json").read_text())
+    record["sources"][0]["facts"]["license"] = "mit"
+    record["tensors"][8]["energy"] = 0.99
+    (tmp_path / "m" / "hfcart.json").write_text(json.dumps(record))
+    done = hfcart("verify", "m")
+    assert done.returncode == 1
+    assert "sources in hfcart.json, tensors in hfcart.json should read otherwise" in done.stdout
+
+
+def test_verify_when_a_source_has_another_shape(hfcart: Run, tmp_path: Path) -> None:
+    for i in (1, 2):
+        write_tower(tmp_path / f"t{i}", i)
+    assert hfcart("merge", "t1", "t2", "--out", "m").returncode == 0
+    write_tower(tmp_path / "t1", 1, {**TINY, "hidden_act": "gelu"})
+    fails(hfcart("verify", "m"), 1, "The merge cannot be repeated. 1 of 2 towers differ")
+
+
 def test_verify_says_which_source_is_gone(hub: EmbeddedHub, hfcart: Run, three: list[str], tmp_path: Path) -> None:
     assert hfcart("merge", *three, "--out", "m", hub=hub).returncode == 0
     with EmbeddedHub(tmp_path / "another") as empty:
         done = hfcart("verify", "m", hub=empty, HF_HUB_CACHE=str(tmp_path / "none"))
-        fails(done, 1, "a source is gone or has changed", "user/t")
+        fails(done, 1, "The merge cannot be repeated", "user/t")
     fails(hfcart("verify", "src/t1", hub=hub), 1, "has no hfcart.json")
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from towers import TINY, config, shapes, weights, write_tower
 
 import hfcart
+from hfcart.card import render_card
 from hfcart.errors import (
     CorruptFileError,
     DistantError,
@@ -29,7 +30,9 @@ from hfcart.errors import (
     NotATowerError,
     OutputError,
     UsageError,
+    VerifyError,
 )
+from hfcart.merged import read_record
 from hfcart.progress import Progress
 
 MATRIX = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight")
@@ -507,7 +510,7 @@ def test_overwrite_spares_what_is_no_model(four: list[Path], tmp_path: Path) -> 
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter1.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="not a folder with a model"):
+    with pytest.raises(OutputError, match="not a merge that hfcart made"):
         merged(four, out, overwrite=True)
     assert (out / "chapter1.tex").exists()
 
@@ -528,6 +531,135 @@ def test_torch_threads_of_the_caller_are_left_alone(four: list[Path], tmp_path: 
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_the_output_cannot_replace_a_source(four: list[Path], tmp_path: Path) -> None:
+    merged(four[:2], tmp_path / "old")
+    before = raw(load_file(tmp_path / "old" / "model.safetensors"))
+    with pytest.raises(OutputError, match="old would replace the source old"):
+        merged([tmp_path / "old", four[2]], tmp_path / "old", overwrite=True)
+    (tmp_path / "old" / "inside").mkdir()
+    inside = write_tower(tmp_path / "old" / "inside" / "t", 7)
+    with pytest.raises(OutputError, match="old would replace the source t"):
+        merged([inside, four[2]], tmp_path / "old", overwrite=True)
+    assert raw(load_file(tmp_path / "old" / "model.safetensors")) == before
+
+
+def test_a_partial_folder_of_somebody_else_is_left_alone(four: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "m.partial").mkdir()
+    (tmp_path / "m.partial" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="m.partial is in the way"):
+        merged(four, tmp_path / "m")
+    (tmp_path / "n.partial").symlink_to(tmp_path / "m.partial")
+    with pytest.raises(OutputError, match="n.partial is in the way"):
+        merged(four, tmp_path / "n")
+    assert (tmp_path / "m.partial" / "notes.txt").read_text() == "mine"
+
+
+def test_an_early_failure_leaves_no_litter(four: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(HfcartError):
+        merged([four[0], tmp_path / "nowhere"], tmp_path / "m")
+    assert not list(tmp_path.glob("m*"))
+
+
+@pytest.mark.parametrize("out", [".", "..", "a/..", "", "x\0y", "m.partial", "n" * 300])
+def test_outputs_that_are_no_folder(four: list[Path], out: str) -> None:
+    with pytest.raises(UsageError, match="out: "):
+        hfcart.merge([str(s) for s in four], out=out)
+
+
+@pytest.mark.parametrize("source", ["~nobody-here/x", "n" * 300, "a\0b", "https://huggingface.co/user/name", "nosuch"])
+def test_sources_that_are_neither_folder_nor_repo(tmp_path: Path, source: str) -> None:
+    with pytest.raises(HfcartError, match="There is no folder|is an address"):
+        hfcart.merge([source], out=str(tmp_path / "m"))
+
+
+def test_a_file_is_no_source(four: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(HfcartError, match=r"model.safetensors is a file") as caught:
+        hfcart.merge([four[0] / "model.safetensors"], out=tmp_path / "m")
+    assert str(four[0]) in (caught.value.hint or "")
+
+
+def test_one_source_must_be_in_a_list(four: list[Path]) -> None:
+    with pytest.raises(TypeError, match="give a list"):
+        hfcart.merge(str(four[0]))
+
+
+def test_sources_of_one_name_are_warned_of(tmp_path: Path) -> None:
+    sources = [write_tower(tmp_path / f"run{i}" / "tower", i) for i in (1, 2)]
+    listener = Listener()
+    hfcart.merge(sources, out=tmp_path / "m", progress=listener)
+    assert [w for w in listener.warnings if w.startswith("2 local sources are called tower")]
+
+
+def test_the_record_tells_the_card_word_for_word(four: list[Path], tmp_path: Path) -> None:
+    hfcart.merge(four, out=tmp_path / "m", rank=3)
+    record = read_record((tmp_path / "m" / "hfcart.json").read_bytes(), "m")
+    assert render_card(record) == (tmp_path / "m" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("cut", [1, 40, 300, 2000])
+def test_a_pickle_cut_short(tmp_path: Path, cut: int) -> None:
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config()))
+    torch.save(weights(1), folder / "pytorch_model.bin")
+    data = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(data[:-cut])
+    with pytest.raises(CorruptFileError, match="cut/pytorch_model.bin cannot be loaded"):
+        hfcart.merge([folder], out=tmp_path / "m")
+
+
+def test_two_sources_with_one_pickle(tmp_path: Path) -> None:
+    for name in "abcdef":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config()))
+        torch.save(weights(1), tmp_path / name / "pytorch_model.bin")
+    found = merged([tmp_path / name for name in "abcdef"], tmp_path / "m")
+    assert raw(found) == raw(weights(1))
+
+
+@pytest.mark.parametrize("change", ["ghost", "elsewhere", "missing"])
+def test_an_index_must_fit_its_shards(tmp_path: Path, change: str) -> None:
+    folder = write_tower(tmp_path / "s", 1, shards=2)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    name = sorted(index["weight_map"])[0]
+    if change == "ghost":
+        index["weight_map"]["ghost"] = "model-00001-of-00002.safetensors"
+    elif change == "elsewhere":
+        index["weight_map"][name] = "model-00002-of-00002.safetensors"
+    else:
+        del index["weight_map"][name]
+    path.write_text(json.dumps(index))
+    with pytest.raises(CorruptFileError, match="does not fit its shards"):
+        hfcart.merge([folder], out=tmp_path / "m")
+
+
+def test_the_old_vision_config_dict_counts(tmp_path: Path) -> None:
+    sources = [write_tower(tmp_path / f"s{i}", i, form="full") for i in (1, 2, 3)]
+    path = sources[0] / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vision_config_dict": {"num_attention_heads": 4}}))
+    with pytest.raises(MismatchError) as caught:
+        hfcart.merge(sources, out=tmp_path / "m")
+    assert caught.value.rows == [("s1", "config.json: num_attention_heads", "2", "4")]
+
+
+def test_what_is_read_back_must_be_what_was_written(four: list[Path], tmp_path: Path) -> None:
+    class Corrupt(Progress):
+        """A disk that loses a byte between the writing and the reading back."""
+
+        def step(self, text: str) -> None:
+            if text == "Reading the output back":
+                with (tmp_path / "m.partial" / "model.safetensors").open("r+b") as file:
+                    file.seek(-5, os.SEEK_END)
+                    file.write(b"\xff")
+
+    with pytest.raises(VerifyError, match="reads back different from what was written"):
+        hfcart.merge(four, out=tmp_path / "m", progress=Corrupt())
+    assert not (tmp_path / "m").exists()
+    hfcart.merge(four, out=tmp_path / "m")  # the group's digest no longer fits: it is merged again
+    assert raw(load_file(tmp_path / "m" / "model.safetensors")) == raw(merged(four, tmp_path / "n"))
 
 
 # Memory

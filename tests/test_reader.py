@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from hfcart.errors import CorruptFileError
-from hfcart.reader import LocalFile, parse_header, sha256_of, shards_of_index, strict_json
+from hfcart.reader import LocalFile, parse_header, parse_index, sha256_of, strict_json
 
 
 def parse(data: bytes, size: int | None = None):
@@ -114,8 +114,8 @@ INDEXES = {
     "backslash": ({"w": "..\\x.safetensors"}, "outside its own folder"),
     "missing": ({"w": "model-2.safetensors"}, "not there"),
     "not safetensors": ({"w": "config.json"}, "no safetensors"),
-    "not a name": ({"w": 7}, "outside its own folder"),
-    "empty": ({}, "names no shard"),
+    "not a name": ({"w": 7}, "maps no tensor"),
+    "empty": ({}, "maps no tensor"),
 }
 
 
@@ -124,18 +124,19 @@ def test_an_index_cannot_name_what_is_not_in_its_folder(case: str) -> None:
     weight_map, message = INDEXES[case]
     data = json.dumps({"weight_map": weight_map}).encode()
     with pytest.raises(CorruptFileError, match=message):
-        shards_of_index(data, ["model-1.safetensors", "config.json"], "user/a/index")
+        parse_index(data, ["model-1.safetensors", "config.json"], "user/a/index")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"weight_map": 3}', b'{"weight_map": {"a": ["x"]}}'])
 def test_a_broken_index_is_refused(data: bytes) -> None:
-    with pytest.raises(CorruptFileError, match="not a valid index|outside"):
-        shards_of_index(data, [], "user/a/index")
+    with pytest.raises(CorruptFileError, match="not a valid index"):
+        parse_index(data, [], "user/a/index")
 
 
 def test_good_index() -> None:
     data = json.dumps({"weight_map": {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}).encode()
-    assert shards_of_index(data, ["1.safetensors", "2.safetensors"], "x") == ["1.safetensors", "2.safetensors"]
+    found = parse_index(data, ["1.safetensors", "2.safetensors"], "x")
+    assert found == {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}
 
 
 def test_a_file_that_shrinks_is_noticed(tmp_path: Path) -> None:

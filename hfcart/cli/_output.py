@@ -6,6 +6,7 @@ The only importer of rich. Text that came from a repo may hold terminal escapes:
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -200,6 +201,8 @@ def _bars(console: Console) -> Bars:
 
 
 def _console(stream: TextIO) -> Console:
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a terminal that has no λ still gets the rest of the line
     # A file or a pipe has no width: tables must not be folded to an imagined one.
     return Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else 200)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,7 +180,7 @@ def merge(
             "workers": workers,
             "stream": stream,
         }
-        asked = _recipe(recipe, {key: value for key, value in given.items() if value is not None})
+        asked = _recipe(recipe, {key: value for key, value in given.items() if value is not None}, output)
         if dry_run:
             from hfcart.plan import dry_run as plan_only
 
@@ -191,11 +192,19 @@ def merge(
         _show_result(asked, record, published, output)
 
 
-def _recipe(file: Path | None, given: dict[str, Any]) -> Recipe:
+def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
     from hfcart.errors import UsageError
     from hfcart.recipe import make, read
 
-    fields = {**(read(file) if file else {}), **given}
+    recorded = read(file) if file else {}
+    if file and recorded.get("push_to") and "push_to" not in given:
+        output.note(f"{file} asks to publish the result to {recorded['push_to']}.")
+    if method := METHODS.get(given.get("method", "")):
+        # Another method than the file's: what only the file's takes is not asked of it.
+        for name in {p.name for m in METHODS.values() for p in m.parameters} - {p.name for p in method.parameters}:
+            if recorded.pop(name, None) is not None:
+                output.note(f"{method.name} takes no {name}: the one in {file} is left out.")
+    fields = {**recorded, **given}
     if not fields.get("sources"):
         raise UsageError(
             "There is nothing to merge: no sources were given.",
@@ -242,7 +251,7 @@ def _show_result(recipe: Recipe, record: MergeRecord, published: Published | Non
     output.result(f"  card     {recipe.folder / 'README.md'}")
     if published is None:
         output.result(f'  load     {record.model_class}.from_pretrained("{recipe.folder}")')
-        output.result(f"  publish  hfcart push {recipe.folder} --to user/name")
+        output.result(f"  publish  hfcart push {shlex.quote(str(recipe.folder))} --to user/name")
     else:
         output.result(f'  load     {record.model_class}.from_pretrained("{recipe.push_to}")')
         output.result(f"  verify   hfcart verify {recipe.push_to}")

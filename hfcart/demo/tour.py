@@ -57,8 +57,12 @@ def run_demo(folder: Path, progress: Progress) -> Path:
         progress.step(f"A Hub of your own is up at {server.url}, for as long as this runs")
         server.add_user("demo", token=_TOKEN)
         _publish_towers(server, folder / "towers", progress)
+        # The machine's own settings of the Hub and of proxies must not come between the commands and this server.
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")
+        }
         environment = {
-            **os.environ,
+            **inherited,
             "HF_ENDPOINT": server.url,
             "HF_TOKEN": _TOKEN,
             "HF_HOME": str((folder / "hf-home").resolve()),

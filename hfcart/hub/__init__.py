@@ -4,7 +4,7 @@ The only package that imports huggingface_hub.
 """
 
 from hfcart.hub._calls import set_notifier
-from hfcart.hub._publish import Published, Target, check_target, publish, validate_card
+from hfcart.hub._publish import Published, Target, check_target, publish, publishable, validate_card
 from hfcart.hub._read import RepoFile, Snapshot, cached, fetch, read_bytes, read_small, resolve, split_ref
 from hfcart.hub._store import HubStore
 
@@ -18,6 +18,7 @@ __all__ = [
     "check_target",
     "fetch",
     "publish",
+    "publishable",
     "read_bytes",
     "read_small",
     "resolve",

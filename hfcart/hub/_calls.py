@@ -31,8 +31,16 @@ from hfcart.errors import (
 
 T = TypeVar("T")
 
+
+def _seconds(text: str | None, default: float) -> float:
+    try:
+        return max(0.0, float(text or default))
+    except ValueError:
+        return default
+
+
 TRIES = 4
-RETRY_BASE = float(os.environ.get("HFCART_RETRY_BASE", "1"))  # seconds before the second try; doubles with each
+RETRY_BASE = _seconds(os.environ.get("HFCART_RETRY_BASE"), 1.0)  # seconds before the second try; doubles with each
 MAX_WAIT = 60.0  # seconds, however long a Retry-After asks for
 READ_TIMEOUT = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)  # seconds of silence
 WRITE_TIMEOUT = 12 * READ_TIMEOUT  # a commit of many files may take its time

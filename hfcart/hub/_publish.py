@@ -6,8 +6,9 @@ import fnmatch
 import hashlib
 import json
 import os
+import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,16 @@ def _made_by_hfcart(there: Snapshot) -> bool:
     )
 
 
-def publish(folder: Path, target: Target, *, private: bool, create_pr: bool, message: str) -> Published:
+def publish(
+    folder: Path,
+    target: Target,
+    *,
+    private: bool,
+    create_pr: bool,
+    message: str,
+    overwrite: bool = False,
+    leave: Collection[str] = (),
+) -> Published:
     """Publish a folder in one commit on top of `target.head`; create the repo if need be. Safe to repeat.
 
     The same commit deletes weight files and indexes of the target that the folder lacks: an old
@@ -170,15 +180,18 @@ def publish(folder: Path, target: Target, *, private: bool, create_pr: bool, mes
         private: for a repo that has to be created.
         create_pr: open a pull request, and leave main alone.
         message: of the commit; its first line is the title.
+        overwrite: only for the command that a failure suggests.
+        leave: files of the folder that are not published.
 
     Raises:
         PublishError: refused, failed, or the target has changed since it was checked. The folder is untouched.
     """
+    flags = " --private" * private + " --create-pr" * create_pr + " --overwrite" * overwrite
+    command = f"hfcart push {shlex.quote(str(folder))} --to {target.repo}{flags}"
+    again = f"The folder is intact; to try again, run: {command}"
     folder = folder.resolve()
-    flags = " --private" * private + " --create-pr" * create_pr
-    again = f"The folder is intact; to try again, run `hfcart push {folder.name} --to {target.repo}{flags}`."
     with _publishing(again), _quiet_client():
-        paths = _paths(folder)
+        paths = [path for path in publishable(folder) if path not in leave]
         if not paths:
             raise PublishError(f"{folder.name} holds no files to publish.")
         head, there = target.head, set(target.files)
@@ -195,7 +208,7 @@ def publish(folder: Path, target: Target, *, private: bool, create_pr: bool, mes
         return Published(url, made, pull_request)
 
 
-def _paths(folder: Path) -> list[str]:
+def publishable(folder: Path) -> list[str]:
     """What of a folder is published, relative to it, sorted."""
     found = []
     for root, folders, names in os.walk(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 from hfcart.hub._read import Snapshot, cached, fetch, read_bytes, read_small
 
@@ -34,9 +35,9 @@ class HubStore:
         """Whether the file is in the local cache at this commit."""
         return cached(self._snapshot, name) is not None
 
-    def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None) -> Path:
+    def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None, stop: Event | None = None) -> Path:
         """Path of the whole file on this machine, downloaded unless it is in the cache."""
-        return fetch(self._snapshot, name, on_bytes)
+        return fetch(self._snapshot, name, on_bytes, stop)
 
     def read(self, name: str, start: int, end: int) -> bytes:
         """The bytes [start, end) of a file, by one ranged request."""
