@@ -18,17 +18,18 @@ import yaml
 from hfcart.architecture import output_config
 from hfcart.card import render_card
 from hfcart.errors import DistantError, OutputError
+from hfcart.layout import INDEX
 from hfcart.merged import RECIPE, RECORD, commit_message
 from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
 from hfcart.preprocessor import FILE as PREPROCESSOR
 from hfcart.preprocessor import clip_default, read_preprocessor, to_json
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe
-from hfcart.records import Environment, MergeRecord, MethodRecord, Similarity, SourceRecord, TensorRecord
+from hfcart.records import Environment, MergeRecord, MethodRecord, Similarity, TensorRecord
 from hfcart.similarity import compare
-from hfcart.sources import Tower, fetch_all
+from hfcart.sources import fetch_all
 from hfcart.stores import LocalStore
-from hfcart.writer import INDEX, PartialFolder, explain_os_errors, read_back, refuse_existing
+from hfcart.writer import PartialFolder, explain_os_errors, read_back, refuse_existing
 
 if TYPE_CHECKING:
     from hfcart.hub import Published
@@ -136,15 +137,9 @@ def _refuse_to_replace_a_source(plan: Plan, out: Path) -> None:
             )
 
 
-def _source_record(tower: Tower) -> SourceRecord:
-    if tower.record is None:
-        raise RuntimeError(f"{tower.label} is not fetched yet")
-    return tower.record
-
-
 def _set_canonical_order(plan: Plan, progress: Progress) -> None:
     """Order the sources by content, so that the order they were named in cannot change a bit of the result."""
-    plan.towers.sort(key=lambda t: (_source_record(t).sha256, t.store.repo or "", t.store.commit or "", t.label))
+    plan.towers.sort(key=lambda t: (t.source.sha256, t.store.repo or "", t.store.commit or "", t.label))
     local = [tower.label for tower in plan.towers_and_base if not tower.store.repo]
     if twice := sorted({label for label in local if local.count(label) > 1}):
         progress.warn(
@@ -154,14 +149,14 @@ def _set_canonical_order(plan: Plan, progress: Progress) -> None:
     if len(plan.towers) == 1:
         progress.warn(f"Only one source: the result is {plan.towers[0].label} again under most methods.")
     for one, other in zip(plan.towers, plan.towers[1:], strict=False):
-        if _source_record(one).sha256 == _source_record(other).sha256:
+        if one.source.sha256 == other.source.sha256:
             progress.warn(f"{one.label} and {other.label} hold the same weights: they count twice in the merge.")
 
 
 def _fingerprint(plan: Plan, environment: Environment) -> str:
     """Digest of all that decides the bytes. What only lets a merge through (allow_distant) is left out."""
     recipe = {key: value for key, value in plan.recorded_recipe().items() if key != "allow_distant"}
-    sources = [_source_record(tower).sha256 for tower in plan.towers]
+    sources = [tower.source.sha256 for tower in plan.towers]
     headers = {file: hashlib.sha256(header).hexdigest() for file, header in plan.layout.headers.items()}
     where = {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"}
     text = json.dumps([recipe, sources, headers, where], sort_keys=True)
@@ -246,8 +241,8 @@ def _record(
             citation=method.citation,
             uses_base=method.needs_base,
         ),
-        sources=tuple(_source_record(tower) for tower in plan.towers),
-        base=_source_record(plan.base) if plan.base else None,
+        sources=tuple(tower.source for tower in plan.towers),
+        base=plan.base.source if plan.base else None,
         architecture=plan.architecture,
         model_class=plan.model_class,
         parameters=plan.parameters,

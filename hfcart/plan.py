@@ -9,15 +9,17 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from hfcart.alike import check_alike
 from hfcart.architecture import expected_shapes
 from hfcart.errors import UsageError
+from hfcart.headers import read_headers
+from hfcart.layout import Layout, lay_out
 from hfcart.methods import METHODS, Method
 from hfcart.names import Group, groups
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe, parse_size
 from hfcart.records import Architecture
-from hfcart.sources import Tower, check_alike, infer_base, pin, pin_all, read_headers
-from hfcart.writer import Layout, lay_out
+from hfcart.sources import Tower, infer_base, pin, pin_all
 
 TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
@@ -107,9 +109,7 @@ class Plan:
         """
 
         def name(tower: Tower) -> str | dict[str, str]:
-            record = tower.record
-            if record is None:
-                raise RuntimeError(f"{tower.label} is not fetched yet")
+            record = tower.source
             if record.repo:
                 return f"{record.repo}@{record.commit}"
             return {"path": record.label, "sha256": record.sha256}

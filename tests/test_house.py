@@ -25,11 +25,13 @@ PACKAGE = ROOT / "hfcart"
 
 # Every module or package of hfcart, from the ground up. A module imports from its own floor or from below.
 FLOORS = [
-    ["errors", "records", "progress", "repo_id", "safe_yaml", "_cards"],
+    ["errors", "records", "progress", "parallel", "repo_id", "safe_yaml", "_cards"],
     ["linalg", "moments", "methods", "names", "architecture", "similarity", "reader"],
+    ["layout"],
     ["recipe", "hub", "facts", "writer", "pickles", "clip"],
     ["stores", "card", "plots", "merged"],
     ["sources", "preprocessor"],
+    ["headers", "alike"],
     ["plan"],
     ["engine", "publish"],
     ["merger"],

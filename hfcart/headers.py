@@ -1,0 +1,94 @@
+"""The headers of every source, read before a byte of weights is: what it stores, where, and in which form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hfcart.errors import CorruptFileError
+from hfcart.layout import INDEX
+from hfcart.names import canonical
+from hfcart.parallel import in_parallel
+from hfcart.progress import Progress
+from hfcart.reader import ReadRange, parse_header, sha256_of
+from hfcart.records import FileRecord
+from hfcart.sources import Tower
+from hfcart.stores import Store
+
+_HEAD = 1 << 17  # bytes of a remote file read at once: the header of a ViT-L/14 fits
+
+
+def read_headers(towers: Sequence[Tower], converted: Path, progress: Progress) -> None:
+    """Read every header: by ranged requests on the Hub, not a byte of weights among them.
+
+    A pickle has no header: it is fetched and converted under `converted` first, and one sentence says so.
+    """
+    progress.step("Reading headers")
+
+    def one(tower: Tower) -> None:
+        if tower.pickled:
+            _convert(tower, converted, progress)
+        for name in tower.weights:
+            _add_header(tower, name)
+        _check_index(tower)
+
+    in_parallel(one, towers)
+
+
+def _add_header(tower: Tower, name: str) -> None:
+    where = f"{tower.label}/{name}"
+    if not tower.store.remote and name not in tower.files:
+        tower.open(name, tower.store.fetch(name))
+    file = tower.files.get(name)
+    if file is not None:
+        specs = parse_header(file.read, file.size, where)
+    else:
+        specs = parse_header(_remote(tower.store, name), tower.store.sizes[name], where)
+    tower.stored += specs.values()
+    for spec in specs.values():
+        own = canonical(spec.name)
+        if own is None:
+            continue
+        if own in tower.tensors:
+            raise CorruptFileError(f"{where} holds {own} twice, as {tower.tensors[own].name} and as {spec.name}.")
+        tower.tensors[own] = spec
+
+
+def _check_index(tower: Tower) -> None:
+    """An index must say of every tensor what the headers say: from_pretrained would follow it."""
+    if tower.index is None:
+        return
+    held = {spec.name: spec.file for spec in tower.stored}
+    odd = sorted(name for name in held.keys() | tower.index.keys() if held.get(name) != tower.index.get(name))
+    if odd:
+        said, found = tower.index.get(odd[0], "nowhere"), held.get(odd[0], "nowhere")
+        raise CorruptFileError(
+            f"{tower.label}/{INDEX} does not fit its shards: it puts {odd[0][:120]} {said}, its headers {found}"
+            + (f" ({len(odd)} such tensors)." if len(odd) > 1 else "."),
+            hint="Ask its owner to upload the model again.",
+        )
+
+
+def _remote(store: Store, name: str) -> ReadRange:
+    """Ranged reads of a remote file whose head is asked for once: length and header in one request."""
+    size = store.sizes[name]
+    head = store.read(name, 0, min(_HEAD, size)) if size else b""
+    return lambda start, end: head[start:end] if end <= len(head) else store.read(name, start, end)
+
+
+def _convert(tower: Tower, converted: Path, progress: Progress) -> None:
+    from hfcart.pickles import convert  # it imports torch, which no other source needs here
+
+    records, files = [], []
+    for name in tower.weights:
+        path = tower.store.fetch(name)
+        digest = sha256_of(path)
+        records.append(FileRecord(name, path.stat().st_size, digest))
+        target = converted / f"{digest}.safetensors"
+        if not target.exists():
+            convert(path, target, f"{tower.label}/{name}")
+        tower.open(target.name, target)
+        files.append(target.name)
+    progress.note(f"{tower.label} has no safetensors: {', '.join(tower.weights)} was loaded (data only) and converted.")
+    tower.weights = files
+    tower.make_record(records)
