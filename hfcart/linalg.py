@@ -77,7 +77,7 @@ def rank_of(rank: int | float, m: int, n: int) -> int:
     if isinstance(rank, float):
         if not 0.0 < rank <= 1.0:
             raise ValueError(f"rank {rank} is not in (0, 1]")
-        return max(1, math.floor(round(rank * full, 9)))  # 0.29 · 100 is 28.999999999999996 in binary
+        return max(1, math.floor(rank * full))  # as the papers' own code takes it: 0.29 of 100 is 28
     if not 1 <= rank <= full:
         raise ValueError(f"rank {rank} is not in 1..{full}, the ranks a {m} × {n} matrix can have")
     return rank
@@ -249,7 +249,7 @@ def _certified(
     # and as no less than rounding could make it.
     coupling = torch.cat([2 * inside[k:], outside[None]]).T.cpu().double().square()[:, : n - k]
     kept, cut = values[:k, None].clamp(min=0), values[k : p + 1].clamp(min=0)
-    coupling = coupling + EPS**2 * kept * cut
+    coupling = coupling + (2 * EPS) ** 2 * kept * cut
 
     noise = 4 * EPS * values[0].item()  # what rounding does to an eigenvalue
     distance = (kept - cut - noise).clamp(min=1e-300)
