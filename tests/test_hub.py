@@ -17,10 +17,11 @@ from huggingface_hub.utils import httpx
 
 from hfcart.demo.hub import EmbeddedHub
 from hfcart.errors import UsageError
-from hfcart.facts import MAX_DEPTH, MAX_FRONT_MATTER, card_facts
+from hfcart.facts import MAX_FRONT_MATTER, card_facts
 from hfcart.hub import split_ref
 from hfcart.hub._calls import pause_after
 from hfcart.records import CardFacts
+from hfcart.safe_yaml import MAX_DEPTH
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = bytes(range(256)) * 400
@@ -749,9 +750,9 @@ def test_publishing_that_fails_says_how_to_go_on(client, merged):
     hub.clear()
     hub.fail("POST /api/repos/create", status=403)
     new = 'out["x"] = refused(publish, check("owner/new", private=True), private=True)'
-    new = 'os.chdir(folder); folder = Path("."); ' + new  # the folder's name is known all the same
+    new = 'os.chdir(folder); folder = Path("."); ' + new  # the command is right where it is printed
     kind, message, hint = client.run(new).out["x"]
-    assert kind == "PublishError" and "hfcart push merged --to owner/new --private" in hint
+    assert kind == "PublishError" and "hfcart push . --to owner/new --private" in hint
     (client.folder / "merged" / "README.md").write_bytes(b"---\nlicense: my-own\n---\n")
     kind, message, hint = client.run(script).out["x"]
     assert kind == "PublishError" and "front matter" in message and "license" in message and AGAIN in hint
