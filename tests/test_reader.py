@@ -108,6 +108,12 @@ def test_strict_json_refuses_duplicates_at_any_depth() -> None:
         strict_json(b'{"a": [{"k": 1, "k": 2}]}')
 
 
+@pytest.mark.parametrize("text", [b"NaN", b'{"a": Infinity}', b"[-Infinity]"])
+def test_strict_json_refuses_what_is_no_number(text: bytes) -> None:
+    with pytest.raises(ValueError, match="is no number"):
+        strict_json(text)
+
+
 INDEXES = {
     "up": ({"w": "../x.safetensors"}, "outside its own folder"),
     "absolute": ({"w": "/etc/x.safetensors"}, "outside its own folder"),
