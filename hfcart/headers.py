@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hfcart.errors import CorruptFileError
@@ -10,12 +11,9 @@ from hfcart.layout import INDEX
 from hfcart.names import canonical
 from hfcart.parallel import in_parallel
 from hfcart.progress import Progress
-from hfcart.reader import ReadRange, parse_header, sha256_of
+from hfcart.reader import parse_header, sha256_of
 from hfcart.records import FileRecord
 from hfcart.sources import Tower
-from hfcart.stores import Store
-
-_HEAD = 1 << 17  # bytes of a remote file read at once: the header of a ViT-L/14 fits
 
 
 def read_headers(towers: Sequence[Tower], converted: Path, progress: Progress) -> None:
@@ -43,7 +41,7 @@ def _add_header(tower: Tower, name: str) -> None:
     if file is not None:
         specs = parse_header(file.read, file.size, where)
     else:
-        specs = parse_header(_remote(tower.store, name), tower.store.sizes[name], where)
+        specs = parse_header(partial(tower.store.read, name), tower.store.sizes[name], where)
     tower.stored += specs.values()
     for spec in specs.values():
         own = canonical(spec.name)
@@ -67,13 +65,6 @@ def _check_index(tower: Tower) -> None:
             + (f" ({len(odd)} such tensors)." if len(odd) > 1 else "."),
             hint="Ask its owner to upload the model again.",
         )
-
-
-def _remote(store: Store, name: str) -> ReadRange:
-    """Ranged reads of a remote file whose head is asked for once: length and header in one request."""
-    size = store.sizes[name]
-    head = store.read(name, 0, min(_HEAD, size)) if size else b""
-    return lambda start, end: head[start:end] if end <= len(head) else store.read(name, start, end)
 
 
 def _convert(tower: Tower, converted: Path, progress: Progress) -> None:
