@@ -292,8 +292,7 @@ def test_publishing_over_an_old_model_leaves_no_old_weights(
 
 
 def test_pull_request(hub: EmbeddedHub, hfcart: Run, three: list[str]) -> None:
-    upload_before = hub.create("user/merged")
-    del upload_before
+    hub.create("user/merged")
     done = hfcart("merge", *three, "--push-to", "user/merged", "--create-pr", "--commit-message", "My merge", hub=hub)
     assert done.returncode == 0, done.stderr
     assert "/discussions/1" in done.stdout
