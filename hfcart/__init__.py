@@ -2,6 +2,7 @@
 
     import hfcart
     record = hfcart.merge(["user/a", "user/b"], rank=0.08, out="merged")
+    results = hfcart.evaluate("merged", ["sun397", "eurosat"])
 
 Importing this package imports nothing heavy: torch and the Hub's client come with the first call.
 """
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
     from hfcart.progress import Progress
     from hfcart.recipe import LocalSource, Recipe
-    from hfcart.records import MergeRecord
+    from hfcart.records import EvalRecord, MergeRecord
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "__version__", "merge"]
+__all__ = ["Recipe", "__version__", "evaluate", "merge"]
 
 
 def merge(
@@ -39,9 +40,9 @@ def merge(
     Raises:
         hfcart.errors.HfcartError: each kind of failure has its class; the message says what to do next.
     """
-    from hfcart.merger import run_merge
     from hfcart.progress import Progress
     from hfcart.recipe import make
+    from hfcart.run import run_merge
 
     if isinstance(sources, str | os.PathLike):
         raise TypeError("sources is one source: give a list of them")
@@ -49,7 +50,35 @@ def merge(
     plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in every.items()}
     plain["sources"] = tuple(os.fspath(s) if isinstance(s, os.PathLike) else s for s in every["sources"])
     recipe = make(plain, "merge()")
-    return run_merge(recipe, progress or Progress())[0]
+    return run_merge(recipe, progress or Progress()).record
+
+
+def evaluate(
+    tower: str | os.PathLike[str],
+    tasks: Sequence[str],
+    *,
+    progress: Progress | None = None,
+    **options: Any,  # noqa: ANN401
+) -> EvalRecord:
+    """Measure a tower's zero-shot accuracy as `hfcart eval` does; nothing is written and nothing published.
+
+    Args:
+        tower: a Hub repo (`user/name`, `user/name@revision`) or a folder.
+        tasks: task ids, groups ("8", "14", "20") and paths of task cards.
+        progress: told what is being done; silent by default.
+        **options: base, part, limit, seed, references, streaming, batch_size, workers, precision, device;
+            see `hfcart.evaluation.run_eval`.
+
+    Raises:
+        hfcart.errors.HfcartError: each kind of failure has its class; the message says what to do next.
+    """
+    from hfcart.evaluation import run_eval
+    from hfcart.progress import Progress
+    from hfcart.tasks import read_tasks
+
+    if isinstance(tasks, str):
+        raise TypeError("tasks is one text: give a list of them")
+    return run_eval(os.fspath(tower), read_tasks(tasks), progress=progress or Progress(), **options).record
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (PEP 562)

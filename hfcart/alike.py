@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hfcart.architecture import differences, expected_shapes
 from hfcart.errors import MismatchError
 from hfcart.names import PROJECTION
+from hfcart.reader import TensorSpec
 from hfcart.records import Architecture
 from hfcart.sources import Tower
 
@@ -29,9 +30,9 @@ def check_alike(towers: Sequence[Tower], base: Tower | None, *, projection: bool
     for tower in (*towers, *([base] if base else [])):
         label = tower.label + (" (base)" if tower is base else "")
         rows += [(label, *row) for row in differences(tower.architecture, reference, projection=projection)]
-        rows += [(label, *row) for row in _tensor_differences(tower, expected, projection=projection)]
         if not projection:
             tower.tensors.pop(PROJECTION, None)
+        rows += [(label, *row) for row in tensor_differences(tower.tensors, expected)]
     if rows:
         labels = sorted({row[0] for row in rows})
         raise MismatchError(
@@ -43,18 +44,17 @@ def check_alike(towers: Sequence[Tower], base: Tower | None, *, projection: bool
     return reference
 
 
-def _tensor_differences(
-    tower: Tower, expected: dict[str, tuple[int, ...]], *, projection: bool
-) -> list[tuple[str, str, str]]:
+def tensor_differences(held: dict[str, TensorSpec], expected: dict[str, tuple[int, ...]]) -> list[tuple[str, str, str]]:
+    """Every (tensor, expected, found) in which what is stored differs; equal ones of several blocks in one row."""
     rows: dict[tuple[str, str, str], list[int]] = {}
 
     def add(name: str, want: str, found: str) -> None:
-        block = re.fullmatch(r"(vision_model\.encoder\.layers\.)(\d{1,4})(\..+)", name)
+        block = re.fullmatch(r"((?:vision|text)_model\.encoder\.layers\.)(\d{1,4})(\..+)", name)
         key = (f"{block[1]}{{}}{block[3]}" if block else name, want, found)
         rows.setdefault(key, []).append(int(block[2]) if block else -1)
 
     for name, shape in expected.items():
-        spec = tower.tensors.get(name)
+        spec = held.get(name)
         want = f"float {list(shape)}"
         if spec is None:
             add(name, want, "missing")
@@ -62,8 +62,8 @@ def _tensor_differences(
             add(name, "F32, F16 or BF16", spec.dtype)
         elif spec.shape != shape:
             add(name, want, f"{spec.dtype} {list(spec.shape)}")
-    for name, spec in tower.tensors.items():
-        if name not in expected and (projection or name != PROJECTION):
+    for name, spec in held.items():
+        if name not in expected:
             add(name[:120], "no such tensor", f"{spec.dtype} {list(spec.shape)}")
     return [(_with_layers(name, sorted(layers)), want, found) for (name, want, found), layers in rows.items()]
 

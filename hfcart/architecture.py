@@ -60,7 +60,7 @@ def read_architecture(config: object, where: str) -> Architecture:
     if kind == "clip":  # a CLIPModel projects to the top level's width, whatever its vision_config repeats
         values["projection_dim"] = config.get("projection_dim", _DEFAULTS["projection_dim"])
     for name, default in _DEFAULTS.items():
-        values[name] = _checked(name, values[name], default, where)
+        values[name] = checked(name, values[name], default, where)
     if values["hidden_size"] % values["num_attention_heads"]:
         raise NotATowerError(
             f"{where}: config.json has hidden_size {values['hidden_size']}, "
@@ -73,7 +73,8 @@ def read_architecture(config: object, where: str) -> Architecture:
     return Architecture(**values)
 
 
-def _checked(name: str, value: object, default: int | float | str, where: str) -> int | float | str:
+def checked(name: str, value: object, default: int | float | str, where: str) -> int | float | str:
+    """A config's field, of its default's type and in range. Raises NotATowerError if it is not."""
     if isinstance(default, str):
         good = isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() and value.isprintable()
     elif isinstance(default, float):
@@ -101,7 +102,18 @@ def expected_shapes(arch: Architecture, *, projection: bool) -> dict[str, tuple[
         "pre_layrnorm.weight": (d,),
         "pre_layrnorm.bias": (d,),
     }
-    for i in range(arch.num_hidden_layers):
+    out |= encoder_shapes(d, f, arch.num_hidden_layers)
+    out |= {"post_layernorm.weight": (d,), "post_layernorm.bias": (d,)}
+    out = {"vision_model." + name: shape for name, shape in out.items()}
+    if projection:
+        out["visual_projection.weight"] = (arch.projection_dim, d)
+    return out
+
+
+def encoder_shapes(d: int, f: int, layers: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the blocks of a CLIP encoder, of vision or text: width d, MLP width f; from `encoder.` on."""
+    out: dict[str, tuple[int, ...]] = {}
+    for i in range(layers):
         block = f"encoder.layers.{i}."
         for proj in ("q_proj", "k_proj", "v_proj", "out_proj"):
             out[f"{block}self_attn.{proj}.weight"] = (d, d)
@@ -110,10 +122,6 @@ def expected_shapes(arch: Architecture, *, projection: bool) -> dict[str, tuple[
         out |= {f"{block}mlp.fc1.weight": (f, d), f"{block}mlp.fc1.bias": (f,)}
         out |= {f"{block}mlp.fc2.weight": (d, f), f"{block}mlp.fc2.bias": (d,)}
         out |= {f"{block}layer_norm2.weight": (d,), f"{block}layer_norm2.bias": (d,)}
-    out |= {"post_layernorm.weight": (d,), "post_layernorm.bias": (d,)}
-    out = {"vision_model." + name: shape for name, shape in out.items()}
-    if projection:
-        out["visual_projection.weight"] = (arch.projection_dim, d)
     return out
 
 

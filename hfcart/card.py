@@ -1,8 +1,8 @@
 """The model card: a MergeRecord rendered through `cards/model_card.md.jinja`. Pure: no network, no clock.
 
 Most of what a card shows was written by strangers: names of repos and folders, licences, data sets. Such text
-reaches the card in one of two ways only: as a Hub id that has the exact form of one, or inside a code span
-without any character that could end it (`code`).
+reaches the card in one of three ways only: as a Hub id that has the exact form of one, as words of letters and
+digits (`words`), or inside a code span without any character that could end it (`code`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import jinja2
 import yaml
 
-from hfcart._cards import cards_dir
-from hfcart.errors import HfcartError, UsageError
+from hfcart.card_results import HUB, accuracy_section, model_index
+from hfcart.errors import UsageError
+from hfcart.markdown import code, text
 from hfcart.names import layer_and_matrix
-from hfcart.records import Architecture, MergeRecord, Similarity, SourceRecord, TensorRecord
+from hfcart.records import Architecture, EvalRecord, MergeRecord, Similarity, SourceRecord, TensorRecord
 from hfcart.repo_id import is_repo_id
+from hfcart.scores import belongs
+from hfcart.template import front_matter as as_yaml
+from hfcart.template import percent, render, signed, some
 
-HUB = "https://huggingface.co"
 TEMPLATE = "model_card.md.jinja"
 
 # The Hub refuses a card with a licence that is not on its list; such a licence goes under `other`, by name.
@@ -41,63 +43,45 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _URL = re.compile(r"https://[A-Za-z0-9.-]+(?:/[A-Za-z0-9._~/%#?&=+-]*)?")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
-_LOOKALIKES = str.maketrans("`|$\\<>", "ˋ¦＄＼‹›")
 _SIZES = {(384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
 
 
-def render_card(record: MergeRecord, *, repo: str | None = None) -> str:
+def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRecord | None = None) -> str:
     """The README.md of a merge: same record, same text.
 
     Args:
         record: everything the card says.
         repo: the Hub repo it is published to, "user/name"; without it the card speaks of its own folder.
+        results: an evaluation; those of other weights are not shown.
 
     Raises:
         UsageError: `repo` is not a Hub repo, or the template (which users may edit) does not render.
     """
-    metadata = front_matter(record, repo=repo)
-    path = cards_dir() / TEMPLATE
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # Markdown, not HTML: the filters below escape
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    results = results if results and belongs(results, record) else None
+    metadata = front_matter(record, repo=repo, results=results)
+    return render(
+        TEMPLATE,
+        metadata=as_yaml(metadata),
+        record=record,
+        repo=repo,
+        size=_size(record.architecture),
+        parameters=_parameters(record.parameters),
+        towers=[_tower(source, record, i) for i, source in enumerate(record.sources)],
+        base=_tower(record.base, record, None) if record.base else None,
+        local=[each.label for each in (*record.sources, record.base) if each and each.repo is None],
+        treatment=_treatment(record),
+        fallbacks=[code(tensor.name) for tensor in record.tensors if tensor.fallback],
+        energy=_energy_range(record.tensors),
+        similarity=_similarity_range(record.similarity),
+        licenses=_by_license(record),
+        accuracy=accuracy_section(results) if results else None,
+        # Escapes for everything beyond ASCII: exact, and no invisible character can disguise a source.
+        recipe=yaml.safe_dump(record.recipe, sort_keys=False, width=math.inf),
+        checksums="\n".join(f"{digest}  {name}" for name, digest in sorted(record.files.items())),
     )
-    environment.filters |= {
-        "code": code,
-        "text": text,
-        "fence": fence,
-        "some": _some,
-        "percent": _percent,
-        "signed": _signed,
-    }
-    try:
-        return environment.from_string(path.read_text(encoding="utf-8")).render(
-            metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf),
-            record=record,
-            repo=repo,
-            size=_size(record.architecture),
-            parameters=_parameters(record.parameters),
-            towers=[_tower(source, record, i) for i, source in enumerate(record.sources)],
-            base=_tower(record.base, record, None) if record.base else None,
-            local=[source.label for source in record.sources if source.repo is None],
-            treatment=_treatment(record),
-            fallbacks=[code(tensor.name) for tensor in record.tensors if tensor.fallback],
-            energy=_energy_range(record.tensors),
-            similarity=_similarity_range(record.similarity),
-            licenses=_by_license(record),
-            # Escapes for everything beyond ASCII: exact, and no invisible character can disguise a source.
-            recipe=yaml.safe_dump(record.recipe, sort_keys=False, width=math.inf),
-            checksums="\n".join(f"{digest}  {name}" for name, digest in sorted(record.files.items())),
-        )
-    except jinja2.TemplateError as error:
-        raise UsageError(f"The card template {path} does not render: {error}") from None
-    except OSError as error:
-        raise HfcartError(f"The card template {path} cannot be read: {error.strerror}.") from None
 
 
-def front_matter(record: MergeRecord, *, repo: str | None = None) -> dict[str, Any]:
+def front_matter(record: MergeRecord, *, repo: str | None = None, results: EvalRecord | None = None) -> dict[str, Any]:
     """The card's metadata, with the Hub's field names.
 
     The licence is given only when every tower that went in states one: theirs if they agree, else `other`.
@@ -105,6 +89,7 @@ def front_matter(record: MergeRecord, *, repo: str | None = None) -> dict[str, A
     Args:
         record: the merge.
         repo: the Hub repo it is published to, "user/name".
+        results: an evaluation of it; whole test splits become the model-index.
 
     Raises:
         UsageError: `repo` is not a Hub repo.
@@ -121,47 +106,16 @@ def front_matter(record: MergeRecord, *, repo: str | None = None) -> dict[str, A
         **_license_fields(ingredients, repo),
         "language": [language for language in languages if _LANGUAGE.fullmatch(language)],
         "library_name": "transformers",
-        "pipeline_tag": "image-feature-extraction",
+        "pipeline_tag": "zero-shot-image-classification" if _whole(record) else "image-feature-extraction",
         "base_model": base_model,
         "base_model_relation": "merge" if base_model else None,
         "datasets": datasets,
         "tags": _unique(["hfcart", "merge", "clip", record.method.name]),
     }
+    if results is not None and belongs(results, record):
+        name = repo.partition("/")[2] if repo else f"{record.method.name}-merge"
+        metadata["model-index"] = model_index(results, name, repo)
     return {key: value for key, value in metadata.items() if value}
-
-
-def code(value: object, limit: int = 120) -> str:
-    """Untrusted text as an inline code span that nothing in it can leave, on one line of at most `limit` characters.
-
-    What cannot be seen (controls, line breaks, bidi marks) becomes a space; what Markdown, KaTeX or a table would
-    read becomes its look-alike. The exact text stays in hfcart.json.
-    """
-    return f"`{_one_line(value, limit).translate(_LOOKALIKES) or '?'}`"
-
-
-def text(value: object) -> str:
-    """Our own words as Markdown text: on one line, with what Markdown would read escaped by a backslash."""
-    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", _one_line(value, 1000))
-
-
-def fence(value: str, language: str = "") -> str:
-    """A fenced code block that nothing in it can close: its fence is longer than any run of backticks inside."""
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", value)), default=0))
-    return f"{ticks}{language}\n{value.strip()}\n{ticks}"
-
-
-def _one_line(value: object, limit: int) -> str:
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def _signed(cosine: float) -> str:
-    # + 0.0 turns -0.0 into 0.0; a hyphen is no minus sign.
-    return f"{round(cosine, 2) + 0.0:.2f}".replace("-", "−")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _unique(values: Iterable[str]) -> list[str]:
@@ -173,8 +127,14 @@ def _union(many: Iterable[Iterable[str]]) -> list[str]:
 
 
 def _ingredients(record: MergeRecord) -> list[SourceRecord]:
-    """Every tower whose weights entered the result: the sources, and the base where the method used one."""
-    return [*record.sources, *([record.base] if record.base and record.method.uses_base else [])]
+    """Every model whose weights entered the result: the sources, and the base where it was used or copied from."""
+    entered = record.base and (record.method.uses_base or _whole(record))
+    return [*record.sources, *([record.base] if record.base and entered else [])]
+
+
+def _whole(record: MergeRecord) -> bool:
+    """Whether the result is a whole CLIPModel, with the base's text tower and projections."""
+    return record.model_class == "CLIPModel"
 
 
 def _license_of(source: SourceRecord) -> str | None:
@@ -241,13 +201,9 @@ def _tower(source: SourceRecord, record: MergeRecord, index: int | None) -> dict
         "name": name,
         "pin": pin,
         "license": code(_license_of(source), 60) if _license_of(source) else "not stated",
-        "datasets": _some([_dataset(name) for name in source.facts.datasets]) or "not stated",
+        "datasets": some([_dataset(name) for name in source.facts.datasets]) or "not stated",
         "distance": f"{record.similarity.distance[index]:#.3g}" if record.similarity and index is not None else "",
     }
-
-
-def _some(cells: list[str], most: int = 6) -> str:
-    return ", ".join(cells[:most]) + (f" and {len(cells) - most} more" if len(cells) > most else "")
 
 
 def _dataset(name: str) -> str:
@@ -297,7 +253,7 @@ def _treated(tensors: list[TensorRecord], *, fused: bool) -> dict[str, Any]:
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
         "rule": first.rule,
         "rank": f"{first.rank}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{first.full_rank}" if first.rank else "",
-        "energy": f"{_percent(min(energies))}–{_percent(max(energies))}%" if energies else "",
+        "energy": f"{percent(min(energies))}–{percent(max(energies))}%" if energies else "",
     }
 
 
@@ -306,7 +262,14 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _kind(name: str) -> str:
-    for mark, kind in (("norm", "layer norms"), ("embedding", "embeddings"), ("visual_projection", "projection")):
+    if name.startswith("text_model."):
+        return "text tower"
+    for mark, kind in (
+        ("norm", "layer norms"),
+        ("embedding", "embeddings"),
+        ("_projection", "projection"),
+        ("logit_scale", "logit scale"),
+    ):
         if mark in name:
             return kind
     return "biases" if name.endswith(".bias") else "others"
@@ -342,7 +305,7 @@ def _similarity_range(similarity: Similarity | None) -> dict[str, Any] | None:
     ]
     return {
         "centred": similarity.centred_on == "mean",
-        "unrelated": _signed(-1 / (count - 1)),
+        "unrelated": signed(-1 / (count - 1)),
         "low": min(pairs, default=None),
         "high": max(pairs, default=None),
     }

@@ -24,10 +24,10 @@ from hfcart.errors import NonFiniteError, UsageError
 from hfcart.linalg import default_solver, one_blas_thread
 from hfcart.methods import Merged
 from hfcart.moments import spread_of
-from hfcart.names import Group
+from hfcart.names import PROJECTION, Group
 from hfcart.plan import TORCH_NAME, Plan
 from hfcart.progress import Progress
-from hfcart.reader import DTYPE_BYTES
+from hfcart.reader import DTYPE_BYTES, TensorSpec
 from hfcart.records import Environment
 from hfcart.sources import Tower
 from hfcart.writer import PartialFolder
@@ -109,6 +109,30 @@ def run(plan: Plan, partial: PartialFolder, device: torch.device, workers: int, 
         progress.finish()
 
 
+def other_projections(plan: Plan) -> list[str]:
+    """Labels of the sources that carry another visual projection than the base's, which a whole CLIPModel gets."""
+    if plan.parts is None or plan.base is None:
+        return []
+    own = _stored(plan.base, plan.parts.tensors[PROJECTION])
+
+    def same(tower: Tower, spec: TensorSpec) -> bool:
+        if spec.shape != tuple(own.shape) or spec.dtype not in _DTYPES:
+            return False
+        theirs = _stored(tower, spec)
+        # Either may have been rounded to the other's dtype.
+        return any(torch.equal(own.to(dtype), theirs.to(dtype)) for dtype in (own.dtype, theirs.dtype))
+
+    found = [(tower, spec) for tower in plan.towers for spec in tower.stored if spec.name == PROJECTION]
+    return [tower.label for tower, spec in found if not same(tower, spec)]
+
+
+def _stored(tower: Tower, spec: TensorSpec) -> torch.Tensor:
+    """A tensor as a file stores it."""
+    out = torch.empty(spec.shape, dtype=_DTYPES[spec.dtype])
+    tower.read_stored(spec, _bytes_of(out))
+    return out
+
+
 def _return_freed_matrices() -> None:
     """Have glibc hand blocks of a mebibyte and more back to the system as soon as they are freed.
 
@@ -137,39 +161,56 @@ class _Worker:
         self._partial = partial
         self._device = device
         self._matrix_rule, self._other_rule = plan.method.load()
-        self._largest = max(plan.group_elements(group) for group in plan.groups)
+        self._largest = max(plan.group_elements(group) for group in plan.groups if not group.copied)
         self._local = threading.local()
         self._journal_lock = threading.Lock()
 
     def bytes_read(self, group: Group) -> int:
-        """Bytes of all sources that a group takes."""
+        """Bytes that a group takes: of every source, or of the base where it is copied."""
         return sum(
             DTYPE_BYTES[tower.tensors[name].dtype] * prod(self._plan.shapes[name])
-            for tower in self._plan.towers
+            for tower in self._taken_from(group)
             for name in group.names
         )
 
     def merge(self, group: Group) -> None:
-        """Read, merge, check, write and journal one group."""
+        """Read, merge (or copy), check, write and journal one group."""
+        if group.copied:
+            merged, spread = self._copy(group), None
+        else:
+            merged, spread = self._merge(group)
+        low_rank = merged.rank is not None
+        line = {
+            "group": group.key,
+            "sha256": self._write(group, merged),
+            "rank": merged.rank,
+            "full_rank": min(self._stacked_shape(group)) if low_rank else None,
+            "energy": merged.energy,
+            "fallback": merged.fallback,
+            "spread": spread,
+        }
+        with self._journal_lock:
+            self._partial.record(line)
+            self._partial.done[group.key] = line
+
+    def _merge(self, group: Group) -> tuple[Merged, list[list[float]]]:
         plan = self._plan
         shape = self._stacked_shape(group)
         thetas = self._read(group, plan.towers, self._buffer(len(plan.towers) * prod(shape))).view(-1, *shape)
         base = None
         if plan.base is not None:
             base = self._read(group, [plan.base], torch.empty(prod(shape))).view(shape)
-        merged = self._rule(group)(thetas, **self._keywords(group, base))
-        line = {
-            "group": group.key,
-            "sha256": self._write(group, merged),
-            "rank": merged.rank,
-            "full_rank": min(shape) if merged.rank is not None else None,
-            "energy": merged.energy,
-            "fallback": merged.fallback,
-            "spread": spread_of(thetas, base).tolist(),
-        }
-        with self._journal_lock:
-            self._partial.record(line)
-            self._partial.done[group.key] = line
+        return self._rule(group)(thetas, **self._keywords(group, base)), spread_of(thetas, base).tolist()
+
+    def _copy(self, group: Group) -> Merged:
+        (tower,), (name,) = self._taken_from(group), group.names
+        stored = _stored(tower, tower.tensors[name])
+        _refuse_non_finite(stored, f"{tower.label}: tensor {name}")
+        return Merged(stored)
+
+    def _taken_from(self, group: Group) -> list[Tower]:
+        base = self._plan.base
+        return [base] if group.copied and base else self._plan.towers
 
     def _rule(self, group: Group) -> Callable[..., Merged]:
         return self._matrix_rule if group.matrix else self._other_rule
@@ -211,15 +252,16 @@ class _Worker:
 
     def _write(self, group: Group, merged: Merged) -> dict[str, str]:
         result = merged.tensor.to("cpu", _DTYPES[self._plan.dtype])
-        digests, row = {}, 0
-        for name in group.names:
-            rows = self._plan.shapes[name][0] if len(group.names) > 1 else len(result)
-            part = result[row : row + rows].contiguous()
-            row += rows
-            if not bool(torch.isfinite(part).all()):
+        names = group.names
+        rows = [self._plan.shapes[name][0] for name in names]
+        parts = [result] if len(names) == 1 else torch.split(result, rows)
+        digests = {}
+        for name, part in zip(names, map(torch.Tensor.contiguous, parts), strict=True):
+            if not _all_finite(part):
+                what = f"{name} of the base" if group.copied else f"The merged {name}"
                 raise NonFiniteError(
-                    f"The merged {name} has values beyond what {TORCH_NAME[self._plan.dtype]} holds.",
-                    hint="Give --dtype float32, or a smaller --scale.",
+                    f"{what} has values beyond what {TORCH_NAME[self._plan.dtype]} holds.",
+                    hint="Give --dtype float32" + ("." if group.copied else ", or a smaller --scale."),
                 )
             digests[name] = self._partial.write(name, _bytes_of(part))
         return digests
@@ -231,9 +273,13 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat)
 
 
-def _refuse_non_finite(values: torch.Tensor, where: str) -> None:
+def _all_finite(values: torch.Tensor) -> bool:
     # A finite sum proves finite terms, and is several times cheaper than looking at each.
-    if bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all()):
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
+def _refuse_non_finite(values: torch.Tensor, where: str) -> None:
+    if _all_finite(values):
         return
     bad = int((~torch.isfinite(values)).sum())
     raise NonFiniteError(

@@ -8,19 +8,21 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hfcart import __version__
 from hfcart.errors import OutputError, UsageError, VerifyError
 from hfcart.methods import METHODS
 from hfcart.reader import sha256_of, strict_json
 from hfcart.recipe import make
-from hfcart.records import RECORD_FORMAT, MergeRecord
+from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord
 from hfcart.repo_id import is_repo_id
 
 RECORD = "hfcart.json"
 RECIPE = "recipe.yaml"
 MAX_RECORD = 50_000_000  # bytes
 # What Plan.recorded_recipe writes, besides the method's own parameters.
-_RECORDED = {"sources", "method", "base", "qkv", "dtype", "max_shard_size", "with_projection", "allow_distant"}
+_RECORDED = {
+    *("sources", "method", "base", "qkv", "dtype", "max_shard_size"),
+    *("with_projection", "full_clip", "allow_distant"),
+}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
@@ -80,19 +82,15 @@ def _check_recipe(recipe: dict[str, Any], where: str) -> None:
             raise UsageError(f"{where}: the source {str(source)[:80]!r} is neither a pinned repo nor a folder's name.")
 
 
-def check_files(record: MergeRecord, folder: Path) -> None:
+def check_files(record: MergeRecord | FinetuneRecord, folder: Path) -> None:
     """Prove that every recorded file is there and unchanged. Raises OutputError naming the first that is not."""
     for name, digest in sorted(record.files.items()):
         path = folder / name
         if not path.is_file():
-            raise OutputError(f"{folder} lacks {name}, which its {RECORD} lists.", hint="Merge it again.")
+            raise OutputError(f"{folder} lacks {name}, which its {RECORD} lists.", hint="Make it again.")
         if sha256_of(path) != digest:
+            again = f"hfcart merge --recipe {folder}/{RECIPE} --out NEW"
             raise OutputError(
-                f"{folder}/{name} was changed after the merge: its sha256 is not the one in {RECORD}.",
-                hint=f"Merge again with: hfcart merge --recipe {folder}/{RECIPE} --out NEW",
+                f"{folder}/{name} was changed after it was made: its sha256 is not the one in {RECORD}.",
+                hint=f"Make it again: {again if RECIPE in record.files else f'{folder}/README.md has the command.'}",
             )
-
-
-def commit_message(record: MergeRecord) -> str:
-    """The default message of a publishing commit."""
-    return f"Merge {len(record.sources)} CLIP vision towers with {record.method.name} (hfcart {__version__})"

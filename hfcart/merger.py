@@ -1,4 +1,4 @@
-"""The merge, from a recipe to a finished folder and a commit on the Hub.
+"""The merge, from a recipe to a finished folder.
 
 (Not merge.py: importing a module of that name would hide the function `hfcart.merge`.)
 """
@@ -11,15 +11,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from hfcart.architecture import output_config
 from hfcart.card import render_card
 from hfcart.errors import DistantError, OutputError
+from hfcart.full_clip import RULE, clip_config
 from hfcart.layout import INDEX
-from hfcart.merged import RECIPE, RECORD, commit_message
+from hfcart.merged import RECIPE, RECORD
 from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
 from hfcart.preprocessor import FILE as PREPROCESSOR
 from hfcart.preprocessor import clip_default, read_preprocessor, to_json
@@ -29,55 +30,18 @@ from hfcart.records import Environment, MergeRecord, MethodRecord, Similarity, T
 from hfcart.similarity import compare
 from hfcart.sources import fetch_all
 from hfcart.stores import LocalStore
-from hfcart.writer import PartialFolder, explain_os_errors, read_back, refuse_existing
-
-if TYPE_CHECKING:
-    from hfcart.hub import Published
+from hfcart.writer import PartialFolder, explain_os_errors, read_back
 
 _FARTHEST = 0.5  # ‖θ_t − ref‖ / ‖ref‖; fine-tuning moves a tower by a few per cent, another ancestor by more than 1
 
 
-def run_merge(recipe: Recipe, progress: Progress) -> tuple[MergeRecord, Published | None]:
-    """Merge, verify, write the folder, and publish it if the recipe says where.
-
-    Args:
-        recipe: what to do.
-        progress: told of every stage.
-
-    Returns:
-        The record of the merge, and what was published (None without `push_to`).
+def merge_folder(recipe: Recipe, progress: Progress) -> MergeRecord:
+    """Merge, verify, and write the folder; nothing is measured or published, whatever the recipe says.
 
     Raises:
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
         KeyboardInterrupt: with a note that says how to go on.
     """
-    if recipe.push_to is None:
-        return merge_folder(recipe, progress), None
-
-    refuse_existing(recipe.folder, overwrite=recipe.overwrite)
-
-    from hfcart import hub  # as in hfcart.sources: only for those who need it
-
-    hub.set_notifier(progress.note)
-    progress.step(f"Checking write access to {recipe.push_to}")
-    target = hub.check_target(
-        recipe.push_to, private=recipe.private, overwrite=recipe.overwrite, create_pr=recipe.create_pr
-    )
-    record = merge_folder(recipe, progress)
-    progress.step(f"Publishing to {target.repo}")
-    message = recipe.commit_message or commit_message(record)
-    return record, hub.publish(
-        recipe.folder,
-        target,
-        private=recipe.private,
-        create_pr=recipe.create_pr,
-        message=message,
-        overwrite=recipe.overwrite,
-    )
-
-
-def merge_folder(recipe: Recipe, progress: Progress) -> MergeRecord:
-    """The merge alone: `run_merge` without any publishing, whatever the recipe says."""
     partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
     try:
         with partial:
@@ -92,11 +56,16 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> M
     try:
         _refuse_to_replace_a_source(plan, partial.out)
         # torch takes seconds to import: a source that does not fit is refused before that.
-        from hfcart.engine import choose_device, current_environment, run
+        from hfcart.engine import choose_device, current_environment, other_projections, run
 
         device = choose_device(recipe.device)
         fetch_all(plan.towers_and_base, progress, stream=recipe.stream)
         _set_canonical_order(plan, progress)
+        if others := other_projections(plan):
+            progress.warn(
+                f"The visual projection of {', '.join(others)} is not the base's, which the CLIPModel gets: what such "
+                "a tower learned may fit its text side less well."
+            )
         environment = current_environment(device)
         partial.open(plan.layout, _fingerprint(plan, environment))
         if partial.done:
@@ -113,7 +82,7 @@ def _finish(partial: PartialFolder, plan: Plan, environment: Environment, progre
 
     lines = [partial.done[group.key] for group in plan.groups]
     _warn_of_fallbacks(lines, progress)
-    similarity = compare([line["spread"] for line in lines], against_base=plan.base is not None)
+    similarity = compare([line["spread"] for line in lines if line["spread"]], against_base=plan.base is not None)
     _refuse_distant(plan, similarity, partial.path)
     progress.step("Reading the output back")
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
@@ -185,19 +154,26 @@ def _refuse_distant(plan: Plan, similarity: Similarity | None, partial: Path) ->
 
 
 def _write_small_files(partial: PartialFolder, plan: Plan, progress: Progress) -> dict[str, str]:
-    """config, preprocessor, index and recipe. Returns their sha256 by name."""
+    """config, preprocessor, tokenizer, index and recipe. Returns their sha256 by name."""
     size = plan.architecture.image_size
     stores = [tower.store for tower in plan.towers_and_base]
     kinds = [fields for store in stores if (fields := read_preprocessor(store, size))]
     if any(fields != kinds[0] for fields in kinds):
         progress.warn("The sources' image preprocessing differs: the first one's (in the card's order) is used.")
     found = kinds[0] if kinds else None
-    config = output_config(plan.architecture, plan.model_class, TORCH_NAME[plan.dtype])
+    dtype = TORCH_NAME[plan.dtype]
+    config = (
+        clip_config(plan.architecture, plan.parts, dtype)
+        if plan.parts
+        else output_config(plan.architecture, plan.model_class, dtype)
+    )
     contents = {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
         PREPROCESSOR: to_json(found or clip_default(size)),
         RECIPE: yaml.safe_dump(plan.recorded_recipe(), sort_keys=False, allow_unicode=True).encode(),
     }
+    if plan.parts:
+        contents |= plan.parts.tokenizer
     if plan.layout.index is not None:
         contents[INDEX] = plan.layout.index
     for name, data in contents.items():
@@ -218,7 +194,7 @@ def _record(
             name=name,
             shape=plan.shapes[name],
             dtype=plan.dtype,
-            rule=method.rule_name(matrix=group.matrix),
+            rule=RULE if group.copied else method.rule_name(matrix=group.matrix),
             rank=line["rank"],
             full_rank=line["full_rank"],
             energy=None if line["energy"] is None else _rounded(line["energy"]),

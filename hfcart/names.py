@@ -51,10 +51,12 @@ class Group:
     Attributes:
         names: canonical names, in the order in which their rows are stacked.
         matrix: whether the method's matrix rule applies.
+        copied: whether it is no part of the tower, and taken from the base as it is.
     """
 
     names: tuple[str, ...]
     matrix: bool
+    copied: bool = False
 
     @property
     def key(self) -> str:

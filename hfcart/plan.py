@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from hfcart.alike import check_alike
 from hfcart.architecture import expected_shapes
 from hfcart.errors import UsageError
+from hfcart.full_clip import BaseParts, read_base_parts
 from hfcart.headers import read_headers
 from hfcart.layout import Layout, lay_out
 from hfcart.methods import METHODS, Method
@@ -40,6 +42,7 @@ class Plan:
         groups: what one call of the method merges, in output order.
         dtype: safetensors dtype of the output.
         layout: every offset of the output.
+        parts: what is copied from the base to make a whole CLIPModel; None for a tower alone.
     """
 
     recipe: Recipe
@@ -51,10 +54,13 @@ class Plan:
     groups: list[Group]
     dtype: str
     layout: Layout
+    parts: BaseParts | None
 
     @property
     def model_class(self) -> str:
         """Class that loads the output."""
+        if self.parts:
+            return "CLIPModel"
         return "CLIPVisionModelWithProjection" if self.recipe.with_projection else "CLIPVisionModel"
 
     @property
@@ -93,9 +99,13 @@ class Plan:
         return sum(prod(self.shapes[name]) for name in group.names)
 
     def peak_bytes(self, workers: int) -> int:
-        """Expected peak of resident memory: for each worker T slices of a group, and four more for the algebra."""
-        largest = 4 * max(self.group_elements(group) for group in self.groups)
-        return _BASELINE + workers * largest * (len(self.towers) + 4)
+        """Expected peak of resident memory: for each worker T slices of a group, and four more for the algebra.
+
+        What is copied is held once as stored and once as written: the largest, the token embedding, by one worker.
+        """
+        largest = 4 * max(self.group_elements(group) for group in self.groups if not group.copied)
+        copied = 8 * max((self.group_elements(group) for group in self.groups if group.copied), default=0)
+        return _BASELINE + workers * largest * (len(self.towers) + 4) + copied
 
     def close(self) -> None:
         """Close the files of every tower."""
@@ -125,7 +135,7 @@ class Plan:
             "with_projection": self.recipe.with_projection,
             "allow_distant": self.recipe.allow_distant,
         }
-        return out
+        return out | ({"full_clip": True} if self.parts else {})
 
 
 def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
@@ -142,14 +152,21 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
     method = METHODS[recipe.method]
     towers = pin_all(recipe.sources, progress)
     base_ref = recipe.base
-    if base_ref is None and method.needs_base:
+    if base_ref is None and (method.needs_base or recipe.full_clip):
         base_ref = infer_base(towers)
         progress.note(f"Base model: {base_ref} (give --base to choose another).")
     base = pin(base_ref, progress) if base_ref else None
     read_headers([*towers, *([base] if base else [])], converted, progress)
     architecture = check_alike(towers, base, projection=recipe.with_projection)
     shapes = expected_shapes(architecture, projection=recipe.with_projection)
+    to_do = groups(shapes, recipe.qkv)
     dtype = _SAFE_NAME[recipe.dtype] if recipe.dtype else _widest(towers)
+    parts = read_base_parts(base) if recipe.full_clip and base else None
+    if parts and base:
+        architecture = dataclasses.replace(architecture, projection_dim=base.architecture.projection_dim)
+        base.tensors |= parts.tensors
+        shapes |= {name: spec.shape for name, spec in parts.tensors.items()}
+        to_do += [Group((name,), matrix=False, copied=True) for name in parts.tensors]
     plan = Plan(
         recipe,
         method,
@@ -157,9 +174,10 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
         base,
         architecture,
         shapes,
-        groups(shapes, recipe.qkv),
+        to_do,
         dtype,
         lay_out(shapes, dtype, parse_size(recipe.max_shard_size)),
+        parts,
     )
     _check_rank(plan)
     return plan

@@ -1,4 +1,4 @@
-"""The card's figures, drawn from a MergeRecord alone. The only module that imports matplotlib.
+"""The card's figures, drawn from the records alone. The only module that imports matplotlib.
 
 Same record and same matplotlib, same bytes: no dates or versions in the files, no settings of the user's, fonts that
 come with matplotlib. The object-oriented API is used throughout, so no state is shared with anyone's pyplot.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.style
@@ -18,18 +19,35 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from hfcart.names import layer_and_matrix
-from hfcart.records import MergeRecord, Similarity, SourceRecord
+from hfcart.records import EvalRecord, MergeRecord, Reference, Similarity, SourceRecord
+from hfcart.scores import accuracy, wilson
 
 Grid = NDArray[np.float64]
+ACCURACY = "figures/accuracy.png"
 
 _MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _WIDTH = 8.0  # inches; at 150 dots each it fills a README's column and stays sharp on a dense screen
 _DPI = 150
 _MOST_NUMBERS = 24  # columns; beyond that a number no longer fits its cell
 _FONT = "DejaVu Sans"  # comes with matplotlib
+_LONGEST_TITLE = 28  # characters
+_OWN = "this tower"
+# Told apart by the colour-blind and in grey (Okabe and Ito's blue and orange): the figure is about the dark one.
+_TOWERS = {"pretrained": "#BBBBBB", "average": "#009E73", _OWN: "#0072B2", "individual": "#E69F00"}
+_HATCH = "////"
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A tower's accuracy on one task in [0, 1], whether it is a published figure, and its interval if counted."""
+
+    value: float
+    published: bool = False
+    interval: tuple[float, float] | None = None
 
 
 def draw_figures(record: MergeRecord, folder: Path) -> list[str]:
@@ -51,10 +69,28 @@ def draw_figures(record: MergeRecord, folder: Path) -> list[str]:
         if record.similarity is not None and _tells_anything(record.similarity):
             figures["figures/similarity.png"] = _draw_similarity(record.similarity, record.sources)
         for name, figure in figures.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+            _save(figure, folder / name)
     return list(figures)
+
+
+def draw_accuracy(record: EvalRecord, folder: Path) -> str:
+    """Draw the accuracy on every task, beside that of the base and of the individual tower where they are known.
+
+    Args:
+        record: the evaluation.
+        folder: the output folder; the figure goes to `folder/figures/`.
+
+    Returns:
+        Name of the file written, relative to `folder`, with forward slashes.
+    """
+    with matplotlib.style.context("default"):
+        _save(_draw_accuracy(record), folder / ACCURACY)
+    return ACCURACY
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
 
 
 def _tells_anything(similarity: Similarity) -> bool:
@@ -115,6 +151,78 @@ def _draw_similarity(similarity: Similarity, sources: Sequence[SourceRecord]) ->
     axes.set_xticks(ticks, [str(i + 1) for i in ticks])
     axes.set_yticks(ticks, [f"{names[i]}  {i + 1}" for i in ticks], parse_math=False)
     return figure
+
+
+def _draw_accuracy(record: EvalRecord) -> Figure:
+    series = {name: bars for name, bars in _series(record).items() if any(bars)}
+    rows = [_row_name(result.title, partial=result.partial) for result in record.results]
+    rows += ["mean"] * (len(rows) > 1)
+    thick = 0.8 / max(1, len(series))
+    inches = 0.17 if len(rows) <= 10 else 0.13  # a bar
+    figure, axes = _blank(1.5 + len(rows) * (0.14 + inches * max(1, len(series))))
+    legend = []
+    for k, (name, bars) in enumerate(series.items()):
+        offset = (k - (len(series) - 1) / 2) * thick
+        for row, bar in enumerate(bars):
+            if bar is not None:
+                _draw_bar(axes, row + offset, thick, bar, _TOWERS[name], numbered=name == _OWN)
+        legend.append(Patch(facecolor=_TOWERS[name], label=name))
+    if any(bar and bar.published for bars in series.values() for bar in bars):
+        legend.append(Patch(facecolor="white", edgecolor="0.4", hatch=_HATCH, label="published, not measured here"))
+    if len(rows) > 1:
+        axes.axhline(len(rows) - 1.5, color="0.6", linewidth=0.8)
+    axes.set_title("Zero-shot accuracy")
+    axes.set_xlabel("top-1 accuracy (%), with 95% intervals")
+    axes.set_xlim(0, 107)
+    axes.set_xticks(range(0, 101, 20))
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
+    if len(legend) > 1:
+        figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
+    return figure
+
+
+def _series(record: EvalRecord) -> dict[str, list[_Bar | None]]:
+    """For every kind of tower one bar a task, and their mean where there are several tasks and none is missing."""
+    results = record.results
+    series: dict[str, list[_Bar | None]] = {
+        "pretrained": [_reference_bar(result.pretrained) for result in results],
+        "average": [_reference_bar(result.average) for result in results],
+        _OWN: [
+            None if (value := accuracy(r)) is None else _Bar(value, interval=wilson(r.correct, r.n)) for r in results
+        ],
+        "individual": [_reference_bar(result.individual) for result in results],
+    }
+    if len(results) > 1:
+        for bars in series.values():
+            known = [bar for bar in bars if bar is not None]
+            # A mean over other tasks than those of its neighbours would be no comparison.
+            mean = _Bar(sum(bar.value for bar in known) / len(results), any(bar.published for bar in known))
+            bars.append(mean if len(known) == len(results) else None)
+    return series
+
+
+def _reference_bar(reference: Reference | None) -> _Bar | None:
+    return None if reference is None else _Bar(reference.accuracy, published=not reference.measured)
+
+
+def _draw_bar(axes: Axes, y: float, thick: float, bar: _Bar, colour: str, *, numbered: bool) -> None:
+    value = 100 * bar.value
+    hatch = _HATCH if bar.published else None
+    axes.barh(y, value, 0.92 * thick, color=colour, edgecolor="white", linewidth=0, hatch=hatch)
+    low, high = (100 * end for end in bar.interval or (bar.value, bar.value))
+    if bar.interval:
+        axes.plot([low, high], [y, y], color="black", linewidth=1.0, solid_capstyle="butt")
+        axes.plot([low, high], [y, y], color="black", linewidth=0, marker="|", markersize=4)
+    if numbered:
+        axes.text(high + 1, y, f"{value:.1f}", ha="left", va="center", fontsize=8)
+
+
+def _row_name(title: str, *, partial: bool) -> str:
+    short = title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
+    return _drawable(short) + " (sample)" * partial
 
 
 def _ticks(count: int) -> range:

@@ -19,10 +19,38 @@ class Progress:
         """Something the user should know, and that does not stop the work."""
 
     def start(self, label: str, total: int, unit: str) -> None:
-        """A counted stage begins. Args: its label, the total in `unit` ("bytes" or "tensors")."""
+        """A counted stage begins. Args: its label, the total in `unit` ("bytes", "images", "steps", ...)."""
 
     def advance(self, amount: int) -> None:
         """`amount` more units of the counted stage are done. May be called from any thread."""
 
     def finish(self) -> None:
         """The counted stage is over, complete or not."""
+
+
+class Within(Progress):
+    """Part of a larger stage: passes on everything but stages of its own."""
+
+    def __init__(self, outer: Progress) -> None:
+        """Take the listener of the larger stage."""
+        self._outer = outer
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._outer.note(text)
+
+    def warn(self, text: str) -> None:
+        """Pass it on."""
+        self._outer.warn(text)
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        """Pass it on."""
+        self._outer.start(label, total, unit)
+
+    def advance(self, amount: int) -> None:
+        """Pass it on."""
+        self._outer.advance(amount)
+
+    def finish(self) -> None:
+        """Pass it on."""
+        self._outer.finish()

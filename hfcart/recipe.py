@@ -50,6 +50,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     max_shard_size: str = "5GB"
     with_projection: bool = False
+    full_clip: bool = False
     allow_distant: bool = False
     device: str = "auto"
     workers: int | None = Field(default=None, ge=1, le=256)
@@ -60,6 +61,7 @@ class Recipe(BaseModel):
     private: bool = False
     create_pr: bool = False
     commit_message: str | None = None
+    eval: str | None = None
 
     @field_validator("sources")
     @classmethod
@@ -129,6 +131,10 @@ class Recipe(BaseModel):
             if getattr(self, name) is not None and name not in known:
                 takes = ", ".join(sorted(known)) or "no parameters"
                 raise ValueError(f"{self.method} has no {name}: it takes {takes}")
+        if self.full_clip and self.with_projection:
+            raise ValueError(
+                "full_clip takes the visual projection from the base, with_projection merges the sources': give one"
+            )
         if self.create_pr and self.push_to is None:
             raise ValueError("create_pr needs push_to")
         return self

@@ -160,6 +160,125 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class DatasetRecord:
+    """One split of a Hub dataset, pinned.
+
+    Attributes:
+        repo: `user/name`.
+        config: the configuration, None for the dataset's only one.
+        split: the Hub's name of the split that was read.
+        commit: 40 hex digits.
+    """
+
+    repo: str
+    config: str | None
+    split: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class of a task: how many images of it were scored, how many of them were recognised."""
+
+    name: str
+    n: int
+    correct: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Accuracy of another tower on the same task, to compare with.
+
+    Attributes:
+        tower: its label, `user/name` or a folder's base name.
+        accuracy: in [0, 1].
+        measured: True if this run measured it on the very same images, False if it is a published figure.
+    """
+
+    tower: str
+    accuracy: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Zero-shot accuracy of a tower on one task.
+
+    Attributes:
+        task: id of the task card.
+        title: its title.
+        dataset: what was read.
+        part: `test`, `validation` (the seeded part of the train split) or `train`.
+        rows: examples that this part holds.
+        limit: how many of them were asked for (a seeded sample), None for all.
+        seed: of the sample.
+        undecodable: images that could not be decoded; they are not among `classes`.
+        card_sha256: digest of the task card: prompts, class names, split.
+        classes: one score a class, in label order; n and correct of the task are their sums.
+        pretrained: accuracy of the base model, None where unknown.
+        individual: accuracy of the tower fine-tuned on this task alone, None where unknown.
+        average: accuracy of the plain average of the towers that were merged, None where unknown.
+    """
+
+    task: str
+    title: str
+    dataset: DatasetRecord
+    part: str
+    rows: int
+    limit: int | None
+    seed: int
+    undecodable: int
+    card_sha256: str
+    classes: tuple[ClassScore, ...]
+    pretrained: Reference | None = None
+    individual: Reference | None = None
+    average: Reference | None = None
+
+    @property
+    def n(self) -> int:
+        """Images scored."""
+        return sum(score.n for score in self.classes)
+
+    @property
+    def correct(self) -> int:
+        """Images recognised."""
+        return sum(score.correct for score in self.classes)
+
+    @property
+    def partial(self) -> bool:
+        """Whether only a sample was scored."""
+        return self.limit is not None and self.limit < self.rows
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """An evaluation; written as results.json.
+
+    Attributes:
+        tower: label of the tower evaluated.
+        weights_sha256: digest of its weight files' digests in name order (as SourceRecord.sha256).
+        base: label of the CLIP model that gave the text tower and both projections.
+        base_commit: its commit, None for a local folder.
+        precision: `float32` or `bfloat16` (autocast).
+        results: one a task, in the order asked for.
+        environment: versions and device.
+    """
+
+    tower: str
+    weights_sha256: str
+    base: str
+    base_commit: str | None
+    precision: str
+    results: tuple[TaskResult, ...]
+    environment: Environment
+    format: int = RECORD_FORMAT
+
+    def to_json(self) -> str:
+        """Canonical JSON: same record, same bytes."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
 class MergeRecord:
     """Everything a stranger needs to trust and repeat a merge; written as hfcart.json.
 
@@ -192,6 +311,89 @@ class MergeRecord:
     similarity: Similarity | None
     environment: Environment
     files: dict[str, str]
+    format: int = RECORD_FORMAT
+
+    def to_json(self) -> str:
+        """Canonical JSON: same record, same bytes."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class TrainedTask:
+    """One task that a tower was fine-tuned on.
+
+    Attributes:
+        task: id of the task card.
+        title: its title.
+        dataset: what was read.
+        images: training images of the task.
+        undecodable: how many of those met could not be decoded; nothing was learned from them.
+        card_sha256: digest of the task card: prompts, class names, split.
+    """
+
+    task: str
+    title: str
+    dataset: DatasetRecord
+    images: int
+    undecodable: int
+    card_sha256: str
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How a tower was fine-tuned, beyond the numbers in the recipe.
+
+    Attributes:
+        name: `individual` for one task, `joint` for several.
+        optimizer: `AdamW`.
+        betas: its moments' decay rates.
+        epsilon: added to the root of its second moment.
+        schedule: `cosine`, after a linear warm-up.
+        processes: how many shared each batch.
+        first_loss: mean training loss of the first tenth of the steps (at most 50), rounded to 6 decimals.
+        last_loss: of the last.
+    """
+
+    name: str
+    optimizer: str
+    betas: tuple[float, float]
+    epsilon: float
+    schedule: str
+    processes: int
+    first_loss: float
+    last_loss: float
+
+
+@dataclass(frozen=True)
+class FinetuneRecord:
+    """Everything a stranger needs to trust and repeat a fine-tuning; written as hfcart.json.
+
+    Attributes:
+        recipe: base (pinned), task ids and every number of the training, as `hfcart finetune` takes them.
+        method: how it was trained.
+        sources: the base model, alone.
+        tasks: in the order given.
+        architecture: of the tower.
+        model_class: class that loads the output: CLIPVisionModel.
+        parameters: number of parameters written.
+        dtype: torch name of their dtype: float32.
+        tensors: one record per tensor, in output order.
+        environment: versions and device.
+        files: sha256 of every file of the folder but hfcart.json itself, README.md, figures and results.
+    """
+
+    recipe: dict[str, Any]
+    method: TrainingRecord
+    sources: tuple[SourceRecord, ...]
+    tasks: tuple[TrainedTask, ...]
+    architecture: Architecture
+    model_class: str
+    parameters: int
+    dtype: str
+    tensors: tuple[TensorRecord, ...]
+    environment: Environment
+    files: dict[str, str]
+    kind: str = "finetune"
     format: int = RECORD_FORMAT
 
     def to_json(self) -> str:

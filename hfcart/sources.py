@@ -87,7 +87,10 @@ class Tower:
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """Fill `buffer` with the stored bytes of a tensor: from the local file, or by a ranged request."""
-        spec = self.tensors[name]
+        self.read_stored(self.tensors[name], buffer)
+
+    def read_stored(self, spec: TensorSpec, buffer: memoryview) -> None:
+        """The same for anything that the headers list."""
         file = self.files.get(spec.file)
         if file is not None:
             file.read_into(buffer, spec.start)
@@ -225,14 +228,18 @@ def infer_base(towers: Sequence[Tower]) -> str:
     stated = {tower.facts.base_models for tower in towers if tower.facts.base_models}
     if len(stated) == 1 and len(only := stated.pop()) == 1:
         return only[0]
-    arch = towers[0].architecture
-    shape = (arch.hidden_size, arch.num_hidden_layers, arch.patch_size, arch.image_size)
-    if shape not in _KNOWN_BASES:
+    known = known_base(towers[0].architecture)
+    if known is None:
         raise UsageError(
-            "This method needs the base model, and neither the sources' cards nor their shape tell which.",
+            "This merge needs the base model, and neither the sources' cards nor their shape tell which.",
             hint="Give it: --base user/name",
         )
-    return _KNOWN_BASES[shape]
+    return known
+
+
+def known_base(arch: Architecture) -> str | None:
+    """The CLIP model that others of this shape are fine-tuned from, None if none is known."""
+    return _KNOWN_BASES.get((arch.hidden_size, arch.num_hidden_layers, arch.patch_size, arch.image_size))
 
 
 def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> None:

@@ -22,8 +22,10 @@ from hfcart.progress import Progress
 from hfcart.reader import LocalFile, TensorSpec, parse_header, sha256_of
 from hfcart.recipe import make
 from hfcart.records import MergeRecord
+from hfcart.results.files import RESULTS
 from hfcart.sources import open_store
 from hfcart.stores import LocalStore, Store
+from hfcart.tuned import is_finetune_record
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What from_pretrained might load, and run or follow.
@@ -69,6 +71,11 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
     data = store.small(RECORD, MAX_RECORD)
     if data is None:
         raise VerifyError(f"{store.label} has no {RECORD}.", hint="Only folders and repos that hfcart made have one.")
+    if is_finetune_record(data):
+        raise VerifyError(
+            f"{store.label} is a fine-tuned tower: verify repeats merges, not trainings.",
+            hint="Its card has the command that trains it again.",
+        )
     record = read_record(data, f"{store.label}/{RECORD}")
     progress.step(f"Checking the files of {store.label} against its record")
     _check_files(store, record)
@@ -92,7 +99,8 @@ def _check_files(store: Store, record: MergeRecord) -> None:
             raise VerifyError(
                 f"{store.label}/{name} has sha256 {found[:12]}…, its record says {digest[:12]}….", hint=_HINT
             )
-    extra = [name for name in store.sizes if name.endswith(_LOADED) and name not in record.files and name != RECORD]
+    known = {*record.files, RECORD, RESULTS}  # results may come after the merge; nothing loads them
+    extra = [name for name in store.sizes if name.endswith(_LOADED) and name not in known]
     if extra:
         raise VerifyError(f"{store.label} holds {extra[0]}, which its record does not list.", hint=_HINT)
 

@@ -84,7 +84,7 @@ class PartialFolder:
         if lines and lines[0].get("fingerprint") != fingerprint:
             if not self.overwrite:
                 raise OutputError(
-                    f"{self.path} holds an unfinished merge with other sources, settings or versions.",
+                    f"{self.path} holds unfinished work with other sources, settings or versions.",
                     hint=f"Run that one again to finish it, give another --out, or --overwrite to start anew "
                     f"(or: rm -r {self.path}).",
                 )
@@ -187,7 +187,7 @@ def _refuse_foreign(partial: Path) -> None:
     ours = partial.is_dir() and not partial.is_symlink()
     if not ours or (any(partial.iterdir()) and not any((partial / name).exists() for name in known)):
         raise OutputError(
-            f"{partial} is in the way: it is not an unfinished merge.", hint="Move it, or give another --out."
+            f"{partial} is in the way: it is no unfinished work of hfcart's.", hint="Move it, or give another --out."
         )
 
 

@@ -18,13 +18,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from towers import TINY, shapes, write_tower
 
-from hfcart import card
+from hfcart import card, markdown
 from hfcart._cards import cards_dir
 from hfcart.card import HUB_LICENSES, front_matter, render_card
 from hfcart.demo.hub import EmbeddedHub
@@ -33,14 +35,20 @@ from hfcart.methods import METHODS
 from hfcart.records import (
     Architecture,
     CardFacts,
+    ClassScore,
+    DatasetRecord,
     Environment,
+    EvalRecord,
     FileRecord,
     MergeRecord,
     MethodRecord,
+    Reference,
     Similarity,
     SourceRecord,
+    TaskResult,
     TensorRecord,
 )
+from hfcart.scores import accuracy, wilson
 
 VIT_B32 = {
     **TINY,
@@ -163,6 +171,25 @@ def make_record(
         },
     )
     return dataclasses.replace(record, **changes)
+
+
+def make_result(task: str, counts: list[tuple[int, int]] | None = None, **changes: object) -> TaskResult:
+    """One task's result with (n, correct) of each class; a whole test split unless told otherwise."""
+    counts = counts or [(60, 45), (40, 25)]
+    dataset = DatasetRecord(f"user/{task}", None, "test", digest(task)[:40])
+    classes = tuple(ClassScore(f"class {i}", n, correct) for i, (n, correct) in enumerate(counts))
+    rows = sum(n for n, _ in counts)
+    result = TaskResult(task, task.upper(), dataset, "test", rows, None, 0, 0, digest(f"card {task}"), classes)
+    return dataclasses.replace(result, **changes)
+
+
+def make_results(record: MergeRecord | None, *results: TaskResult, **changes: object) -> EvalRecord:
+    """An evaluation of the tower that this merge made (or of one that no merge made)."""
+    weights = record.files["model.safetensors"] if record else digest("weights")
+    environment = (record or make_record()).environment
+    base, commit = "openai/clip-vit-base-patch32", digest("base")[:40]
+    made = EvalRecord("user/merged", weights, base, commit, "float32", results or (make_result("svhn"),), environment)
+    return dataclasses.replace(made, **changes)
 
 
 ROOT = Path(__file__).parents[1]
@@ -426,6 +453,118 @@ def test_the_snippet_runs(tmp_path, projection, dtype):
     assert run(here, cwd=folder, **offline).strip() == expected
 
 
+# Accuracy
+
+
+def published(value: float) -> Reference:
+    return Reference("user/one", value, measured=False)
+
+
+def test_without_results_the_card_says_so():
+    record = make_record()
+    others = dataclasses.replace(make_results(record), weights_sha256=digest("other weights"))
+    assert render_card(record, results=others) == render_card(record)
+    assert "**Accuracy was not measured.**" in paragraph(render_card(record), "Limits")
+    text = render_card(record, results=make_results(record))
+    assert "Accuracy was not measured" not in text
+    assert "**Accuracy was measured on the tasks above and nothing else.**" in paragraph(text, "Limits")
+
+
+def test_the_accuracy_table_holds_the_counts():
+    measured = Reference("user/two", 0.875, measured=True)
+    config = DatasetRecord("ufldl/svhn", "cropped_digits", "test", "5" * 40)
+    results = [
+        make_result("eurosat", pretrained=published(0.45), individual=published(0.99)),
+        make_result("svhn", [(3, 3), (1, 0)], dataset=config, pretrained=published(0.3), individual=measured),
+    ]
+    record = make_record()
+    text = render_card(record, repo="user/merged", results=make_results(record, *results))
+    rows = table(text, "Accuracy")
+    assert rows[0] == ["Task", "Accuracy", "Images", "Pretrained", "Individual", "Data set"]
+    low, high = wilson(70, 100)
+    interval = f"70.0 ({100 * low:.1f}–{100 * high:.1f})"
+    assert rows[1][:5] == ["EUROSAT", interval, "100", "45.0†", "99.0†"]
+    assert rows[2][:5] == ["SVHN", "75.0 (30.1–95.4)", "4", "30.0†", "87.5"]
+    assert rows[2][5] == "ufldl/svhn @ 5555555, cropped_digits split".replace("digits", "digits, test")
+    assert rows[3] == ["mean of 2 tasks", "72.5", "", "37.5†", "93.2†", ""]
+    assert f"https://huggingface.co/datasets/ufldl/svhn/tree/{'5' * 40}" in text
+    section = paragraph(text, "Accuracy")
+    assert f"CLIP model [openai/clip-vit-base-patch32]({card.HUB}/openai/clip-vit-base-patch32) @ " in section
+    assert "† are published ones and were not measured here" in section
+    ratio = 100 * (0.7 / 0.99 + 0.75 / 0.875) / 2
+    assert f"**{ratio:.1f}%**, over 2 of 2 tasks, against published figures for 1 of the individual" in section
+    assert "Bar chart of the accuracy on each of 2 tasks: from 70.0% to 75.0%, 72.5% on average." in section
+    for absent in ("Partial", "Not test images", "could not be decoded"):
+        assert absent not in section
+
+
+def test_a_mean_over_fewer_tasks_is_not_set_beside_the_others():
+    record = make_record()
+    results = make_results(record, make_result("a", individual=published(0.9)), make_result("b"))
+    text = render_card(record, results=results)
+    assert [row[3] for row in table(text, "Accuracy")] == ["Individual", "90.0†", "", ""]
+    assert "over 1 of 2 tasks, against published figures for the individual towers." in text
+
+
+def test_what_is_no_whole_test_split_is_named_and_kept_off_the_model_index():
+    record = make_record()
+    results = make_results(
+        record,
+        make_result("a", rows=6300, limit=100),
+        make_result("b", part="validation"),
+        make_result("c", undecodable=2, rows=102),
+        make_result("d", [(0, 0), (0, 0)], rows=2, undecodable=2),
+    )
+    text = render_card(record, results=results)
+    section = paragraph(text, "Accuracy")
+    assert "**Partial:** scored on a random sample only, 100 of 6,300 examples of A." in section
+    assert "**Not test images:** the `validation` part of B." in section
+    assert "not counted: 2 of C, 2 of D." in section
+    assert [row[1:3] for row in table(text, "Accuracy")][1:5] == [
+        ["70.0 (60.4–78.1)", "100 of 6,300"],
+        ["70.0 (60.4–78.1)", "100"],
+        ["70.0 (60.4–78.1)", "100"],
+        ["none", "0"],
+    ]
+    assert table(text, "Accuracy")[5][:2] == ["mean of 3 tasks", "70.0"]
+    (model,) = metadata_of(text)["model-index"]
+    assert [result["dataset"]["name"] for result in model["results"]] == ["C"]
+    assert model["results"][0]["metrics"][0]["name"] == "top-1 accuracy without 2 undecodable images"
+    sample = make_results(record, make_result("a", rows=6300, limit=100))
+    assert "model-index" not in metadata_of(render_card(record, results=sample))
+
+
+def test_the_model_index_is_what_the_client_makes_of_the_same_results():
+    config = DatasetRecord("ufldl/svhn", "cropped_digits", "test", "5" * 40)
+    results = [make_result("eurosat"), make_result("svhn", [(3, 2), (4, 1)], dataset=config)]
+    record = make_record()
+    evaluation = make_results(record, *results)
+    expected = [
+        EvalResult(
+            task_type="zero-shot-image-classification",
+            task_name="Zero-Shot Image Classification",
+            dataset_name=result.title,
+            dataset_type=result.dataset.repo,
+            dataset_config=result.dataset.config,
+            dataset_split="test",
+            dataset_revision=result.dataset.commit,
+            metric_type="accuracy",
+            metric_name="top-1 accuracy",
+            metric_value=round(accuracy(result), 6),
+            source_name="hfcart",
+            source_url="https://huggingface.co/user/merged",
+        )
+        for result in results
+    ]
+    text = render_card(record, repo="user/merged", results=evaluation)
+    assert metadata_of(text)["model-index"] == eval_results_to_model_index("merged", expected)
+    data = ModelCard(text).data
+    assert data.model_name == "merged" and data.eval_results == expected
+    alone = ModelCard(render_card(record, results=evaluation)).data
+    assert alone.model_name == "cart-merge"
+    assert [result.source_url for result in alone.eval_results] == [None, None], "no repo, no source to name"
+
+
 # Same input, same text; from a checkout and from a wheel
 
 
@@ -437,9 +576,10 @@ def test_same_record_same_text_and_no_stray_blanks():
         make_record((hub_source("a/x", MIT),), method="task_arithmetic", base=hub_source("b/y", APACHE)),
         make_record((local_source("x"),)),
     ):
-        for repo in (None, "user/merged"):
-            text = render_card(record, repo=repo)
-            assert text == render_card(record, repo=repo)
+        some = make_results(record, make_result("a", limit=9, rows=999), make_result("b", individual=published(0.9)))
+        for repo, results in ((None, None), ("user/merged", None), (None, make_results(record)), (None, some)):
+            text = render_card(record, repo=repo, results=results)
+            assert text == render_card(record, repo=repo, results=results)
             assert text.startswith("---\n")
             assert text.endswith("```\n")
             assert "\n\n\n" not in text
@@ -613,15 +753,64 @@ def check_harmless(value: str) -> None:
     assert metadata.get("license") in HUB_LICENSES | {None}
 
 
+def poisoned_results(record: MergeRecord, value: str) -> EvalRecord:
+    data = DatasetRecord(value, value, value, value)
+    other = DatasetRecord("user/good", value, value, "5" * 40)
+    scores = (ClassScore(value, 3, 1),)
+    reference = Reference(value, 0.5, measured=False)
+    result = TaskResult(value, value, data, value, 3, None, 0, 0, value, scores, reference, reference)
+    whole = dataclasses.replace(result, dataset=other, part="test", undecodable=1)
+    sample = dataclasses.replace(result, dataset=other, part="test", limit=3, rows=9)
+    environment = Environment(*[value] * 7)
+    return EvalRecord(
+        value, record.files["model.safetensors"], value, value, value, (result, whole, sample), environment
+    )
+
+
+def check_harmless_results(value: str) -> None:
+    record = make_record((hub_source("a/x", MIT), hub_source("b/y", MIT)), cfg=TINY, method="average")
+    text = render_card(record, repo="user/merged", results=poisoned_results(record, value))
+    text.encode()
+    assert not [c for c in text if not c.isprintable() and c not in "\n\N{NO-BREAK SPACE}"]
+    tokens = tokens_of(text)
+    assert not [t for t in tokens if t.type in ("html_block", "html_inline")]
+    assert all(LINKS.fullmatch(str(t.attrGet("href"))) for t in tokens if t.type == "link_open")
+    assert [t.attrGet("src") for t in tokens if t.type == "image"] == ["figures/accuracy.png"]
+    assert not [t for t in tokens if t.type == "text" and re.search(r"https?:|www\.|@[^ ]", t.content)], "autolinks"
+    headings = [after.content for t, after in zip(tokens, tokens[1:], strict=False) if t.type == "heading_open"]
+    plain = render_card(record, repo="user/merged")
+    expected = [after.content for t, after in zip(tokens_of(plain), tokens_of(plain)[1:], strict=False)
+                if t.type == "heading_open"]  # fmt: skip
+    assert [heading for heading in headings if heading != "Accuracy"] == expected and len(headings) == len(expected) + 1
+    assert body_of(text).count("$$") == body_of(plain).count("$$")
+    rows = table(text, "Accuracy")
+    references = ["50.0†", "50.0†"]
+    images = ["3", "3", "3 of 9", ""]
+    assert [row[2:5] for row in rows[1:]] == [[count, *references] for count in images]
+    metadata = metadata_of(text)
+    (model,) = metadata.pop("model-index")
+    assert metadata == metadata_of(plain)
+    (result,) = model["results"]
+    assert result["dataset"]["type"] == "user/good" and set(result) == {"task", "dataset", "metrics", "source"}
+    assert all(isinstance(field, str) and field and field.isprintable() for field in result["dataset"].values())
+
+
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_values(value):
     check_harmless(value)
+    check_harmless_results(value)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.text(st.characters(), max_size=40) | st.text("`|\\<>[]()!$-_*#~:/.@&\n\r a1", max_size=40))
 def test_any_value(value):
     check_harmless(value)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.text(st.characters(), max_size=40) | st.text("`|\\<>[]()!$-_*#~:/.@&\n\r a1", max_size=40))
+def test_any_value_in_results(value):
+    check_harmless_results(value)
 
 
 def test_our_own_words_keep_their_meaning():
@@ -641,7 +830,7 @@ def test_formulas_stay_formulas():
 
 def test_fences_outlast_what_they_hold():
     held = "a\n```\n# b\n`````\n"
-    tokens = MarkdownIt("commonmark").parse(card.fence(held, "yaml"))
+    tokens = MarkdownIt("commonmark").parse(markdown.fence(held, "yaml"))
     assert [(t.type, t.info, t.content) for t in tokens] == [("fence", "yaml", held)]
 
 
@@ -687,10 +876,13 @@ def test_the_hub_takes_our_cards(tmp_path):
     }
     cards = {name: render_card(record, repo="user/merged") for name, record in good.items()}
     cards |= {f"{name}-alone": render_card(record) for name, record in good.items()}
+    cards |= {f"{n}-results": render_card(r, results=make_results(r)) for n, r in good.items()}
     for name in sorted(HUB_LICENSES):
         cards[f"license-{name}"] = render_card(make_record((hub_source("a/x", CardFacts(name)),), cfg=TINY))
     for i, value in enumerate(HOSTILE):
         cards[f"hostile-{i}"] = render_card(poisoned(value), repo="user/merged")
+        record = make_record(cfg=TINY)
+        cards[f"hostile-results-{i}"] = render_card(record, results=poisoned_results(record, value))
     assert validate(cards, tmp_path) == {}
 
 

@@ -518,7 +518,7 @@ def test_overwrite_spares_what_is_no_model(four: list[Path], tmp_path: Path) -> 
 def test_another_merge_in_the_partial_folder(four: list[Path], tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError):
         merged(four, tmp_path / "m", dtype="float16", scale=1e7)
-    with pytest.raises(OutputError, match="unfinished merge with other"):
+    with pytest.raises(OutputError, match="unfinished work with other"):
         merged(four, tmp_path / "m")
     merged(four, tmp_path / "m", overwrite=True)
     assert raw(load_file(tmp_path / "m" / "model.safetensors")) == raw(merged(four, tmp_path / "n"))

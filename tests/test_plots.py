@@ -15,12 +15,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
-from test_card import HOSTILE, ROOT, TINY, VIT_B32, hub_source, local_source, make_record
+from test_card import (
+    HOSTILE,
+    ROOT,
+    TINY,
+    VIT_B32,
+    hub_source,
+    local_source,
+    make_record,
+    make_result,
+    make_results,
+    poisoned_results,
+    published,
+)
 
 from hfcart.card import render_card
-from hfcart.plots import _draw_energy, _draw_similarity, _energy_grid, _ink, _short_names, draw_figures
-from hfcart.records import Similarity
+from hfcart.plots import (
+    _TOWERS,
+    _draw_accuracy,
+    _draw_energy,
+    _draw_similarity,
+    _energy_grid,
+    _ink,
+    _short_names,
+    draw_accuracy,
+    draw_figures,
+)
+from hfcart.records import EvalRecord, Reference, Similarity
+from hfcart.scores import wilson
 
 ENERGY, SIMILARITY = "figures/energy.png", "figures/similarity.png"
 VIT_L14 = {**VIT_B32, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
@@ -28,6 +52,24 @@ VIT_L14 = {**VIT_B32, "hidden_size": 1024, "intermediate_size": 4096, "num_hidde
 
 def towers(count: int) -> tuple:
     return tuple(hub_source(f"user{i % 3}/clip-vit-large-patch14_task{i}") for i in range(count))
+
+
+def evaluation(count: int) -> EvalRecord:
+    """As many tasks, with references of both kinds, and now and then a long title, a sample or an empty task."""
+    individual = Reference("user/one", 1.0, measured=True)
+    results = [
+        make_result(
+            f"task{i}",
+            [(0, 0)] if i == 6 else [(50, 50 - i % 7), (50, 50)],
+            title="A title that goes on and on, far too long" if i % 5 == 4 else f"Task {i}",
+            limit=100 if i % 4 == 3 else None,
+            rows=0 if i == 6 else 2000 if i % 4 == 3 else 100,
+            pretrained=published(0.3),
+            individual=individual if i % 2 else published(0.97),
+        )
+        for i in range(count)
+    ]
+    return make_results(None, *results)
 
 
 def chunks(png: bytes) -> list[bytes]:
@@ -64,8 +106,9 @@ def test_the_card_shows_what_is_drawn(tmp_path, record, names):
 DRAW = """
 import hashlib, pickle, sys
 from pathlib import Path
-from hfcart.plots import draw_figures
-names = draw_figures(pickle.loads(Path("record").read_bytes()), Path())
+from hfcart.plots import draw_accuracy, draw_figures
+record, results = pickle.loads(Path("record").read_bytes())
+names = [*draw_figures(record, Path()), draw_accuracy(results, Path())]
 assert not {"matplotlib.pyplot", "torch", "tkinter"} & set(sys.modules)
 print(*(hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in names))
 """
@@ -73,8 +116,10 @@ print(*(hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in names))
 
 def test_same_record_same_bytes_whatever_the_users_settings(tmp_path):
     record = make_record(cfg=TINY)
-    here = [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in draw_figures(record, tmp_path)]
-    (tmp_path / "record").write_bytes(pickle.dumps(record))
+    results = evaluation(3)
+    names = [*draw_figures(record, tmp_path), draw_accuracy(results, tmp_path)]
+    here = [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names]
+    (tmp_path / "record").write_bytes(pickle.dumps((record, results)))
     (tmp_path / "matplotlibrc").write_text(
         "font.size: 20\nfont.family: serif\naxes.facecolor: black\nsavefig.dpi: 30\nimage.cmap: jet\nbackend: tkagg\n"
     )
@@ -186,3 +231,71 @@ def test_hostile_names_are_only_drawn(tmp_path):
     record = make_record(sources, cfg=TINY)
     assert draw_figures(record, tmp_path) == [ENERGY, SIMILARITY]
     assert sorted(path.name for path in Path(tmp_path).rglob("*.png")) == ["energy.png", "similarity.png"]
+
+
+# Accuracy
+
+
+def test_the_chart_is_there_and_holds_pixels_and_nothing_else(tmp_path):
+    assert draw_accuracy(evaluation(8), tmp_path) == "figures/accuracy.png"
+    png = (tmp_path / "figures" / "accuracy.png").read_bytes()
+    assert set(chunks(png)) == {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
+    assert struct.unpack(">I", png[16:20]) == (1200,)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 14, 20, 60])
+def test_the_chart_fits(count):
+    figure = _draw_accuracy(evaluation(count))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    names = [tick.get_window_extent() for tick in axes.get_yticklabels()]
+    boxes = [*names, *(text.get_window_extent() for text in [axes.title, axes.xaxis.label, *axes.texts])]
+    legend = figure.legends[0].get_window_extent()
+    for box in (*boxes, legend):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+    assert all(not axes.bbox.overlaps(legend) and not box.overlaps(legend) for box in boxes)
+    names.sort(key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 + 2 for low, high in zip(names, names[1:], strict=False))
+    assert len(names) == count + (count > 1)
+
+
+def bars(figure) -> list[tuple[float, float, str]]:
+    """(middle, length, colour) of every bar, from the top."""
+    return sorted(
+        (round(bar.get_y() + bar.get_height() / 2, 6), round(bar.get_width(), 6), to_hex(bar.get_facecolor()))
+        for bar in figure.axes[0].patches
+    )
+
+
+def test_the_chart_shows_the_numbers():
+    measured = Reference("user/one", 0.9, measured=True)
+    first = make_result("a", [(10, 4)], pretrained=published(0.25), individual=measured)
+    second = make_result("b", [(10, 8)], pretrained=published(0.5))
+    figure = _draw_accuracy(make_results(None, first, second))
+    grey, blue, orange = "#bbbbbb", "#0072b2", "#e69f00"
+    assert [bar[1:] for bar in bars(figure)] == [
+        (25.0, grey), (40.0, blue), (90.0, orange), (50.0, grey), (80.0, blue), (37.5, grey), (60.0, blue),
+    ]  # fmt: skip
+    (axes,) = figure.axes
+    assert [bar.get_hatch() is not None for bar in axes.patches] == [True] * 3 + [False] * 4, "published ones"
+    assert [text.get_text() for text in axes.texts] == ["40.0", "80.0", "60.0"]
+    low, high = wilson(4, 10)
+    assert axes.lines[0].get_xdata().tolist() == [100 * low, 100 * high]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["A", "B", "mean"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "pretrained", "this tower", "individual", "published, not measured here",
+    ]  # fmt: skip
+    alone = _draw_accuracy(make_results(None, make_result("a", limit=100, rows=999)))
+    assert not alone.legends and alone.axes[0].get_yticklabels()[0].get_text() == "A (sample)"
+
+
+def test_the_towers_are_told_apart_in_grey_too():
+    light = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(to_rgb, _TOWERS.values()))
+    assert all(high - low > 0.05 for low, high in zip(light, light[1:], strict=False))
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_titles_are_only_drawn(tmp_path, value):
+    assert draw_accuracy(poisoned_results(make_record(cfg=TINY), value), tmp_path) == "figures/accuracy.png"
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["accuracy.png"]

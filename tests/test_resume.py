@@ -19,7 +19,7 @@ import hfcart
 from hfcart.errors import DistantError, OutputError
 
 KILLS = 24
-SMALL = {**TINY, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 4}
+SMALL = {**TINY, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 6}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -70,7 +70,7 @@ def test_a_journal_is_believed_only_where_the_bytes_prove_it(stopped: list[str],
 
 def test_a_source_that_changed_is_not_resumed(stopped: list[str], tmp_path: Path) -> None:
     write_tower(tmp_path / "far", 4)
-    with pytest.raises(OutputError, match="unfinished merge with other sources"):
+    with pytest.raises(OutputError, match="unfinished work with other sources"):
         hfcart.merge(stopped, out=str(tmp_path / "m"))
 
 

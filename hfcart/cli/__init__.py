@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hfcart import __version__
-from hfcart.cli import demo, merge, methods, push, verify
+from hfcart.cli import demo, eval, finetune, merge, methods, push, tasks, verify
 
 app = typer.Typer(
     name="hfcart",
@@ -37,8 +37,9 @@ def _root(
     pass
 
 
-for command in (merge.merge, push.push, verify.verify, methods.methods, demo.demo):
+for command in (merge.merge, eval.eval, finetune.finetune, push.push, verify.verify, methods.methods, demo.demo):
     app.command()(command)
+app.add_typer(tasks.app, name="tasks")
 
 
 def main() -> None:

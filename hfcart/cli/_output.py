@@ -50,7 +50,7 @@ class Output(Progress):
         self._live = self._err.is_terminal and not quiet
         self._bars: Bars | None = None
         self._lock = threading.Lock()
-        self._label, self._total, self._done, self._shown = "", 1, 0, 0
+        self._label, self._unit, self._total, self._done, self._shown = "", "", 1, 0, 0
 
     def step(self, text: str) -> None:
         """A stage begins: one line."""
@@ -68,13 +68,13 @@ class Output(Progress):
 
     def start(self, label: str, total: int, unit: str) -> None:
         """A counted stage: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
-        self._label, self._total, self._done, self._shown = label, max(total, 1), 0, 0
+        self._label, self._unit, self._total, self._done, self._shown = label, unit, max(total, 1), 0, 0
         if self._live:
-            self._bars = _bars(self._err)
+            self._bars = _bars(self._err, unit)
             self._bars.add_task(label, total=self._total)
             self._bars.start()
         else:
-            self.step(f"{label} ({size(total)})")
+            self.step(f"{label} ({self._amount(total)})")
 
     def advance(self, amount: int) -> None:
         """Move the bar, or say each further quarter in a plain line."""
@@ -94,8 +94,7 @@ class Output(Progress):
             elapsed = self._bars.tasks[0].finished_time or self._bars.tasks[0].elapsed or 0
             self._bars.stop()
             self._bars = None
-            done = f"{self._label} ({size(self._done)}"
-            self.step(f"{done} in {elapsed:.1f} s)")
+            self.step(f"{self._label} ({self._amount(self._done)} in {elapsed:.1f} s)")
 
     def result(self, text: str = "") -> None:
         """A line of the result: on stdout, unless stdout is for JSON."""
@@ -136,6 +135,9 @@ class Output(Progress):
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+
+    def _amount(self, count: float) -> str:
+        return size(count) if self._unit == "bytes" else f"{count:,.0f} {self._unit}"
 
     def _line(self, mark: str, style: str, text: str) -> None:
         line = Text()
@@ -186,14 +188,16 @@ def reporting(*, quiet: bool = False, json: bool = False, debug: bool = False) -
         raise typer.Exit(1) from None
 
 
-def _bars(console: Console) -> Bars:
+def _bars(console: Console, unit: str) -> Bars:
     from rich import progress  # not needed for --help, which should be there at once
 
+    counts: list[progress.ProgressColumn] = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    if unit != "bytes":
+        counts = [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
     return progress.Progress(
         progress.TextColumn("[cyan]›[/] {task.description}"),
         progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
+        *counts,
         progress.TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -10,6 +10,7 @@ import typer
 
 from hfcart.cli._output import Output, reporting, size
 from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, PUBLISHING, QUIET
+from hfcart.cli.eval import show_results
 from hfcart.methods import METHODS
 
 if TYPE_CHECKING:
@@ -89,6 +90,15 @@ def merge(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    full_clip: Annotated[
+        bool | None,
+        typer.Option(
+            "--full-clip",
+            help="Write a whole CLIPModel for zero-shot classification: the base's text tower, projections and "
+            "tokenizer around the merged tower.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     allow_distant: Annotated[
         bool | None,
         typer.Option(
@@ -119,6 +129,15 @@ def merge(
     ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Such as 5GB (the default) or 500MB.", rich_help_panel=_OUTPUT)
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            metavar="NAMES",
+            help="Then measure the result on these tasks (as hfcart eval --tasks), and put the numbers on its card.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=_OUTPUT)
@@ -167,6 +186,7 @@ def merge(
             "base": base,
             "qkv": qkv,
             "with_projection": with_projection,
+            "full_clip": full_clip,
             "allow_distant": allow_distant,
             "out": out,
             "overwrite": overwrite,
@@ -176,6 +196,7 @@ def merge(
             "private": private or None,
             "create_pr": create_pr or None,
             "commit_message": commit_message,
+            "eval": tasks,
             "device": device,
             "workers": workers,
             "stream": stream,
@@ -186,10 +207,12 @@ def merge(
 
             _show_plan(plan_only(asked, output), output)
             return
-        from hfcart.merger import run_merge
+        from hfcart.run import run_merge
 
-        record, published = run_merge(asked, output)
-        _show_result(asked, record, published, output)
+        done = run_merge(asked, output)
+        _show_result(asked, done.record, done.published, output)
+        if done.results is not None:
+            show_results(done.results, output)
 
 
 def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
@@ -234,6 +257,7 @@ def _show_plan(plan: Plan, output: Output) -> None:
         ("method", plan.method.title + (f", {settings}" if settings else "")),
         ("tensors", f"{len(plan.shapes)} ({plan.parameters:,} parameters)"),
         ("through the SVD", f"{plan.low_rank_groups} matrices of each source"),
+        *([("copied from the base", _copied(plan))] if plan.parts else []),
         ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
         ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({len(plan.layout.sizes)} file(s))"),
         ("memory, about", f"{size(plan.peak_bytes(workers))} at the peak, with {workers} worker(s)"),
@@ -241,19 +265,29 @@ def _show_plan(plan: Plan, output: Output) -> None:
     output.table(["plan", ""], facts)
 
 
+def _copied(plan: Plan) -> str:
+    groups = [group for group in plan.groups if group.copied]
+    count = sum(plan.group_elements(group) for group in groups)
+    return f"{len(groups)} of the tensors ({count:,} parameters) and the tokenizer, for a CLIPModel"
+
+
 def _show_result(recipe: Recipe, record: MergeRecord, published: Published | None, output: Output) -> None:
     if output.json:
         output.data(record.to_json())
     energies = [t.energy for t in record.tensors if t.energy is not None]
     kept = f", {sum(energies) / len(energies):.0%} of the task vectors' energy kept" if energies else ""
+    place = str(recipe.folder) if published is None else recipe.push_to
+    load = f'{record.model_class}.from_pretrained("{place}")'
+    if record.model_class == "CLIPModel":
+        load = f'pipeline("zero-shot-image-classification", model="{place}")'
     output.result()
     output.result(f"Merged {len(record.sources)} towers with {record.method.name}{kept}: {recipe.folder}")
     output.result(f"  card     {recipe.folder / 'README.md'}")
     if published is None:
-        output.result(f'  load     {record.model_class}.from_pretrained("{recipe.folder}")')
+        output.result(f"  load     {load}")
         output.result(f"  publish  hfcart push {shlex.quote(str(recipe.folder))} --to user/name")
     else:
-        output.result(f'  load     {record.model_class}.from_pretrained("{recipe.push_to}")')
+        output.result(f"  load     {load}")
         output.result(f"  verify   hfcart verify {recipe.push_to}")
         output.result(f"  online   {published.pull_request or published.url}")
     if output.quiet:

@@ -3,23 +3,45 @@
 The only package that imports huggingface_hub.
 """
 
+from hfcart.hub._assets import assets
+from hfcart.hub._benchmarks import BenchmarkTask, benchmark_result, benchmark_tasks
 from hfcart.hub._calls import set_notifier
+from hfcart.hub._datasets import (
+    PinnedDataset,
+    cache_folder,
+    call_datasets,
+    dataset_failure,
+    pin_dataset,
+    read_dataset_file,
+)
+from hfcart.hub._files import publish_files
 from hfcart.hub._publish import Published, Target, check_target, publish, publishable, validate_card
 from hfcart.hub._read import RepoFile, Snapshot, cached, fetch, read_bytes, read_small, resolve, split_ref
 from hfcart.hub._store import HubStore
 
 __all__ = [
+    "BenchmarkTask",
     "HubStore",
+    "PinnedDataset",
     "Published",
     "RepoFile",
     "Snapshot",
     "Target",
+    "assets",
+    "benchmark_result",
+    "benchmark_tasks",
+    "cache_folder",
     "cached",
+    "call_datasets",
     "check_target",
+    "dataset_failure",
     "fetch",
+    "pin_dataset",
     "publish",
+    "publish_files",
     "publishable",
     "read_bytes",
+    "read_dataset_file",
     "read_small",
     "resolve",
     "set_notifier",

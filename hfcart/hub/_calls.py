@@ -75,7 +75,7 @@ def call(what: str, fn: Callable[[], T], *, repo: str = "", stop: threading.Even
     Args:
         what: the work, as in "Resolving user/name"; begins every message.
         fn: a call of the client. HfcartErrors that it raises go straight through.
-        repo: `user/name`, for messages.
+        repo: `user/name`, or `datasets/user/name`; for messages.
         stop: set it to end a wait early and not try again.
 
     Raises:
@@ -178,15 +178,15 @@ def detail(error: BaseException) -> str:
 def meaning(what: str, error: BaseException, repo: str, tries: int = 1) -> HfcartError:
     """The HfcartError that a failure of the client means after so many tries."""
     error = root(error)
-    status, page = status_of(error), f"{constants.ENDPOINT}/{repo}"
+    status, page, name = status_of(error), f"{constants.ENDPOINT}/{repo}", repo.removeprefix("datasets/")
     if isinstance(error, client.GatedRepoError):  # a RepositoryNotFoundError as well: it goes first
         return AccessError(
-            f"{what}: {repo} is gated, and this account has not been let in.",
+            f"{what}: {name} is gated, and this account has not been let in.",
             hint=f"Log in and accept the conditions at {page}, then {_LOGIN}",
         )
     if isinstance(error, client.RevisionNotFoundError):
         listed = f"Its branches and tags are listed at {page}/tree/main."
-        return RevisionNotFoundError(f"{what}: {repo} has no such revision.", hint=listed)
+        return RevisionNotFoundError(f"{what}: {name} has no such revision.", hint=listed)
     if isinstance(error, client.EntryNotFoundError):
         return SourceError(f"{what}: the file is not there any more.", hint=f"Look at {page}/tree/main.")
     if status == 401 and get_token() is not None:
@@ -195,8 +195,9 @@ def meaning(what: str, error: BaseException, repo: str, tries: int = 1) -> Hfcar
             hint="Run `hf auth login` for a new one. HF_TOKEN, where it is set, goes before the stored one.",
         )
     if isinstance(error, client.RepositoryNotFoundError):
+        named = f"dataset {name}" if name != repo else f"model repo {name}"
         return RepoNotFoundError(
-            f"{what}: there is no model repo {repo}, or it is private and this account may not see it.",
+            f"{what}: there is no {named}, or it is private and this account may not see it.",
             hint=f"Check the spelling at {page}. If it is private, {_LOGIN}",
         )
     if status in (401, 403) or isinstance(error, client.OIDCError | client.DeviceCodeError):

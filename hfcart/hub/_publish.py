@@ -33,7 +33,12 @@ DOTTED = (".gitattributes", ".eval_results")  # the only names with a leading do
 WEIGHTS = (
     *("*.safetensors", "pytorch_model*.bin", "model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt"),
     *("tf_model*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.index.json", "adapter_config.json"),
+    # A tokenizer belongs to the text tower beside which it lay.
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
+    *("added_tokens.json", "processor_config.json"),
 )
+# What hfcart writes of an evaluation: it is of one set of weights.
+RESULTS = ("results.json", "results/confusion-*.csv", ".eval_results/hfcart-*.yaml", "figures/accuracy.png")
 
 
 @dataclass(frozen=True)
@@ -171,8 +176,9 @@ def publish(
 ) -> Published:
     """Publish a folder in one commit on top of `target.head`; create the repo if need be. Safe to repeat.
 
-    The same commit deletes weight files and indexes of the target that the folder lacks: an old
-    model.safetensors beside new shards is what from_pretrained would load.
+    The same commit deletes weight files and indexes of the target that the folder lacks (an old
+    model.safetensors beside new shards is what from_pretrained would load), and hfcart's results of an older
+    evaluation, which the Hub would show for the new weights.
 
     Args:
         folder: its regular files are published; no links, and nothing with a leading dot but DOTTED.
@@ -202,7 +208,7 @@ def publish(
         if _holds(target.repo, head, local):
             return Published(url, head, None, changed=False)
         added = call(f"Reading {folder.name}", lambda: [CommitOperationAdd(path, folder / path) for path in paths])
-        gone = [CommitOperationDelete(path) for path in sorted(there - local.keys()) if _is_weight(path)]
+        gone = [CommitOperationDelete(path) for path in sorted(there - local.keys()) if _is_stale(path)]
         commit = _Commit(target.repo, head, [*added, *gone], local, message, create_pr)
         made, pull_request = call(commit.what, commit.send, repo=target.repo)
         return Published(url, made, pull_request)
@@ -220,8 +226,12 @@ def publishable(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _is_weight(path: str) -> bool:
-    return any(fnmatch.fnmatchcase(path.rsplit("/", 1)[-1], pattern) for pattern in WEIGHTS)
+def _is_stale(path: str) -> bool:
+    """Whether a file may not stay beside new weights that do not bring it: other weights, and results of others."""
+    name = path.rsplit("/", 1)[-1]
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in WEIGHTS) or any(
+        fnmatch.fnmatchcase(path, pattern) for pattern in RESULTS
+    )
 
 
 def _digests(path: Path) -> tuple[str, str]:
@@ -234,14 +244,14 @@ def _digests(path: Path) -> tuple[str, str]:
     return lfs.hexdigest(), git.hexdigest()
 
 
-def _holds(repo: str, commit: str, local: dict[str, tuple[str, str]]) -> bool:
-    """Whether a commit holds all the local files as they are, and no other weights."""
+def _holds(repo: str, commit: str, local: dict[str, tuple[str, str]], *, whole: bool = True) -> bool:
+    """Whether a commit holds all the local files as they are and, if they are the whole, nothing stale beside them."""
     there = {entry["path"]: entry for entry in tree(repo, commit)}
     for path, (lfs, git) in local.items():
         entry = there.pop(path, {"oid": None})
         if (entry["lfs"]["oid"] != lfs) if entry.get("lfs") else (entry["oid"] != git):
             return False
-    return not any(_is_weight(path) for path in there)
+    return not (whole and any(_is_stale(path) for path in there))
 
 
 def _create(repo: str, private: bool) -> str:
@@ -264,6 +274,7 @@ class _Commit:
     local: dict[str, tuple[str, str]]
     message: str
     create_pr: bool
+    whole: bool = True
     sent: bool = False
 
     @property
@@ -301,7 +312,7 @@ class _Commit:
         head = str(info(self.repo).sha)
         if head == self.parent:
             return None
-        if _holds(self.repo, head, self.local):
+        if _holds(self.repo, head, self.local, whole=self.whole):
             return head
         moved = f"main was at {self.parent[:12]}, now it is at {head[:12]}"
         raise PublishError(f"{self.what}: it has changed since it was checked; {moved}.")

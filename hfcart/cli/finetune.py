@@ -1,0 +1,166 @@
+"""`hfcart finetune`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hfcart.cli._output import Output, reporting
+from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, PUBLISHING, QUIET
+
+if TYPE_CHECKING:
+    from hfcart.finetune.recipe import FinetuneRecipe
+    from hfcart.hub import Published
+    from hfcart.records import FinetuneRecord
+
+_TRAINING, _OUTPUT, _MACHINE = "Training", "Output", "Machine"
+
+
+def finetune(
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE", help="The CLIP model whose vision tower is trained: user/name[@revision], or a folder."
+        ),
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task",
+            metavar="NAME",
+            help="A task, a group or a task card's path (hfcart tasks lists them). Several train one tower jointly.",
+        ),
+    ],
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate. Default: 1e-5.", rich_help_panel=_TRAINING)
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of every parameter. Default: 0.1.", rich_help_panel=_TRAINING)
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Linear warm-up before the cosine. Default: 500, at most a quarter of the steps.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Default: 2000.", rich_help_panel=_TRAINING)] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images a step, over all processes. Default: 128.", rich_help_panel=_TRAINING),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the order of the images. Default: 0.", rich_help_panel=_TRAINING)
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|float32|bfloat16",
+            help="Of the forward pass. Default: bfloat16 on a GPU that has it, else float32.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    max_grad_norm: Annotated[
+        float | None,
+        typer.Option(help="Scale larger gradients down to this norm; 0: never. Default: 1.", rich_help_panel=_TRAINING),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where to write. Default: the name in --push-to, else ./finetuned.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output folder or repo that exists.", rich_help_panel=_OUTPUT)
+    ] = False,
+    save_every: Annotated[
+        int | None,
+        typer.Option(metavar="STEPS", help="Between two checkpoints. Default: 100.", rich_help_panel=_OUTPUT),
+    ] = None,
+    push_to: Annotated[
+        str | None,
+        typer.Option(metavar="USER/NAME", help="Publish the result there, in one commit.", rich_help_panel=PUBLISHING),
+    ] = None,
+    private: PRIVATE = False,
+    create_pr: CREATE_PR = False,
+    commit_message: MESSAGE = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to train. Default: auto.", rich_help_panel=_MACHINE),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that decode images. Default: one a core, at most 8.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None,
+    quiet: QUIET = False,
+    json: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """Fine-tune a CLIP vision tower on one task, or on several jointly, with the text side frozen.
+
+    A killed training goes on when the same command is run again. Several processes:
+    accelerate launch -m hfcart finetune ...
+
+    Example:  hfcart finetune openai/clip-vit-base-patch32 --task sun397 --push-to user/clip-sun397
+    """
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports
+    with reporting(quiet=quiet or not first, json=json and first, debug=debug) as output:
+        from hfcart.finetune.recipe import make
+
+        given: dict[str, Any] = {
+            "base": base,
+            "tasks": tuple(task),
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "warmup": warmup,
+            "steps": steps,
+            "batch_size": batch_size,
+            "seed": seed,
+            "precision": precision,
+            "max_grad_norm": max_grad_norm,
+            "out": out,
+            "overwrite": overwrite,
+            "save_every": save_every,
+            "push_to": push_to,
+            "private": private,
+            "create_pr": create_pr,
+            "commit_message": commit_message,
+            "device": device,
+            "workers": workers,
+        }
+        recipe = make({key: value for key, value in given.items() if value is not None})
+        from hfcart.finetune.loop import run_finetune
+
+        record, published = run_finetune(recipe, output)
+        if first:
+            _show_result(recipe, record, published, output)
+
+
+def _show_result(recipe: FinetuneRecipe, record: FinetuneRecord, published: Published | None, output: Output) -> None:
+    if output.json:
+        output.data(record.to_json())
+    method, tasks = record.method, ",".join(task.task for task in record.tasks)
+    losses = f"training loss {method.first_loss:.4f} to {method.last_loss:.4f}"
+    folder = shlex.quote(str(recipe.folder))
+    output.result()
+    output.result(f"Fine-tuned {record.sources[0].label} on {tasks}, {losses}: {recipe.folder}")
+    output.result(f"  card     {recipe.folder / 'README.md'}")
+    if published is None:
+        output.result(f'  load     {record.model_class}.from_pretrained("{recipe.folder}")')
+        output.result(f"  measure  hfcart eval {folder} --tasks {tasks}")
+        output.result(f"  publish  hfcart push {folder} --to user/name")
+    else:
+        output.result(f'  load     {record.model_class}.from_pretrained("{recipe.push_to}")')
+        output.result(f"  measure  hfcart eval {recipe.push_to} --tasks {tasks}")
+        output.result(f"  online   {published.pull_request or published.url}")
+    if output.quiet:
+        output.essential(published.pull_request or published.url if published else str(recipe.folder))

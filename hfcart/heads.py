@@ -1,0 +1,245 @@
+"""Zero-shot heads: class names and prompts through the text side of the CLIP model that a tower comes from.
+
+A head fits one base. ViT-B/16's projection has the shape of ViT-B/32's and scores its towers at random, without an
+error anywhere: so the base is found from what the tower says of itself, and held against it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from hfcart.architecture import differences
+from hfcart.errors import CorruptFileError, MismatchError, SourceError, UsageError
+from hfcart.full_clip import read_base_parts
+from hfcart.merged import MAX_RECORD, RECORD, read_record
+from hfcart.names import PROJECTION
+from hfcart.preprocessor import clip_default, read_preprocessor
+from hfcart.progress import Progress, Within
+from hfcart.records import Architecture, SourceRecord
+from hfcart.sources import known_base
+from hfcart.tasks import TaskCard
+from hfcart.towers import LoadedTower, opened, read_tensor
+from hfcart.tuned import is_finetune_record, read_finetune_record
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModelWithProjection
+
+Head = Float[torch.Tensor, "classes dim"]
+_PROMPTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Base:
+    """The CLIP model that towers were fine-tuned from: what turns their features into scores.
+
+    Attributes:
+        label: `user/name`, or a folder's base name.
+        ref: what opens it again at the same commit.
+        source: its pin and the digests of its weights.
+        architecture: of its vision tower.
+        projection: visual_projection.weight, float32.
+        logit_scale: what CLIP multiplies cosines by, about 100.
+        preprocessor: its image preprocessing, CLIP's own if it states none.
+        text_config: the checked config of its text tower.
+        tokenizer: file name -> bytes.
+    """
+
+    label: str
+    ref: str
+    source: SourceRecord
+    architecture: Architecture
+    projection: Float[torch.Tensor, "dim width"]
+    logit_scale: float
+    preprocessor: dict[str, Any]
+    text_config: dict[str, Any]
+    tokenizer: dict[str, bytes]
+
+    @property
+    def key(self) -> str:
+        """Its commit, or the digest of a local folder's weights: what its cached heads are kept under."""
+        return self.source.commit or self.source.sha256
+
+
+def open_base(ref: str, progress: Progress) -> Base:
+    """A CLIP model as a base: pinned and checked. Of its weights only the projection is read, if that is possible.
+
+    Args:
+        ref: a Hub repo (`user/name`, `user/name@revision`) or a folder that holds a whole CLIPModel.
+        progress: told of each stage.
+
+    Raises:
+        SourceError: it is gone, holds a vision tower only, or is damaged.
+    """
+    with opened(ref, progress, whole=False) as tower:
+        parts = read_base_parts(tower)
+        size = tower.architecture.image_size
+        return Base(
+            label=tower.label,
+            ref=f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else ref,
+            source=tower.source,
+            architecture=tower.architecture,
+            projection=read_tensor(tower, parts.tensors[PROJECTION]),
+            logit_scale=float(read_tensor(tower, parts.tensors["logit_scale"]).exp()),
+            preprocessor=read_preprocessor(tower.store, size) or clip_default(size),
+            text_config={**parts.text_config, "projection_dim": tower.architecture.projection_dim},
+            tokenizer=parts.tokenizer,
+        )
+
+
+def base_of(tower: LoadedTower) -> str:
+    """The CLIP model that a tower says it comes from: itself, its record's, its card's, else the one of its shape.
+
+    Raises:
+        UsageError: nothing tells.
+    """
+    if tower.is_clip:
+        return f"{tower.source.repo}@{tower.source.commit}" if tower.source.repo else _folder(tower)
+    data = tower.store.small(RECORD, MAX_RECORD)
+    stated = {tower.source.facts.base_models}
+    if data is not None and is_finetune_record(data):
+        base = read_finetune_record(data, f"{tower.label}/{RECORD}").sources[0]
+        if base.repo:
+            return f"{base.repo}@{base.commit}"
+    elif data is not None:
+        record = read_record(data, f"{tower.label}/{RECORD}")
+        if record.base is not None and record.base.repo:
+            return f"{record.base.repo}@{record.base.commit}"
+        stated = {source.facts.base_models for source in record.sources}
+    if len(stated) == 1 and len(only := stated.pop()) == 1:
+        return only[0]
+    known = known_base(tower.architecture)
+    if known is None:
+        raise UsageError(
+            f"Neither the record nor the card nor the shape of {tower.label} tells which CLIP model it comes from.",
+            hint="Give it: --base user/name",
+        )
+    return known
+
+
+def _folder(tower: LoadedTower) -> str:
+    return str(tower.store.fetch("config.json").parent)
+
+
+def check_base(tower: LoadedTower, base: Base, progress: Progress) -> None:
+    """Hold a base against a tower: width, patch, layers and everything else that shapes its features.
+
+    The projection's size is held against a projection of the tower's own: without one, what its config says of it
+    (transformers' default, often) decides nothing.
+
+    Raises:
+        MismatchError: a row for every difference.
+    """
+    rows = differences(tower.architecture, base.architecture, projection=tower.projection is not None)
+    if rows:
+        raise MismatchError(
+            f"{base.label} is not the CLIP model that {tower.label} comes from: its head would score at random.",
+            [(tower.label, *row) for row in rows],
+            hint="Give the right one: --base user/name",
+        )
+    own = tower.projection
+    if own is not None and not (own.shape == base.projection.shape and torch.allclose(own, base.projection, atol=1e-4)):
+        progress.warn(
+            f"{tower.label} holds a visual projection of its own, which is not that of {base.label}: "
+            "the base's is used, as everywhere in this benchmark."
+        )
+
+
+def make_head(base: Base, task: TaskCard, progress: Progress) -> Head:
+    """One unit vector a class: every prompt's text embedding normalised, their mean normalised again.
+
+    (Radford et al. 2021, section 3.1.4: an ensemble over the embedding space.) Kept on disk by the base's commit
+    and what decides the head: prompts and class names.
+
+    Args:
+        base: opened.
+        task: its class names and prompts, in label order.
+        progress: told when a head has to be computed.
+
+    Raises:
+        SourceError: the base's text tower cannot be read.
+    """
+    path = _cached(base, task)
+    head = _read(path, len(task.classnames), base.projection.shape[0])
+    if head is None:
+        progress.step(f"Computing the zero-shot head of {task.title} with {base.label}")
+        head = _compute(base, task, Within(progress))
+        _write(path, head)
+    return head
+
+
+def _cached(base: Base, task: TaskCard) -> Path:
+    from hfcart import hub
+
+    tokenizer = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(base.tokenizer.items())}
+    decides = [base.key, base.source.sha256, base.text_config, tokenizer, task.templates, task.classnames]
+    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+    return hub.assets("heads") / base.key / f"{task.id}-{digest[:32]}.safetensors"
+
+
+def _read(path: Path, classes: int, dim: int) -> Head | None:
+    try:
+        with safe_open(path, "pt") as file:
+            head: torch.Tensor = file.get_tensor("head")
+    except (OSError, SafetensorError):
+        return None
+    unit = head.shape == (classes, dim) and bool(((head.norm(dim=1) - 1).abs() < 1e-3).all())
+    return head if unit else None
+
+
+def _write(path: Path, head: Head) -> None:
+    """Whole or not at all. A cache that cannot be written is no reason to fail."""
+    half = path.with_name(f"{path.name}.{id(head)}.half")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half.write_bytes(save({"head": head}))
+        half.replace(path)
+    except OSError:
+        half.unlink(missing_ok=True)
+
+
+def _compute(base: Base, task: TaskCard, progress: Progress) -> Head:
+    from hfcart.clip import text_features, tokenizer
+
+    model = _text_model(base, progress)
+    try:
+        encode = tokenizer(base.tokenizer, base.text_config["max_position_embeddings"])
+    except Exception as error:  # a broken tokenizer.json raises bare Exceptions
+        raise CorruptFileError(f"{base.label}: its tokenizer cannot be read ({type(error).__name__}).") from None
+    prompts = [prompt for label in range(len(task.classnames)) for prompt in task.prompts(label)]
+    rows = []
+    progress.start(f"{task.title}: prompts", len(prompts), "prompts")
+    for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+        some = prompts[start : start + _PROMPTS_AT_ONCE]
+        tokens = encode(some)
+        if int(tokens.max()) >= base.text_config["vocab_size"]:
+            raise CorruptFileError(
+                f"{base.label}: its tokenizer gives token {int(tokens.max())}, its text tower knows "
+                f"{base.text_config['vocab_size']}.",
+                hint="Name a revision where they belong together: --base user/name@revision",
+            )
+        rows.append(torch.nn.functional.normalize(text_features(model, tokens), dim=-1))
+        progress.advance(len(some))
+    progress.finish()
+    means = torch.cat(rows).reshape(len(task.classnames), len(task.templates), -1).mean(dim=1)
+    head = torch.nn.functional.normalize(means, dim=-1)
+    if not bool(torch.isfinite(head).all()):
+        raise SourceError(f"{base.label}: its text tower gives NaN or Inf for the prompts of {task.title}.")
+    return head.clone()  # no inference tensor: fine-tuning takes gradients through it
+
+
+def _text_model(base: Base, progress: Progress) -> CLIPTextModelWithProjection:
+    from hfcart.clip import text_model
+
+    with opened(base.ref, progress) as tower:
+        parts = read_base_parts(tower).tensors
+        tensors = {name: read_tensor(tower, spec) for name, spec in parts.items() if name.startswith("text_")}
+    return text_model(base.text_config, tensors)

@@ -1,0 +1,241 @@
+"""An evaluation as files: results.json, confusion matrices, the figure, and the card written anew.
+
+results.json may be anybody's: `read_results` believes nothing of it that it cannot check.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from hfcart.card import render_card
+from hfcart.errors import OutputError, VerifyError
+from hfcart.finetune_card import render_finetune_card
+from hfcart.merged import MAX_RECORD, RECORD
+from hfcart.progress import Progress
+from hfcart.reader import strict_json
+from hfcart.records import RECORD_FORMAT, EvalRecord, FinetuneRecord, MergeRecord
+from hfcart.repo_id import is_repo_id
+from hfcart.results.check import faults
+from hfcart.results.confusion import FOLDER, Confusion, confusion_csv, confusion_name, matrices_among
+from hfcart.scores import belongs
+from hfcart.tuned import read_any
+from hfcart.writer import explain_os_errors
+
+Record = MergeRecord | FinetuneRecord
+
+RESULTS = "results.json"
+FIGURE = "figures/accuracy.png"
+CARD = "README.md"
+MAX_RESULTS = 20_000_000  # bytes; twenty tasks of a thousand classes take two millions
+# Where a card speaks of its own repo: how to load the tower, or to repeat the merge.
+_CARD_OF = re.compile(r'^tower = "([^"\s]{3,200})"$|^hf download (\S{3,200}) recipe\.yaml ', re.MULTILINE)
+
+
+def read_results(data: bytes, where: str) -> EvalRecord:
+    """Parse and check a results.json: types, ranges, counts that agree, commits, digests, names of one plain line.
+
+    Args:
+        data: the file's bytes.
+        where: its name in messages.
+
+    Raises:
+        VerifyError: it is not an evaluation of a format this release reads; the sentence says what is wrong.
+    """
+    hint = "Evaluate again with `hfcart eval`, which writes a new one."
+    if len(data) > MAX_RESULTS:
+        raise VerifyError(f"{where} has {len(data):,} bytes, expected at most {MAX_RESULTS:,}.", hint=hint)
+    try:
+        found = strict_json(data)
+        if isinstance(found, dict) and type(number := found.get("format")) is int and number > RECORD_FORMAT:
+            raise VerifyError(
+                f"{where} has format {number}, this hfcart reads format {RECORD_FORMAT}.",
+                hint="Update hfcart: pip install -U hfcart",
+            )
+        record = TypeAdapter(EvalRecord).validate_json(data, strict=True)
+        if strict_json(record.to_json().encode()) != found:
+            raise ValueError("fields that no evaluation writes")
+    except (ValueError, ValidationError, RecursionError):
+        raise VerifyError(f"{where} is not an evaluation by hfcart.", hint=hint) from None
+    if wrong := next(faults(record), None):
+        raise VerifyError(f"{where} is not an evaluation by hfcart: {wrong}.", hint=hint)
+    return record
+
+
+def results_files(record: EvalRecord, confusions: Mapping[str, Confusion]) -> dict[str, bytes]:
+    """results.json and the confusion matrices, by their names relative to the folder.
+
+    Args:
+        record: the evaluation.
+        confusions: task -> its confusion matrix; tasks that are left out get no file.
+
+    Raises:
+        ValueError: a matrix that does not agree with the record.
+    """
+    matrices = {
+        confusion_name(result.task): confusion_csv(result, confusions[result.task])
+        for result in record.results
+        if result.task in confusions
+    }
+    return {RESULTS: record.to_json().encode(), **matrices}
+
+
+def write_results(
+    folder: Path, record: EvalRecord, confusions: Mapping[str, Confusion], progress: Progress | None = None
+) -> None:
+    """Write an evaluation into a folder: results.json, results/confusion-<task>.csv and figures/accuracy.png.
+
+    In a folder that hfcart made the card is written anew as well, if the results are of its weights and
+    nobody has edited the card. Every file is replaced as a whole; results.json comes last, so that it is never
+    there without the rest, and the same call again finishes what an interrupted one left.
+
+    Args:
+        folder: an existing folder or a new one.
+        record: the evaluation.
+        confusions: task -> its confusion matrix.
+        progress: told of a card that is left alone.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+        ValueError: a matrix that does not agree with the record.
+    """
+    from hfcart.plots import draw_accuracy  # matplotlib takes a second that readers of results need not spend
+
+    progress = progress or Progress()
+    files = results_files(record, confusions)
+    results = files.pop(RESULTS)
+    earlier = _earlier_in(folder)
+    warn_of_lost(earlier, record, progress)
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in matrices_among(f"{FOLDER}/{path.name}" for path in (folder / FOLDER).glob("*.csv")):
+            if name not in files:
+                (folder / name).unlink()
+        for name, data in files.items():
+            replace(folder / name, data)
+        draw_accuracy(record, folder)
+        _refresh_card(folder, record, earlier, progress)
+        replace(folder / RESULTS, results)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file under another name and rename it: whoever looks sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def warn_of_lost(earlier: EvalRecord | None, record: EvalRecord, progress: Progress) -> None:
+    """Say which tasks an evaluation drops that an earlier one of the same weights had."""
+    if earlier is None or earlier.weights_sha256 != record.weights_sha256:
+        return
+    new = {result.task for result in record.results}
+    if lost := [result.task for result in earlier.results if result.task not in new]:
+        progress.warn(
+            f"These results replace earlier ones, which had {', '.join(lost)} as well. "
+            "To have all tasks, evaluate them together."
+        )
+
+
+def results_in(folder: Path) -> EvalRecord | None:
+    """The results that a folder holds, None if it holds none. Raises VerifyError if they cannot be believed."""
+    path = folder / RESULTS
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_RESULTS:
+        raise VerifyError(f"{path} has {path.stat().st_size:,} bytes, expected at most {MAX_RESULTS:,}.")
+    return read_results(path.read_bytes(), str(path))
+
+
+def _earlier_in(folder: Path) -> EvalRecord | None:
+    try:
+        return results_in(folder)
+    except VerifyError:
+        return None
+
+
+def _refresh_card(folder: Path, record: EvalRecord, earlier: EvalRecord | None, progress: Progress) -> None:
+    made = _record_in(folder)
+    if made is None:
+        return
+    if not belongs(record, made):
+        progress.warn(
+            f"{folder.name}/{CARD} does not show these results: they were measured with other weights than those of "
+            f"the folder's {RECORD}."
+        )
+        return
+    path = folder / CARD
+    card = path.read_bytes().decode("utf-8", "replace") if path.is_file() else None
+    fresh = fresh_card(card, made, record, [earlier])
+    if fresh is None:
+        progress.warn(
+            f"{folder.name}/{CARD} was edited after hfcart wrote it, so it is left as it is. To have the accuracies on "
+            f"it, move it away, run the same command again, and copy your changes into the new {CARD}."
+        )
+        return
+    replace(path, fresh.encode())
+
+
+def _record_in(folder: Path) -> Record | None:
+    """The record of what made a folder; None if hfcart did not, or its record cannot be believed."""
+    path = folder / RECORD
+    try:
+        return read_any(path.read_bytes(), RECORD) if path.stat().st_size <= MAX_RECORD else None
+    except (OSError, VerifyError):
+        return None
+
+
+def fresh_card(
+    card: str | None,
+    record: Record,
+    results: EvalRecord | None,
+    earlier: Sequence[EvalRecord | None] = (),
+    repo: str | None = None,
+) -> str | None:
+    """The card written anew with these results, if the one that is there is hfcart's own.
+
+    Args:
+        card: the README.md that is there, None if there is none.
+        record: of the merge or the fine-tuning.
+        results: what the new card shows.
+        earlier: results that the old card may show.
+        repo: the Hub repo the new card speaks of; without it, the one that the old card speaks of, if any.
+
+    Returns:
+        The new card, or None if somebody has edited the old one.
+    """
+    if card is None:
+        return render_any(record, repo=repo, results=results)
+    found = _CARD_OF.search(card)
+    named = (found[1] or found[2]) if found else ""
+    spoken = named if is_repo_id(named, namespace=True) else None
+    known = {render_any(record, repo=spoken, results=shown) for shown in (None, results, *earlier)}
+    return render_any(record, repo=repo or spoken, results=results) if card in known else None
+
+
+def render_any(record: Record, *, repo: str | None, results: EvalRecord | None) -> str:
+    """The card of whatever hfcart made."""
+    if isinstance(record, FinetuneRecord):
+        return render_finetune_card(record, repo=repo, results=results)
+    return render_card(record, repo=repo, results=results)
+
+
+def refuse_other_weights(where: str, record: EvalRecord, found: str) -> None:
+    """Refuse to put results beside weights they were not measured with.
+
+    Raises:
+        OutputError: the digests differ.
+    """
+    if record.weights_sha256 != found:
+        raise OutputError(
+            f"The results are of weights with sha256 {record.weights_sha256[:12]}…, {where} holds {found[:12]}….",
+            hint="Evaluate what is there now, and publish those results.",
+        )

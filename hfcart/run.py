@@ -1,0 +1,98 @@
+"""`hfcart merge` from a recipe to the end: merge, measure if asked to, publish if asked to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hfcart.errors import HfcartError
+from hfcart.merger import merge_folder
+from hfcart.progress import Progress
+from hfcart.recipe import Recipe
+from hfcart.records import EvalRecord, MergeRecord
+from hfcart.tuned import commit_message
+from hfcart.writer import refuse_existing
+
+if TYPE_CHECKING:
+    from hfcart.hub import Published, Target
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a recipe: the merge, its results (None without `eval`), the commit (None without `push_to`)."""
+
+    record: MergeRecord
+    results: EvalRecord | None
+    published: Published | None
+
+
+def run_merge(recipe: Recipe, progress: Progress) -> Done:
+    """Merge, verify and write the folder; evaluate it and publish it in one commit, as far as the recipe says.
+
+    Raises:
+        HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
+        KeyboardInterrupt: with a note that says how to go on.
+    """
+    if recipe.eval:
+        from hfcart.tasks import read_tasks
+
+        read_tasks([recipe.eval])  # an unknown task is refused before the work
+    target = _target(recipe, progress) if recipe.push_to else None
+    record = merge_folder(recipe, progress)
+    results = _evaluated(recipe, progress) if recipe.eval else None
+    return Done(record, results, _published(recipe, target, record, progress) if target else None)
+
+
+def _target(recipe: Recipe, progress: Progress) -> Target:
+    refuse_existing(recipe.folder, overwrite=recipe.overwrite)
+    # The Hub's client takes time and memory that a merge of local folders need not spend.
+    from hfcart import hub
+
+    hub.set_notifier(progress.note)
+    progress.step(f"Checking write access to {recipe.push_to}")
+    return hub.check_target(
+        recipe.push_to or "", private=recipe.private, overwrite=recipe.overwrite, create_pr=recipe.create_pr
+    )
+
+
+def _evaluated(recipe: Recipe, progress: Progress) -> EvalRecord | None:
+    from hfcart.measure import run_measure
+    from hfcart.tasks import read_tasks
+
+    try:
+        base = recipe.base if isinstance(recipe.base, str) else None
+        done = run_measure(
+            str(recipe.folder), read_tasks([recipe.eval or ""]), base=base, device=recipe.device, progress=progress
+        )
+    except HfcartError as error:
+        then = f", then hfcart push {recipe.folder} --to {recipe.push_to}" if recipe.push_to else ""
+        go_on = f"The merge is complete in {recipe.folder}: hfcart eval {recipe.folder} --tasks {recipe.eval}{then}"
+        error.hint = f"{error.hint} {go_on}" if error.hint else go_on
+        raise
+    return done.record if done else None
+
+
+def _published(recipe: Recipe, target: Target, record: MergeRecord, progress: Progress) -> Published:
+    from hfcart import hub
+    from hfcart.publish import run_push
+
+    message = recipe.commit_message or commit_message(record)
+    if recipe.eval:  # the results go along, and the card that shows them
+        return run_push(
+            recipe.folder,
+            target.repo,
+            overwrite=recipe.overwrite,
+            private=recipe.private,
+            create_pr=recipe.create_pr,
+            message=message,
+            progress=progress,
+        )
+    progress.step(f"Publishing to {target.repo}")
+    return hub.publish(
+        recipe.folder,
+        target,
+        private=recipe.private,
+        create_pr=recipe.create_pr,
+        message=message,
+        overwrite=recipe.overwrite,
+    )

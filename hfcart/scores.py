@@ -1,0 +1,103 @@
+"""Accuracy of an evaluation: of a task, over tasks, with its interval. Pure arithmetic on the records."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hfcart.records import EvalRecord, FinetuneRecord, MergeRecord, Reference, TaskResult
+
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution: both sides together leave out 5 %
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over tasks, and what it rests on.
+
+    Attributes:
+        value: the mean; None if no task has the figure.
+        tasks: how many tasks it is over.
+        published: in how many of them the other tower's figure is a published one, not measured by the run.
+    """
+
+    value: float | None
+    tasks: int
+    published: int = 0
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927), which holds near 0 and 1 as well.
+
+    Args:
+        correct: successes, 0 to n.
+        n: trials, 0 or more.
+
+    Returns:
+        (low, high) in [0, 1]; (0, 1) for n = 0, where nothing is known.
+
+    Raises:
+        ValueError: counts that cannot be.
+    """
+    if not 0 <= correct <= n:
+        raise ValueError(f"{correct} of {n} are no counts")
+    if n == 0:
+        return 0.0, 1.0
+    share, spread = correct / n, _Z * _Z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    # At the ends the formula gives 0 and 1, and rounding may miss them by a bit.
+    return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
+
+
+def accuracy(result: TaskResult) -> float | None:
+    """Top-1 accuracy in [0, 1]; None if no image was scored."""
+    return result.correct / result.n if result.n else None
+
+
+def mean_accuracy(results: Iterable[TaskResult]) -> Mean:
+    """Mean of the tasks' accuracies, each task counting once however many images it has."""
+    values = [value for result in results if (value := accuracy(result)) is not None]
+    return Mean(_mean(values), len(values))
+
+
+def mean_reference(references: Iterable[Reference | None]) -> Mean:
+    """Mean of other towers' accuracies, over the tasks where there is one."""
+    known = [reference for reference in references if reference is not None]
+    published = sum(not reference.measured for reference in known)
+    return Mean(_mean([reference.accuracy for reference in known]), len(known), published)
+
+
+def normalised(results: Iterable[TaskResult]) -> Mean:
+    """Mean of accuracy / accuracy of the task's own individual tower, over the tasks where both are known.
+
+    1 means as good as one tower a task. `published` tells how many of the individual towers' accuracies were
+    not measured on these images: a mean of both kinds must say so.
+    """
+    pairs = [
+        (value / result.individual.accuracy, result.individual.measured)
+        for result in results
+        if (value := accuracy(result)) is not None and result.individual is not None and result.individual.accuracy > 0
+    ]
+    return Mean(_mean([ratio for ratio, _ in pairs]), len(pairs), sum(not measured for _, measured in pairs))
+
+
+def whole_test_split(result: TaskResult) -> bool:
+    """Whether this is a result to report as the tower's: all of the test split, no sample, no validation part."""
+    return result.part == "test" and not result.partial and result.n > 0
+
+
+def weights_sha256(digests: Sequence[str]) -> str:
+    """Digest of the weight files' digests (64 hex digits each, in name order), as in SourceRecord.sha256."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def belongs(results: EvalRecord, record: MergeRecord | FinetuneRecord) -> bool:
+    """Whether the results were measured with the very weights that this record's folder was written with."""
+    weights = [digest for name, digest in sorted(record.files.items()) if name.endswith(".safetensors")]
+    return bool(weights) and results.weights_sha256 == weights_sha256(weights)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

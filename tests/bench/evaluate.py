@@ -1,0 +1,159 @@
+"""Images per second of `hfcart eval` against the plain loop, in one run: one CLIPProcessor call an image, batch 128.
+
+    python tests/bench/evaluate.py [images]
+
+Both score the same JPEG files (500 x 375) with the same ViT-B/32 and head on this machine's CPU; the floor is the
+forward pass alone, over pixels that are ready. Prints ratios, how much a cosine moves with the batch it is computed
+in, and how many predictions bfloat16 changes.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers.utils import logging
+
+from hfcart.data import Example
+from hfcart.images import decode
+from hfcart.linalg import one_blas_thread
+from hfcart.pixels import normalised, to_pixels
+from hfcart.plan import default_workers
+from hfcart.preprocessor import clip_default
+from hfcart.progress import Progress
+from hfcart.scoring import TOO_CLOSE, Scorer, score
+
+BATCH, CLASSES = 32, 10
+FIELDS = clip_default(224)
+ROUNDS = 3
+
+
+class Pictures:
+    """A split whose images are in memory."""
+
+    def __init__(self, count: int) -> None:
+        rng = np.random.default_rng(0)
+        self.files = [self._jpeg(rng) for _ in range(count)]
+
+    @staticmethod
+    def _jpeg(rng: np.random.Generator) -> bytes:
+        coarse = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def examples(self, shard: int = 0, shards: int = 1, chunk: int = 32) -> Iterator[Example]:
+        for i, file in enumerate(self.files):
+            yield Example(i, file, i % CLASSES)
+
+
+def plain(files: list[bytes], model: CLIPVisionModel, projection: torch.Tensor, head: torch.Tensor) -> list[int]:
+    """What a script does: a processor call an image, batches of 128, torch's default threads."""
+    processor = CLIPImageProcessor()
+    out: list[int] = []
+    with torch.no_grad():
+        for start in range(0, len(files), 128):
+            images = [Image.open(io.BytesIO(file)).convert("RGB") for file in files[start : start + 128]]
+            pixels = torch.cat([processor(images=image, return_tensors="pt")["pixel_values"] for image in images])
+            features = torch.nn.functional.normalize(model(pixel_values=pixels).pooler_output @ projection.T, dim=-1)
+            out += (features @ head.T).argmax(dim=-1).tolist()
+    return out
+
+
+def floor(pixels: torch.Tensor, model: CLIPVisionModel, bfloat16: bool) -> None:
+    """The forward pass alone, in the batches and threads that hfcart uses."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def work(batch: torch.Tensor) -> None:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            model(pixel_values=batch)
+
+    with (
+        one_blas_thread(),
+        ThreadPoolExecutor(default_workers(), initializer=torch.set_num_threads, initargs=(1,)) as p,
+    ):
+        list(p.map(work, pixels.split(BATCH)))
+
+
+@torch.inference_mode()
+def spread_head(model: CLIPVisionModel, projection: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Classes as far apart as a trained CLIP's: an untrained tower maps all images to nearly one point."""
+    features = torch.nn.functional.normalize(model(pixel_values=pixels[:64]).pooler_output @ projection.T, dim=-1)
+    centred = features - features.mean(dim=0)
+    directions = torch.randn(CLASSES, len(centred)) @ torch.nn.functional.normalize(centred, dim=-1)
+    return torch.nn.functional.normalize(directions, dim=-1)
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    logging.set_verbosity_error()
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 128
+    torch.manual_seed(0)
+    model = CLIPVisionModel(CLIPVisionConfig(patch_size=32)).eval()
+    projection = torch.randn(512, 768) / 768**0.5
+    split = Pictures(count)
+    ready = normalised(torch.stack([to_pixels(decode(file), FIELDS) for file in split.files]), FIELDS)
+    head = spread_head(model, projection, ready)
+
+    def hfcart(precision: str) -> None:
+        scorer = Scorer(model, projection, FIELDS, device=torch.device("cpu"), precision=precision)
+        score(split, [scorer], head, batch_size=BATCH, workers=default_workers(), progress=Progress())  # type: ignore[arg-type]
+
+    ways: dict[str, Callable[[], object]] = {
+        "plain loop, float32, batch 128": lambda: plain(split.files, model, projection, head),
+        "hfcart, float32": lambda: hfcart("float32"),
+        "hfcart, bfloat16": lambda: hfcart("bfloat16"),
+        "forward alone, float32": lambda: floor(ready, model, False),
+        "forward alone, bfloat16": lambda: floor(ready, model, True),
+    }
+    times = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, work in ways.items():
+            times[name].append(timed(work))
+    base = statistics.median(times["plain loop, float32, batch 128"])
+    print(f"{count} JPEG files of 500 x 375, ViT-B/32, {CLASSES} classes; medians of {ROUNDS}")
+    for name, found in times.items():
+        middle = statistics.median(found)
+        print(f"  {name:<32} {count / middle:7.1f} images/s   {base / middle:5.2f} x the plain loop")
+    digits(model, projection, head, ready)
+
+
+@torch.inference_mode()
+def digits(model: CLIPVisionModel, projection: torch.Tensor, head: torch.Tensor, pixels: torch.Tensor) -> None:
+    """How far a cosine moves with its batch, and what bfloat16 does to predictions before near ties are repeated."""
+    scorer = Scorer(model, projection, FIELDS, device=torch.device("cpu"), precision="float32")
+    some = pixels[:64]
+    exact = scorer.features(some, "float64") @ head.double().T
+    for precision in ("float32", "bfloat16"):
+        found = [
+            torch.cat([scorer.features(part, precision) for part in some.split(size)]).double() @ head.double().T
+            for size in (1, 7, 32, 64)
+        ]
+        moved = max(float((one - other).abs().max()) for one in found for other in found)
+        wrong = max(float((one - exact).abs().max()) for one in found)
+        best = found[2].topk(2).values
+        near = float((best[:, 0] - best[:, 1] < TOO_CLOSE[precision]).double().mean())
+        flips = int((found[2].argmax(dim=1) != exact.argmax(dim=1)).sum())
+        print(
+            f"  {precision}: a cosine moves by {moved:.1e} with its batch and is off by {wrong:.1e} from float64; "
+            f"{flips} of {len(some)} predictions differ; {near:.0%} are near ties, scored again"
+        )
+
+
+if __name__ == "__main__":
+    main()

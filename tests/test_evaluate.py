@@ -1,0 +1,441 @@
+"""Evaluation against transformers itself: the same pixels, the same logits, the same accuracy; and one base only."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import image, png, write_clip, write_images
+from conftest import TOKEN, Run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionModel
+
+from hfcart.data import Example
+from hfcart.demo.hub import EmbeddedHub
+from hfcart.errors import MismatchError, NonFiniteError, SourceError, UsageError
+from hfcart.heads import base_of, check_base, make_head, open_base
+from hfcart.images import decode
+from hfcart.pixels import normalised, to_pixels
+from hfcart.preprocessor import clip_default
+from hfcart.progress import Progress
+from hfcart.scoring import Scorer, score
+from hfcart.tasks import TaskCard
+from hfcart.towers import LoadedTower, load_tower
+
+COLOURS = ["red", "green", "blue", "yellow"]
+CPU = torch.device("cpu")
+
+
+def card(repo: str = "user/images", name: str = "images") -> dict:
+    return {
+        "id": name,
+        "title": "Images",
+        "dataset": {"repo": repo},
+        "templates": ["a photo of {}.", "the colour {}", "{}!"],
+        "classnames": COLOURS,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads are cached in the Hub's cache, whose place the client read from the environment at import."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path_factory.mktemp("assets")))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip", 0)
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    resize=st.sampled_from([{"shortest_edge": 16}, {"shortest_edge": 20}, {"height": 16, "width": 16}]),
+    resample=st.sampled_from([0, 2, 3]),
+    crop=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_pixels_are_those_of_transformers(width, height, resize, resample, crop, seed):
+    """Any size, either way to resize, with and without a crop larger or smaller than the image."""
+    fields = clip_default(16) | {"size": resize, "resample": resample, "do_center_crop": crop}
+    rng = np.random.default_rng(seed)
+    picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    options = {k: v for k, v in fields.items() if k != "image_processor_type"}
+    theirs = CLIPImageProcessorPil(**options)(images=picture, return_tensors="pt")["pixel_values"]
+    ours = normalised(to_pixels(picture, fields)[None], fields)
+    assert ours.dtype == torch.float32 and ours.shape == theirs.shape
+    assert torch.allclose(ours, theirs, atol=2e-6)
+
+
+# --- heads ----------------------------------------------------------------------------------------------------------
+
+
+class Steps(Progress):
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.warnings: list[str] = []
+
+    def step(self, text: str) -> None:
+        self.steps.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def prompted(model: CLIPModel, words: CLIPTokenizer, task: TaskCard) -> torch.Tensor:
+    """The head restated: one prompt at a time, with transformers' own tokenizer and padding."""
+    rows = []
+    with torch.no_grad():
+        for label in range(len(task.classnames)):
+            each = []
+            for prompt in task.prompts(label):
+                tokens = words([prompt], padding="max_length", return_tensors="pt")
+                found = model.get_text_features(**tokens).pooler_output[0]
+                each.append(found / found.norm())
+            mean = torch.stack(each).mean(dim=0)
+            rows.append(mean / mean.norm())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
+def test_a_head_is_the_prompts_mean_direction(clip: Path, tmp_path: Path, files: str) -> None:
+    words = CLIPTokenizer.from_pretrained(clip)
+    if files != "tokenizer.json":  # as repos of older releases have it
+        folder = tmp_path / "old"
+        folder.mkdir()
+        for path in clip.iterdir():
+            if path.name != "tokenizer.json":
+                (folder / path.name).write_bytes(path.read_bytes())
+        vocab = sorted(words.get_vocab().items(), key=lambda item: item[1])
+        (folder / "vocab.json").write_text(json.dumps(dict(vocab)))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        clip = folder
+    task = TaskCard(**card())
+    head = make_head(open_base(str(clip), Progress()), task, Progress())
+    assert torch.allclose(head, prompted(CLIPModel.from_pretrained(clip), words, task), atol=1e-5)
+    assert float((head @ head.T - torch.eye(4)).abs().max()) > 1e-3  # four different directions, not one
+
+
+def test_logits_are_those_of_the_clip_model(clip: Path) -> None:
+    """One prompt a class, so that CLIPModel itself can say what they should be."""
+    task = TaskCard(**card() | {"templates": ["a photo of {}."]})
+    base, tower = open_base(str(clip), Progress()), load_tower(str(clip), Progress())
+    model, words = CLIPModel.from_pretrained(clip).eval(), CLIPTokenizer.from_pretrained(clip)
+    processor = CLIPImageProcessorPil.from_pretrained(clip)
+    pictures = [image(i % 4, i) for i in range(24)]
+    with torch.no_grad():
+        theirs = model(
+            **words([task.prompts(i)[0] for i in range(4)], padding=True, return_tensors="pt"),
+            **processor(images=pictures, return_tensors="pt"),
+        ).logits_per_image
+    scorer = Scorer(tower.model, base.projection, base.preprocessor, device=CPU, precision="float32")
+    pixels = normalised(torch.stack([to_pixels(p, base.preprocessor) for p in pictures]), base.preprocessor)
+    with torch.inference_mode():
+        ours = base.logit_scale * scorer.features(pixels, "float32") @ make_head(base, task, Progress()).T
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_head_is_computed_once_and_again_if_its_file_is_broken(clip: Path) -> None:
+    from hfcart import hub
+
+    base, task = open_base(str(clip), Progress()), TaskCard(**card())
+    first = Steps()
+    head = make_head(base, task, first)
+    assert any("Computing" in step for step in first.steps)
+    again = Steps()
+    assert torch.equal(make_head(base, task, again), head) and not again.steps
+    (kept,) = hub.assets("heads").rglob("*.safetensors")
+    for broken in (b"", b"\x00" * 64, kept.read_bytes()[:-8]):
+        kept.write_bytes(broken)
+        assert torch.equal(make_head(base, task, Steps()), head)
+    other = task.model_copy(update={"templates": ("{}",)})
+    told = Steps()
+    assert not torch.allclose(make_head(base, other, told), head) and told.steps
+
+
+# --- the base -------------------------------------------------------------------------------------------------------
+
+
+def tower_of(clip: Path, folder: Path, readme: str = "") -> Path:
+    CLIPModel.from_pretrained(clip).vision_model.save_pretrained(folder)
+    (folder / "README.md").write_text(readme)
+    return folder
+
+
+def test_the_base_is_what_the_tower_says(clip: Path, tmp_path: Path) -> None:
+    plain = load_tower(str(tower_of(clip, tmp_path / "tower", "---\nbase_model: user/clip\n---\n")), Progress())
+    assert base_of(plain) == "user/clip"
+    assert load_tower(str(clip), Progress()).is_clip and base_of(load_tower(str(clip), Progress())) == str(clip)
+    silent = load_tower(str(tower_of(clip, tmp_path / "silent")), Progress())
+    with pytest.raises(UsageError, match="--base|tells which") as error:
+        base_of(silent)
+    assert error.value.hint == "Give it: --base user/name"
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [({"patch_size": 4}, "patch_size"), ({"hidden_size": 64}, "hidden_size"), ({"image_size": 32}, "image_size")],
+)
+def test_another_base_is_refused(clip: Path, tmp_path: Path, config: dict, field: str) -> None:
+    """The trap: a head of another patch size has the right width, and scores at random without an error."""
+    from towers import TINY
+
+    other = open_base(str(write_clip(tmp_path / "other", 1, {**TINY, **config})), Progress())
+    tower = load_tower(str(tower_of(clip, tmp_path / "tower")), Progress())
+    with pytest.raises(MismatchError, match="at random") as error:
+        check_base(tower, other, Progress())
+    assert any(field in what for _, what, _, _ in error.value.rows)
+
+
+def test_a_projection_of_its_own_that_differs_is_told(clip: Path, tmp_path: Path) -> None:
+    tower = load_tower(str(clip), Progress())
+    told = Steps()
+    check_base(tower, open_base(str(clip), Progress()), told)
+    assert not told.warnings
+    check_base(tower, open_base(str(write_clip(tmp_path / "other", 1)), Progress()), told)
+    assert "projection of its own" in told.warnings[0]
+
+
+def test_a_vision_tower_is_no_base(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="vision tower only"):
+        open_base(str(tower_of(clip, tmp_path / "tower")), Progress())
+
+
+# --- scoring --------------------------------------------------------------------------------------------------------
+
+
+class Pictures:
+    """A split whose images are in memory."""
+
+    def __init__(self, files: Sequence[bytes]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def examples(self, shard: int = 0, shards: int = 1, chunk: int = 32) -> Iterator[Example]:
+        for i, file in enumerate(self.files):
+            if (i // chunk) % shards == shard:
+                yield Example(i, file, i % 4)
+
+
+@pytest.fixture(scope="module")
+def tower(clip: Path) -> LoadedTower:
+    return load_tower(str(clip), Progress())
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    return [png(image(i % 4, i)) for i in range(237)] + [b"not an image", b""]
+
+
+def spread(tower: LoadedTower, projection: torch.Tensor, pictures: Sequence[bytes]) -> torch.Tensor:
+    """A head that tells these images apart: an untrained text tower's classes lie anywhere else."""
+    fields = clip_default(16)
+    pixels = normalised(torch.stack([to_pixels(decode(p), fields) for p in pictures[:40]]), fields)
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(tower.model(pixel_values=pixels).pooler_output @ projection.T, dim=-1)
+    means = torch.stack([features[i::4].mean(dim=0) for i in range(4)])
+    return torch.nn.functional.normalize(means - means.mean(dim=0), dim=-1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_counts_do_not_depend_on_how_the_work_is_cut(clip, tower, pictures, precision) -> None:
+    projection = open_base(str(clip), Progress()).projection
+    head, fields = spread(tower, projection, pictures), clip_default(16)
+
+    def counts(batch_size: int, workers: int, shards: int) -> tuple[list[list[int]], int]:
+        total, bad = torch.zeros(4, 4, dtype=torch.int64), 0
+        for shard in range(shards):
+            scorer = Scorer(tower.model, projection, fields, device=CPU, precision=precision)
+            found, undecodable = score(
+                Pictures(pictures), [scorer], head, batch_size=batch_size, workers=workers,
+                shard=shard, shards=shards, progress=Progress(),
+            )  # fmt: skip
+            total, bad = total + found[0], bad + undecodable
+        return total.tolist(), bad
+
+    first = counts(32, 1, 1)
+    assert sum(map(sum, first[0])) == 237 and first[1] == 2
+    for cut in ((1, 2, 1), (7, 1, 1), (64, 3, 1), (32, 1, 3), (5, 2, 2)):
+        assert counts(*cut) == first
+
+    # The same restated: one image at a time, in float64, with transformers' processor.
+    model = CLIPVisionModel.from_pretrained(clip).double()
+    processor = CLIPImageProcessorPil.from_pretrained(clip)
+    right = [[0] * 4 for _ in range(4)]
+    for i, file in enumerate(pictures[:237]):
+        picture = Image.open(io.BytesIO(file)).convert("RGB")
+        with torch.no_grad():
+            features = model(processor(images=picture, return_tensors="pt")["pixel_values"].double()).pooler_output
+        right[i % 4][int((features @ projection.double().T @ head.double().T).argmax())] += 1
+    if precision == "float32":
+        assert first[0] == right
+
+
+def test_near_ties_are_decided_in_float64(clip, tower, pictures) -> None:
+    """Two classes a millionth apart: float32 would decide by how the sums are cut, float64 knows."""
+    projection = open_base(str(clip), Progress()).projection
+    one = spread(tower, projection, pictures)[:1]
+    nudge = torch.nn.functional.normalize(torch.randn(1, one.shape[1], generator=torch.Generator().manual_seed(0)))
+    head = torch.nn.functional.normalize(torch.cat([one, one + 2e-7 * nudge]), dim=-1)
+    assert 0 < float((head[0] - head[1]).abs().max()) < 1e-5
+    fields = clip_default(16)
+    images = torch.stack([to_pixels(decode(p), fields) for p in pictures[:60]])
+    model, exact = CLIPVisionModel.from_pretrained(clip).double(), []
+    for picture in normalised(images, fields).double():
+        with torch.no_grad():
+            features = model(pixel_values=picture[None]).pooler_output @ projection.double().T
+        cosines = torch.nn.functional.normalize(features, dim=-1) @ head.double().T
+        exact.append(int(cosines.argmax()))
+    assert 0 < sum(exact) < 60  # both classes win somewhere
+    for precision in ("float32", "bfloat16"):
+        scorer = Scorer(tower.model, projection, fields, device=CPU, precision=precision)
+        for size in (1, 9, 60):
+            found = torch.cat([scorer.predict(part, head) for part in images.split(size)])
+            assert found.tolist() == exact
+
+
+def test_a_broken_tower_is_named(clip, pictures) -> None:
+    broken = load_tower(str(clip), Progress())
+    with torch.no_grad():
+        broken.model.post_layernorm.weight.fill_(float("nan"))
+    base = open_base(str(clip), Progress())
+    scorer = Scorer(broken.model, base.projection, base.preprocessor, device=CPU, precision="float32", label="user/x")
+    with pytest.raises(NonFiniteError, match="user/x gives NaN"):
+        score(Pictures(pictures), [scorer], torch.eye(4, 24), batch_size=8, workers=1, progress=Progress())  # type: ignore[arg-type]
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[tuple[EmbeddedHub, Path]]:
+    """A Hub with a CLIP model, two towers of it, and a dataset for each."""
+    root = tmp_path_factory.mktemp("zoo")
+    model = CLIPModel.from_pretrained(clip)
+    with EmbeddedHub(root / "hub") as hub:
+        hub.add_user("user", token=TOKEN)
+        hub.create("user/clip")
+        hub.commit("user/clip", {path.name: path for path in clip.iterdir()})
+        for i in (1, 2):
+            tower = model.vision_model
+            with torch.no_grad():
+                for n, weight in enumerate(tower.parameters()):
+                    seed = torch.Generator().manual_seed(100 * i + n)
+                    weight += 0.02 * weight.norm() / weight.numel() ** 0.5 * torch.randn(weight.shape, generator=seed)
+            tower.save_pretrained(root / f"t{i}")
+            (root / f"t{i}" / "README.md").write_text(
+                f"---\nbase_model: user/clip\ndatasets: [user/images{i}]\nlicense: mit\n---\n"
+            )
+            hub.create(f"user/t{i}")
+            hub.commit(f"user/t{i}", {path.name: path for path in (root / f"t{i}").iterdir()})
+            hub.create(f"user/images{i}", repo_type="dataset")
+            files = {"data/test-00000-of-00001.parquet": write_images(61, 4, i, names=COLOURS)}
+            files["data/train-00000-of-00001.parquet"] = write_images(80, 4, 10 + i, names=COLOURS)
+            hub.commit(f"user/images{i}", files, repo_type="dataset")
+            (root / f"images{i}.yaml").write_text(json.dumps(card(f"user/images{i}", f"images{i}")))
+        yield hub, root
+
+
+def test_merge_eval_push(zoo, hfcart: Run, tmp_path: Path) -> None:
+    """The whole way: merge with --eval, evaluate the repo beside its parents, put the numbers on its card."""
+    from huggingface_hub import ModelCard
+
+    hub, root = zoo
+    tasks = f"{root}/images1.yaml,{root}/images2.yaml"
+    merged = hfcart("merge", "user/t1", "user/t2", "--eval", tasks, "--push-to", "user/merged", hub=hub)
+    assert merged.returncode == 0, merged.stderr
+    there = hub.files("user/merged")
+    assert {"results.json", "figures/accuracy.png", "results/confusion-images1.csv"} <= there.keys()
+    first = json.loads(there["results.json"])
+    assert first["results"][0]["pretrained"] is None and "Accuracy was not measured" not in there["README.md"].decode()
+    assert len(hub.commits("user/merged")) == 2  # the one that made the repo, and ours
+    done = hfcart(
+        "eval", "user/merged", "--tasks", tasks, "--references", "measured", "--push", "--json", "--workers", "1",
+        "--batch-size", "7", hub=hub,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert [r["classes"] for r in record["results"]] == [r["classes"] for r in first["results"]]
+    for i, result in enumerate(record["results"], start=1):
+        assert result["individual"]["tower"] == f"user/t{i}" and result["individual"]["measured"]
+        assert result["pretrained"]["tower"] == "user/clip" and result["average"]["measured"]
+        assert result["dataset"]["commit"] == hub.head(f"user/images{i}", repo_type="dataset")
+    readme = hub.files("user/merged")["README.md"].decode()
+    found = ModelCard(readme).data.eval_results
+    assert {r.dataset_type for r in found} == {"user/images1", "user/images2"}
+    assert {r.dataset_revision for r in found} == {hub.head(f"user/images{i}", repo_type="dataset") for i in (1, 2)}
+    assert hfcart("verify", "user/merged", hub=hub).returncode == 0
+
+
+def test_two_processes_give_the_same_numbers(zoo, clean_env: dict[str, str], tmp_path: Path) -> None:
+    import subprocess
+
+    hub, root = zoo
+    env = clean_env | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_TOKEN": TOKEN,
+        "ACCELERATE_USE_CPU": "true",
+    }
+    records = []
+    for processes in (1, 2):
+        launch = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+        launch += ["--dynamo_backend", "no", "--main_process_port", "0", "--num_processes", str(processes)]
+        launch += ["--multi_gpu"] * (processes > 1)  # with ACCELERATE_USE_CPU: that many processes, over gloo
+        command = ["-m", "hfcart", "eval", "user/t1", "--tasks", f"{root}/images1.yaml", "--batch-size", "8"]
+        command += ["--out", f"out{processes}", "--json", "--device", "cpu"]
+        done = subprocess.run(
+            [sys.executable, *launch, *command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{processes} processes" in done.stderr or processes == 1
+        records.append(json.loads(done.stdout))
+    assert records[0] == records[1]
+    files = [sorted(p.relative_to(tmp_path / f"out{i}") for p in (tmp_path / f"out{i}").rglob("*.*")) for i in (1, 2)]
+    assert files[0] == files[1]
+    for name in files[0]:
+        assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
+
+
+def test_partial_and_validation_say_so(zoo, hfcart: Run) -> None:
+    hub, root = zoo
+    some = hfcart("eval", "user/t1", "--tasks", f"{root}/images1.yaml", "--limit", "20", hub=hub)
+    assert some.returncode == 0, some.stderr
+    assert "20 of 61" in some.stdout and "Partial" in some.stdout
+    again = hfcart("eval", "user/t1", "--tasks", f"{root}/images1.yaml", "--limit", "20", "--no-streaming", hub=hub)
+    assert again.stdout == some.stdout
+    held = hfcart("eval", "user/t1", "--tasks", f"{root}/images1.yaml", "--part", "validation", "--quiet", hub=hub)
+    assert held.returncode == 0 and held.stdout.startswith("task ") and not held.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--tasks", "nothing"], 2, ["There is no task 'nothing'", "hfcart tasks"]),
+        (["--tasks", "mnist", "--part", "dev"], 2, ["--part is 'dev'", "validation"]),
+        (["--tasks", "mnist", "--limit", "0"], 2, ["--limit is 0"]),
+        (["--tasks", "mnist"], 1, ["ylecun/mnist"]),
+        (["--tasks", "mnist", "--base", "user/t2"], 1, ["user/t2", "vision tower only", "--base"]),
+        (["--tasks", "mnist", "--push", "--create-pr", "--device", "cuda:7"], 2, ["no device cuda:7"]),
+    ],
+)
+def test_errors_say_what_to_do(zoo, hfcart: Run, options: list[str], code: int, words: list[str]) -> None:
+    done = hfcart("eval", "user/t1", *options, hub=zoo[0])
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
