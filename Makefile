@@ -11,7 +11,7 @@ demo: $(VENV)/.ready
 	$(BIN)/hfcart demo
 
 test: $(VENV)/.ready $(COMPAT)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -21,6 +21,8 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/merge.py
 	$(BIN)/python tests/bench/solvers.py
+	$(BIN)/python tests/bench/evaluate.py
+	$(BIN)/python tests/bench/sweep.py
 	$(BIN)/python tests/bench/startup.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt

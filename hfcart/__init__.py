@@ -72,12 +72,13 @@ def evaluate(
     Raises:
         hfcart.errors.HfcartError: each kind of failure has its class; the message says what to do next.
     """
-    from hfcart.evaluation import run_eval
+    from hfcart.evaluation import check_options, run_eval
     from hfcart.progress import Progress
     from hfcart.tasks import read_tasks
 
     if isinstance(tasks, str):
         raise TypeError("tasks is one text: give a list of them")
+    check_options(options)
     return run_eval(os.fspath(tower), read_tasks(tasks), progress=progress or Progress(), **options).record
 
 

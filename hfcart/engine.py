@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import platform
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from math import prod
@@ -22,7 +24,8 @@ import torch
 from hfcart import __version__
 from hfcart.errors import NonFiniteError, UsageError
 from hfcart.linalg import default_solver, one_blas_thread
-from hfcart.methods import Merged
+from hfcart.methods import Measure, Merged, function, keywords_of
+from hfcart.methods.lines import alpha_of, factor, norms, scaled
 from hfcart.moments import spread_of
 from hfcart.names import PROJECTION, Group
 from hfcart.plan import TORCH_NAME, Plan
@@ -75,7 +78,15 @@ def _processor() -> str:
     return f"{model} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def run(plan: Plan, partial: PartialFolder, device: torch.device, workers: int, progress: Progress) -> None:
+def run(
+    plan: Plan,
+    partial: PartialFolder,
+    device: torch.device,
+    workers: int,
+    progress: Progress,
+    worker: Callable[[Plan, PartialFolder, torch.device], Worker] | None = None,
+    label: str = "Merging",
+) -> None:
     """Merge every group that the journal does not have yet, and add it to the journal.
 
     Args:
@@ -84,29 +95,78 @@ def run(plan: Plan, partial: PartialFolder, device: torch.device, workers: int, 
         device: where the algebra is done.
         workers: number of worker threads, >= 1.
         progress: told the bytes of sources merged.
+        worker: what is done with each group; the merge by default.
+        label: name of the stage.
 
     Raises:
         NonFiniteError: NaN or Inf in a source, or a result that the output dtype cannot hold.
         KeyboardInterrupt: passed on once the groups at work are written; the partial folder can be resumed.
     """
     _return_freed_matrices()
-    worker = _Worker(plan, partial, device)
-    bytes_of = {group.key: worker.bytes_read(group) for group in plan.groups}
-    progress.start("Merging", sum(bytes_of.values()), "bytes")
-    progress.advance(sum(bytes_of[key] for key in partial.done))
+    hand = (worker or Worker)(plan, partial, device)
+    bytes_of = {group.key: hand.bytes_read(group) for group in plan.groups}
     todo = [group for group in plan.groups if group.key not in partial.done]
 
     def one(group: Group) -> None:
-        worker.merge(group)
+        hand.merge(group)
         progress.advance(bytes_of[group.key])
 
     pool = ThreadPoolExecutor(workers, "merge", initializer=torch.set_num_threads, initargs=(1,))
     try:
         with one_blas_thread():
+            if plan.method.fit or plan.recipe.lines is not None:
+                hand.known = _learn(plan, partial, hand, pool, 2 * workers, progress)
+            progress.start(label, sum(bytes_of.values()), "bytes")
+            progress.advance(sum(bytes_of[key] for key in partial.done))
             _finish_all([pool.submit(one, group) for group in todo], pool)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         progress.finish()
+
+
+def _learn(
+    plan: Plan, partial: PartialFolder, worker: Worker, pool: ThreadPoolExecutor, ahead: int, progress: Progress
+) -> dict[str, Any]:
+    """What must be known of all groups before the first is merged: from the journal, or by reading them all first."""
+    if partial.fit is not None:
+        return partial.fit
+    groups = [group for group in plan.groups if not group.copied]
+    bytes_of = {group.key: worker.bytes_read(group) for group in groups}
+
+    def total(measure: Callable[[Group], torch.Tensor]) -> torch.Tensor:
+        progress.start("Measuring", sum(bytes_of.values()), "bytes")
+        waiting: deque[tuple[Group, Future[torch.Tensor]]] = deque()
+        parts: list[torch.Tensor] = []
+
+        def take() -> None:
+            group, job = waiting.popleft()
+            # In output order, whoever was faster: sums of floats then have the same bits for any number of workers.
+            parts[:] = [sum(parts, job.result())]
+            progress.advance(bytes_of[group.key])
+
+        for group in groups:
+            waiting.append((group, pool.submit(measure, group)))
+            if len(waiting) > ahead:  # results wait for their turn: few of them, they may be histograms
+                take()
+        while waiting:
+            take()
+        progress.finish()
+        return parts[0]
+
+    if plan.method.fit:
+        fit = function(plan.method.fit)
+        passes = fit(**keywords_of(fit, plan.settings))
+        try:
+            measure = next(passes)
+            while True:
+                measure = passes.send(total(functools.partial(worker.measure, measure)))
+        except StopIteration as end:
+            worker.known = end.value
+    if plan.recipe.lines is not None:
+        alpha = alpha_of(total(worker.norms), len(plan.towers))
+        worker.known = {**worker.known, "alpha": alpha}
+    partial.record({"fit": worker.known})
+    return worker.known
 
 
 def other_projections(plan: Plan) -> list[str]:
@@ -153,10 +213,11 @@ def _finish_all(jobs: list[Future[None]], pool: ThreadPoolExecutor) -> None:
             job.result()
 
 
-class _Worker:
+class Worker:
     """What the worker threads share: nothing that changes but the output, and one read buffer a thread."""
 
     def __init__(self, plan: Plan, partial: PartialFolder, device: torch.device) -> None:
+        """Take what `run` was given, and load the method's rules."""
         self._plan = plan
         self._partial = partial
         self._device = device
@@ -164,6 +225,8 @@ class _Worker:
         self._largest = max(plan.group_elements(group) for group in plan.groups if not group.copied)
         self._local = threading.local()
         self._journal_lock = threading.Lock()
+        self._blocks = plan.architecture.num_hidden_layers
+        self.known: dict[str, Any] = {}  # what was gathered of all groups before the first is merged
 
     def bytes_read(self, group: Group) -> int:
         """Bytes that a group takes: of every source, or of the base where it is copied."""
@@ -182,25 +245,51 @@ class _Worker:
         low_rank = merged.rank is not None
         line = {
             "group": group.key,
-            "sha256": self._write(group, merged),
+            "sha256": self.write(group, merged.tensor),
             "rank": merged.rank,
             "full_rank": min(self._stacked_shape(group)) if low_rank else None,
             "energy": merged.energy,
             "fallback": merged.fallback,
             "spread": spread,
         }
+        self.journal(line)
+
+    def journal(self, line: dict[str, Any]) -> None:
+        """Note a group as done: `line` names it under "group", and what was written for it under "sha256"."""
         with self._journal_lock:
             self._partial.record(line)
-            self._partial.done[group.key] = line
+            self._partial.done[line["group"]] = line
 
     def _merge(self, group: Group) -> tuple[Merged, list[list[float]]]:
-        plan = self._plan
-        shape = self._stacked_shape(group)
+        thetas, base = self.stack(group)
+        merged = self._rule(group)(thetas, **self._keywords(group, base))
+        beta = self._plan.recipe.lines
+        if beta is not None and base is not None:
+            by = factor(group.key, self._blocks, self.known["alpha"], beta)
+            merged = merged._replace(tensor=scaled(merged.tensor, base, by))
+        return merged, spread_of(thetas, base).tolist()
+
+    def measure(self, measure: Measure, group: Group) -> torch.Tensor:
+        """A group's part of a statistic of the whole towers."""
+        thetas, base = self.stack(group)
+        return measure(thetas, base)  # type: ignore[no-any-return]
+
+    def norms(self, group: Group) -> torch.Tensor:
+        """A group's part of the norms that LiNeS compares: of the summed task vectors, and of the merged one."""
+        thetas, base = self.stack(group)
+        assert base is not None  # a method of task vectors has one
+        return norms(thetas, base, self._rule(group)(thetas, **self._keywords(group, base)).tensor)
+
+    def stack(self, group: Group) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The group of every tower (task × shape, float32, on the device), and of the base if there is one.
+
+        The towers' tensor is this thread's buffer: the next call overwrites it.
+        """
+        plan, shape = self._plan, self._stacked_shape(group)
         thetas = self._read(group, plan.towers, self._buffer(len(plan.towers) * prod(shape))).view(-1, *shape)
-        base = None
-        if plan.base is not None:
-            base = self._read(group, [plan.base], torch.empty(prod(shape))).view(shape)
-        return self._rule(group)(thetas, **self._keywords(group, base)), spread_of(thetas, base).tolist()
+        if plan.base is None:
+            return thetas, None
+        return thetas, self._read(group, [plan.base], torch.empty(prod(shape))).view(shape)
 
     def _copy(self, group: Group) -> Merged:
         (tower,), (name,) = self._taken_from(group), group.names
@@ -216,12 +305,11 @@ class _Worker:
         return self._matrix_rule if group.matrix else self._other_rule
 
     def _keywords(self, group: Group, base: torch.Tensor | None) -> dict[str, Any]:
-        method = self._plan.method
-        same = method.matrix_rule == method.other_rule
-        out: dict[str, Any] = dict(self._plan.recipe.parameters) if group.matrix or same else {}
-        if method.needs_base:
-            out["base"] = base
-        return out
+        """What the group's rule names of the recipe's parameters and of all else that is known."""
+        # Where LiNeS scales each block, nothing else does: a recipe with `lines` has no scale.
+        whole = {"scale": 1.0} if self._plan.recipe.lines is not None else {}
+        offered = {**whole, **self._plan.settings, **self.known, "base": base, "key": group.key}
+        return keywords_of(self._rule(group), offered)
 
     def _stacked_shape(self, group: Group) -> tuple[int, ...]:
         shapes = [self._plan.shapes[name] for name in group.names]
@@ -250,11 +338,14 @@ class _Worker:
                 position += count
         return into.to(self._device)
 
-    def _write(self, group: Group, merged: Merged) -> dict[str, str]:
-        result = merged.tensor.to("cpu", _DTYPES[self._plan.dtype])
+    def write(self, group: Group, tensor: torch.Tensor, prefix: str = "") -> dict[str, str]:
+        """Write what was made of a group, cast once, into its tensors' slots, `prefix` + name. Returns their sha256."""
+        result = tensor.to("cpu", _DTYPES[self._plan.dtype])
         names = group.names
-        rows = [self._plan.shapes[name][0] for name in names]
-        parts = [result] if len(names) == 1 else torch.split(result, rows)
+        if len(names) == 1:  # of any shape, the logit scale has none
+            parts = [result]
+        else:
+            parts = list(torch.split(result, [self._plan.shapes[name][0] for name in names]))
         digests = {}
         for name, part in zip(names, map(torch.Tensor.contiguous, parts), strict=True):
             if not _all_finite(part):
@@ -263,7 +354,7 @@ class _Worker:
                     f"{what} has values beyond what {TORCH_NAME[self._plan.dtype]} holds.",
                     hint="Give --dtype float32" + ("." if group.copied else ", or a smaller --scale."),
                 )
-            digests[name] = self._partial.write(name, _bytes_of(part))
+            digests[prefix + name] = self._partial.write(prefix + name, _bytes_of(part))
         return digests
 
 

@@ -17,12 +17,13 @@ from hfcart.data import Part, Split, open_split
 from hfcart.engine import choose_device, current_environment
 from hfcart.errors import HfcartError, SourceError, UsageError
 from hfcart.heads import Base, base_of, check_base, make_head, open_base
-from hfcart.merged import MAX_RECORD, RECORD, read_record
+from hfcart.merged import MAX_RECORD, RECORD, pinned, read_record
 from hfcart.merger import merge_folder
 from hfcart.plan import default_workers
 from hfcart.progress import Progress, Within
 from hfcart.recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
+from hfcart.results.check import MAX_SEED
 from hfcart.scoring import PRECISIONS, Confusion, Scorer, score
 from hfcart.tasks import TaskCard
 from hfcart.towers import LoadedTower, load_tower
@@ -91,7 +92,7 @@ def run_eval(
     tower = load_tower(ref, progress)
     bound = open_base(base or base_of(tower), progress)
     check_base(tower, bound, progress)
-    chosen = _precision(precision, where)
+    chosen = precision_for(precision, where)
     several = f", in {processes.num_processes} processes" if processes.num_processes > 1 else ""
     progress.note(f"Base model: {bound.label}. Precision: {chosen} on {where.type}{several}.")
 
@@ -107,7 +108,8 @@ def run_eval(
             with processes.main_process_first():  # the others find the head, and a split's cache, ready made
                 split = open_split(task, part, limit=limit, seed=seed, streaming=streaming, progress=progress)
                 head = make_head(bound, task, progress)
-            individual = others.individual(task, progress)
+            if individual := others.individual(task, progress):
+                check_base(individual, bound, progress)
             rivals = shared | ({"individual": scorer(individual)} if individual else {})
             progress.start(task.title, len(split) // processes.num_processes, "images")
             try:
@@ -144,7 +146,8 @@ def run_eval(
     return Evaluation(record, confusions, reports)
 
 
-def _precision(name: str, device: torch.device) -> str:
+def precision_for(name: str, device: torch.device) -> str:
+    """float32 or bfloat16; auto is bfloat16 where the device has instructions of its own for it."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -224,9 +227,12 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
         yield _Others({}, {})
         return
     record = _merge_record(tower)
-    shared = {"pretrained": load_tower(base.ref, progress)}
+    shared = {}
+    if tower.source.sha256 != base.source.sha256:  # of a CLIPModel that names no other base, nothing is known
+        shared["pretrained"] = load_tower(base.ref, progress)
     if record is None:
-        progress.warn(f"{tower.label} is not a merge of hfcart's: only its base is measured beside it.")
+        what = "only its base" if shared else "nothing"
+        progress.warn(f"{tower.label} is not a merge of hfcart's: {what} is measured beside it.")
         yield _Others(shared, {})
         return
     with tempfile.TemporaryDirectory(prefix="hfcart-average-") as folder:
@@ -239,6 +245,7 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
             error.message = f"The towers that were merged cannot be measured. {error.message}"
             raise
         shared["average"] = replace(load_tower(average["out"], Progress()), label="average")
+        check_base(shared["average"], base, progress)
         yield _Others(shared, _by_task(record))
 
 
@@ -253,11 +260,10 @@ def _merge_record(tower: LoadedTower) -> MergeRecord | None:
 def _by_task(record: MergeRecord) -> dict[str, str]:
     out: dict[str, str] = {}
     for source in record.sources:
-        if source.repo:
-            pinned = f"{source.repo}@{source.commit}"
-            out[source.repo] = pinned
+        if (ref := pinned(source)) and source.repo:
+            out[source.repo] = ref
             if len(source.facts.datasets) == 1:
-                out.setdefault(source.facts.datasets[0], pinned)
+                out.setdefault(source.facts.datasets[0], ref)
     return out
 
 
@@ -265,8 +271,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Refuse what run_eval could not do. Raises UsageError that names the option."""
     known = {"references": REFERENCES, "precision": ("auto", *PRECISIONS[:2]), "part": ("test", "validation", "train")}
     for name, values in known.items():
-        if options[name] not in values:
-            raise UsageError(f"--{name} is {options[name]!r}, expected one of {', '.join(values)}.")
+        if (value := options.get(name, values[0])) not in values:
+            raise UsageError(f"--{name} is {value!r}, expected one of {', '.join(values)}.")
     for name in ("limit", "batch_size", "workers"):
-        if options[name] is not None and options[name] < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {options[name]}, expected at least 1.")
+        if (number := options.get(name)) is not None and number < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {number}, expected at least 1.")
+    if not 0 <= (seed := options.get("seed", 0)) < MAX_SEED:
+        raise UsageError(f"--seed is {seed}, expected 0 to {MAX_SEED - 1}.")

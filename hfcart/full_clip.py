@@ -70,7 +70,7 @@ class BaseParts:
 
 
 def read_base_parts(base: Tower) -> BaseParts:
-    """Everything that --full-clip takes from the base, checked; of the weights only the headers are read.
+    """All that a base has beside its vision tower, checked; of the weights only the headers are read.
 
     Raises:
         SourceError: the base is a vision tower only, or has no tokenizer, or one that needs code of its own.
@@ -82,9 +82,9 @@ def read_base_parts(base: Tower) -> BaseParts:
     held = _stored_parts(base)
     if config.get("model_type") != "clip" or not any(name.startswith("text_model.") for name in held):
         raise SourceError(
-            f"{label} is a vision tower only: --full-clip needs the whole CLIPModel that the towers come from, "
+            f"{label} is a vision tower only: the whole CLIPModel that such towers come from is needed, "
             "with its text tower and projections.",
-            hint=f"Give it: --base {known_base(base.architecture) or 'user/name'}",
+            hint=f"Name it: --base {known_base(base.architecture) or 'user/name'} (of hfcart finetune: its BASE).",
         )
     text_config = _text_config(config, label)
     expected = _expected(text_config, base.architecture)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +21,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hfcart.architecture import differences
-from hfcart.errors import CorruptFileError, MismatchError, SourceError, UsageError
+from hfcart.errors import CorruptFileError, MismatchError, SourceError, UsageError, VerifyError
 from hfcart.full_clip import read_base_parts
-from hfcart.merged import MAX_RECORD, RECORD, read_record
+from hfcart.merged import MAX_RECORD, RECORD, pinned
 from hfcart.names import PROJECTION
 from hfcart.preprocessor import clip_default, read_preprocessor
 from hfcart.progress import Progress, Within
-from hfcart.records import Architecture, SourceRecord
+from hfcart.records import Architecture, FinetuneRecord, MergeRecord, SourceRecord
 from hfcart.sources import known_base
 from hfcart.tasks import TaskCard
 from hfcart.towers import LoadedTower, opened, read_tensor
-from hfcart.tuned import is_finetune_record, read_finetune_record
+from hfcart.tuned import read_any
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection
@@ -96,24 +99,23 @@ def open_base(ref: str, progress: Progress) -> Base:
 
 
 def base_of(tower: LoadedTower) -> str:
-    """The CLIP model that a tower says it comes from: itself, its record's, its card's, else the one of its shape.
+    """The CLIP model that a tower says it comes from: its record's, itself, its card's, else the one of its shape.
 
     Raises:
         UsageError: nothing tells.
+        VerifyError: its record cannot be read.
     """
+    stated = {tower.source.facts.base_models}
+    record = _record_of(tower)
+    if record is not None:
+        base = record.sources[0] if isinstance(record, FinetuneRecord) else record.base
+        # Of a merge with --full-clip too: it holds a copy of the base's text tower, and is not the base.
+        if base is not None and (found := pinned(base)):
+            return found
+        if isinstance(record, MergeRecord):
+            stated = {source.facts.base_models for source in record.sources}
     if tower.is_clip:
         return f"{tower.source.repo}@{tower.source.commit}" if tower.source.repo else _folder(tower)
-    data = tower.store.small(RECORD, MAX_RECORD)
-    stated = {tower.source.facts.base_models}
-    if data is not None and is_finetune_record(data):
-        base = read_finetune_record(data, f"{tower.label}/{RECORD}").sources[0]
-        if base.repo:
-            return f"{base.repo}@{base.commit}"
-    elif data is not None:
-        record = read_record(data, f"{tower.label}/{RECORD}")
-        if record.base is not None and record.base.repo:
-            return f"{record.base.repo}@{record.base.commit}"
-        stated = {source.facts.base_models for source in record.sources}
     if len(stated) == 1 and len(only := stated.pop()) == 1:
         return only[0]
     known = known_base(tower.architecture)
@@ -123,6 +125,15 @@ def base_of(tower: LoadedTower) -> str:
             hint="Give it: --base user/name",
         )
     return known
+
+
+def _record_of(tower: LoadedTower) -> MergeRecord | FinetuneRecord | None:
+    data = tower.store.small(RECORD, MAX_RECORD)
+    try:
+        return None if data is None else read_any(data, f"{tower.label}/{RECORD}")
+    except VerifyError as error:
+        error.hint = "Say yourself which CLIP model it comes from: --base user/name"
+        raise
 
 
 def _folder(tower: LoadedTower) -> str:
@@ -197,7 +208,7 @@ def _read(path: Path, classes: int, dim: int) -> Head | None:
 
 def _write(path: Path, head: Head) -> None:
     """Whole or not at all. A cache that cannot be written is no reason to fail."""
-    half = path.with_name(f"{path.name}.{id(head)}.half")
+    half = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.half")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         half.write_bytes(save({"head": head}))
@@ -219,14 +230,7 @@ def _compute(base: Base, task: TaskCard, progress: Progress) -> Head:
     progress.start(f"{task.title}: prompts", len(prompts), "prompts")
     for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
         some = prompts[start : start + _PROMPTS_AT_ONCE]
-        tokens = encode(some)
-        if int(tokens.max()) >= base.text_config["vocab_size"]:
-            raise CorruptFileError(
-                f"{base.label}: its tokenizer gives token {int(tokens.max())}, its text tower knows "
-                f"{base.text_config['vocab_size']}.",
-                hint="Name a revision where they belong together: --base user/name@revision",
-            )
-        rows.append(torch.nn.functional.normalize(text_features(model, tokens), dim=-1))
+        rows.append(torch.nn.functional.normalize(text_features(model, _tokens(base, encode, some)), dim=-1))
         progress.advance(len(some))
     progress.finish()
     means = torch.cat(rows).reshape(len(task.classnames), len(task.templates), -1).mean(dim=1)
@@ -234,6 +238,26 @@ def _compute(base: Base, task: TaskCard, progress: Progress) -> Head:
     if not bool(torch.isfinite(head).all()):
         raise SourceError(f"{base.label}: its text tower gives NaN or Inf for the prompts of {task.title}.")
     return head.clone()  # no inference tensor: fine-tuning takes gradients through it
+
+
+def _tokens(base: Base, encode: Callable[[Sequence[str]], torch.Tensor], prompts: Sequence[str]) -> torch.Tensor:
+    """Prompts as token ids that the text tower can take; the tokenizer is a stranger's."""
+    try:
+        tokens = encode(prompts)
+    except Exception as error:
+        raise CorruptFileError(f"{base.label}: its tokenizer fails on the prompts ({type(error).__name__}).") from None
+    known, longest = base.text_config["vocab_size"], base.text_config["max_position_embeddings"]
+    wrong = None
+    if not 0 < tokens.shape[1] <= longest:
+        wrong = f"gives {tokens.shape[1]} tokens for a prompt, its text tower takes 1 to {longest}"
+    elif int(tokens.max()) >= known:
+        wrong = f"gives token {int(tokens.max())}, its text tower knows {known}"
+    if wrong:
+        raise CorruptFileError(
+            f"{base.label}: its tokenizer {wrong}.",
+            hint="Name a revision where they belong together: --base user/name@revision",
+        )
+    return tokens
 
 
 def _text_model(base: Base, progress: Progress) -> CLIPTextModelWithProjection:

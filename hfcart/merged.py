@@ -12,7 +12,7 @@ from hfcart.errors import OutputError, UsageError, VerifyError
 from hfcart.methods import METHODS
 from hfcart.reader import sha256_of, strict_json
 from hfcart.recipe import make
-from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord
+from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, SourceRecord
 from hfcart.repo_id import is_repo_id
 
 RECORD = "hfcart.json"
@@ -21,9 +21,10 @@ MAX_RECORD = 50_000_000  # bytes
 # What Plan.recorded_recipe writes, besides the method's own parameters.
 _RECORDED = {
     *("sources", "method", "base", "qkv", "dtype", "max_shard_size"),
-    *("with_projection", "full_clip", "allow_distant"),
+    *("with_projection", "full_clip", "allow_distant", "lines"),
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 
@@ -74,12 +75,18 @@ def _check_recipe(recipe: dict[str, Any], where: str) -> None:
     for source in [*(sources if isinstance(sources, list | tuple) else []), *filter(None, [recipe.get("base")])]:
         if isinstance(source, str):
             repo, _, commit = source.partition("@")
-            good = is_repo_id(repo, namespace=True) and re.fullmatch(r"[0-9a-f]{40}", commit) is not None
+            good = is_repo_id(repo, namespace=True) and _COMMIT.fullmatch(commit) is not None
         else:
             name = source.get("path") if isinstance(source, dict) else None
             good = isinstance(name, str) and "/" not in name and "\\" not in name and name not in ("", ".", "..", "~")
         if not good:
             raise UsageError(f"{where}: the source {str(source)[:80]!r} is neither a pinned repo nor a folder's name.")
+
+
+def pinned(source: SourceRecord) -> str | None:
+    """What opens a recorded source again, `user/name@commit`; None for a local one, or one of no such form."""
+    known = is_repo_id(source.repo or "", namespace=True) and _COMMIT.fullmatch(source.commit or "")
+    return f"{source.repo}@{source.commit}" if known else None
 
 
 def check_files(record: MergeRecord | FinetuneRecord, folder: Path) -> None:

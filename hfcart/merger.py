@@ -21,6 +21,7 @@ from hfcart.errors import DistantError, OutputError
 from hfcart.full_clip import RULE, clip_config
 from hfcart.layout import INDEX
 from hfcart.merged import RECIPE, RECORD
+from hfcart.methods import LINES_CITATION
 from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
 from hfcart.preprocessor import FILE as PREPROCESSOR
 from hfcart.preprocessor import clip_default, read_preprocessor, to_json
@@ -189,6 +190,7 @@ def _record(
     files: dict[str, str],
 ) -> MergeRecord:
     method = plan.method
+    lines_too = plan.recipe.lines is not None
     tensors = {
         name: TensorRecord(
             name=name,
@@ -208,13 +210,13 @@ def _record(
         recipe=plan.recorded_recipe(),
         method=MethodRecord(
             name=method.name,
-            title=method.title,
+            title=method.title + (" with LiNeS" if lines_too else ""),
             formula=method.formula,
             matrices=method.matrices,
             others=method.others,
-            parameters=plan.recipe.parameters,
+            parameters=plan.settings,
             arxiv=method.arxiv,
-            citation=method.citation,
+            citation=method.citation + (f"\n{LINES_CITATION}" if lines_too else ""),
             uses_base=method.needs_base,
         ),
         sources=tuple(tower.source for tower in plan.towers),

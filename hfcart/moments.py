@@ -12,7 +12,7 @@ from torch import Tensor
 _CHUNK = 1 << 16  # elements; in float64 half a mebibyte, which stays in second-level cache
 
 
-def _double_home(device: torch.device) -> torch.device:
+def double_home(device: torch.device) -> torch.device:
     """Where float64 lives for tensors on this device: mps has none, the CPU does its sums."""
     return torch.device("cpu") if device.type == "mps" else device
 
@@ -27,7 +27,7 @@ def mean_of(thetas: Float[Tensor, " task *shape"]) -> tuple[Float[Tensor, " *sha
         (high, low): high is the mean rounded once; low is what the rounding lost. Subtracting both from a
         θ_t keeps a small task vector exact to float32 where subtracting high alone would not.
     """
-    home = _double_home(thetas.device)
+    home = double_home(thetas.device)
     flat = thetas.reshape(len(thetas), -1)
     high, low = torch.empty_like(flat[0]), torch.empty_like(flat[0])
     for start in range(0, flat.shape[1], _CHUNK):

@@ -36,6 +36,7 @@ class Plan:
         recipe: what was asked.
         method: its registry line.
         towers: the sources, in the order given until they are fetched, in canonical order from then on.
+        given: the sources in the order given.
         base: the base model, if the method needs one or one was given.
         architecture: shared by all of them.
         shapes: name -> shape of every output tensor, in output order.
@@ -55,6 +56,7 @@ class Plan:
     dtype: str
     layout: Layout
     parts: BaseParts | None
+    given: tuple[Tower, ...]
 
     @property
     def model_class(self) -> str:
@@ -71,7 +73,17 @@ class Plan:
     @property
     def low_rank_groups(self) -> int:
         """How many matrices (fused ones counted once) go through the SVD, for each source."""
-        return sum(g.matrix for g in self.groups) if "rank" in self.recipe.parameters else 0
+        return sum(g.matrix for g in self.groups) if self.method.decomposes else 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's parameters, those with a value for each source in the towers' present order."""
+        out = dict(self.recipe.parameters)
+        for parameter in self.method.parameters:
+            if parameter.kind == "numbers" and parameter.name in out:
+                values = dict(zip(map(id, self.given), out[parameter.name], strict=True))
+                out[parameter.name] = tuple(values[id(tower)] for tower in self.towers)
+        return out
 
     @property
     def towers_and_base(self) -> list[Tower]:
@@ -99,13 +111,13 @@ class Plan:
         return sum(prod(self.shapes[name]) for name in group.names)
 
     def peak_bytes(self, workers: int) -> int:
-        """Expected peak of resident memory: for each worker T slices of a group, and four more for the algebra.
+        """Expected peak of resident memory: for each worker T slices of a group, and some more for the algebra.
 
         What is copied is held once as stored and once as written: the largest, the token embedding, by one worker.
         """
         largest = 4 * max(self.group_elements(group) for group in self.groups if not group.copied)
         copied = 8 * max((self.group_elements(group) for group in self.groups if group.copied), default=0)
-        return _BASELINE + workers * largest * (len(self.towers) + 4) + copied
+        return _BASELINE + workers * largest * (len(self.towers) + self.method.copies) + copied
 
     def close(self) -> None:
         """Close the files of every tower."""
@@ -125,7 +137,7 @@ class Plan:
             return {"path": record.label, "sha256": record.sha256}
 
         out: dict[str, Any] = {"sources": [name(tower) for tower in self.towers], "method": self.method.name}
-        out |= self.recipe.parameters
+        out |= {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()}
         if self.base:
             out["base"] = name(self.base)
         out |= {
@@ -178,6 +190,7 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
         dtype,
         lay_out(shapes, dtype, parse_size(recipe.max_shard_size)),
         parts,
+        tuple(towers),
     )
     _check_rank(plan)
     return plan

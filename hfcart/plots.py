@@ -23,7 +23,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from hfcart.names import layer_and_matrix
-from hfcart.records import EvalRecord, MergeRecord, Reference, Similarity, SourceRecord
+from hfcart.records import EvalRecord, MergeRecord, Reference, Similarity, SourceRecord, SweepRecord
 from hfcart.scores import accuracy, wilson
 
 Grid = NDArray[np.float64]
@@ -88,8 +88,93 @@ def draw_accuracy(record: EvalRecord, folder: Path) -> str:
     return ACCURACY
 
 
+def draw_sweep(record: SweepRecord, folder: Path) -> list[str]:
+    """Draw a sweep: accuracy over rank (or over scale, for a method without rank), and the whole grid as a heat map.
+
+    Args:
+        record: the sweep.
+        folder: the output folder; the figures go to `folder/figures/`.
+
+    Returns:
+        Names of the files written, relative to `folder`.
+    """
+    ranks = sorted({point.rank for point in record.points if point.rank is not None}, key=float)
+    scales = sorted({point.scale for point in record.points[1:]})
+    reached = {(point.rank, point.scale): 100 * record.accuracy(point) for point in record.points[1:]}
+    with matplotlib.style.context("default"):
+        figures = {"figures/curve.png": _draw_curve(record, ranks, scales, reached)}
+        if len(ranks) > 1 and len(scales) > 1:
+            figures["figures/grid.png"] = _draw_grid(record, ranks, scales, reached)
+        for name, figure in figures.items():
+            _save(figure, folder / name)
+    return list(figures)
+
+
+def _draw_curve(
+    record: SweepRecord,
+    ranks: Sequence[int | float],
+    scales: Sequence[float],
+    reached: dict[tuple[int | float | None, float], float],
+) -> Figure:
+    figure, axes = _blank(4.4)
+    axes.spines[["left", "bottom"]].set_visible(True)
+    axes.tick_params(length=3)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    anchor = 100 * record.accuracy(record.points[0])
+    name = "weight average" if record.anchor == "average" else "pretrained"
+    axes.axhline(anchor, color="0.35", linestyle="--", linewidth=1.2)
+    best = record.points[record.best]
+    if ranks:
+        colours = colormaps["viridis"](np.linspace(0.05, 0.85, len(scales)))
+        for scale, colour in zip(scales, colours, strict=True):
+            values = [reached[rank, scale] for rank in ranks]
+            axes.plot(range(len(ranks)), values, marker="o", markersize=4, color=colour, label=f"λ = {scale:g}")
+        axes.set_xticks(range(len(ranks)), [_rank_name(rank) for rank in ranks])
+        kept = "lowest" if record.reverse else "top"
+        axes.set_xlabel(f"{kept} singular directions kept (share of full rank, or number)")
+        axes.plot(ranks.index(best.rank or 0), reached[best.rank, best.scale], "o", ms=11, mfc="none", mec="#D55E00")
+        axes.legend(frameon=False, ncols=min(5, len(scales)), loc="best")
+    else:
+        axes.plot(scales, [reached[None, scale] for scale in scales], marker="o", markersize=4, color="#0072B2")
+        axes.set_xlabel("λ")
+        axes.plot(best.scale, reached[None, best.scale], "o", ms=11, mfc="none", mec="#D55E00")
+    axes.annotate(
+        f"{name} {anchor:.1f}", (1, anchor), xycoords=("axes fraction", "data"), xytext=(-4, -4),
+        textcoords="offset points", ha="right", va="top", color="0.25", fontsize=9,
+    )  # fmt: skip
+    tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
+    axes.set_ylabel("mean accuracy (%)")
+    axes.set_title(f"{record.method}: {record.part} images of {tasks}, {len(record.sources)} towers")
+    return figure
+
+
+def _draw_grid(
+    record: SweepRecord,
+    ranks: Sequence[int | float],
+    scales: Sequence[float],
+    reached: dict[tuple[int | float | None, float], float],
+) -> Figure:
+    grid = np.array([[reached[rank, scale] for rank in ranks] for scale in scales])
+    figure, axes = _blank(1.8 + 0.42 * len(scales))
+    scale = Normalize(grid.min(), max(grid.max(), grid.min() + 1))
+    _heat_map(axes, grid, "cividis", scale, 1)
+    _bar(figure, axes, "cividis", scale, "mean accuracy (%)")
+    axes.set_title(f"{record.method}: {record.part} images, {len(record.tasks)} tasks")
+    axes.set_xlabel("rank")
+    axes.set_ylabel("λ")
+    axes.set_xticks(range(len(ranks)), [_rank_name(rank) for rank in ranks])
+    axes.set_yticks(range(len(scales)), [f"{value:g}" for value in scales])
+    return figure
+
+
+def _rank_name(rank: int | float) -> str:
+    return str(rank) if isinstance(rank, int) else f"{100 * rank:g}%"
+
+
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # in a folder of a stranger's it may be a link to a file elsewhere
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
 
 

@@ -10,7 +10,7 @@ from hfcart.merged import RECORD, check_files
 from hfcart.progress import Progress
 from hfcart.records import EvalRecord, FinetuneRecord
 from hfcart.results.confusion import confusion_name, is_confusion_of
-from hfcart.results.files import CARD, FIGURE, RESULTS, Record, fresh_card, replace, results_in
+from hfcart.results.files import CARD, FIGURE, RESULTS, Record, fresh_card, refuse_links, replace, results_in
 from hfcart.results.publish import BENCHMARKS, benchmark_files
 from hfcart.scores import belongs
 from hfcart.tuned import commit_message, read_any
@@ -48,6 +48,7 @@ def run_push(
     progress.step(f"Checking {folder}")
     record = read_any((folder / RECORD).read_bytes(), str(folder / RECORD))
     check_files(record, folder)
+    refuse_links(folder)
     results = _results_to_push(folder, record, progress)
     target = hub.check_target(repo, private=private, overwrite=overwrite, create_pr=create_pr)
     if RESULTS in target.files and results is None:

@@ -20,6 +20,8 @@ from hfcart.errors import UsageError
 from hfcart.methods import METHODS
 from hfcart.repo_id import is_repo_id
 
+# Names of every method's parameters: fields of the recipe, and options of the command line.
+PARAMETERS = tuple(dict.fromkeys(p.name for m in METHODS.values() for p in m.parameters))
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 
@@ -45,6 +47,20 @@ class Recipe(BaseModel):
     method: str = "cart"
     rank: int | float | None = None
     scale: float | None = Field(default=None, strict=False)
+    lines: float | None = None
+    density: float | None = None
+    trim: str | None = None
+    combine: str | None = None
+    threshold: float | None = None
+    agree: int | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    epsilon: float | None = None
+    seed: int | None = None
+    weights: tuple[float, ...] | None = Field(default=None, strict=False)
+    common: float | None = None
+    steps: int | None = None
+    lr: float | None = None
     base: str | LocalSource | None = None
     qkv: Literal["split", "fused"] = "split"
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
@@ -126,11 +142,29 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _parameters_fit(self) -> Recipe:
         method = METHODS[self.method]
-        known = {p.name for p in method.parameters}
-        for name in ("rank", "scale"):
-            if getattr(self, name) is not None and name not in known:
+        known = {p.name: p for p in method.parameters}
+        for name in PARAMETERS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name not in known:
                 takes = ", ".join(sorted(known)) or "no parameters"
                 raise ValueError(f"{self.method} has no {name}: it takes {takes}")
+            try:
+                known[name].check(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            if known[name].kind == "numbers" and len(value) != len(self.sources):
+                raise ValueError(f"{name}: {len(value)} numbers for {len(self.sources)} sources")
+        if self.lines is not None:
+            if not method.task_vectors:
+                raise ValueError(f"lines scales what a method adds to the base, which {self.method} does not do")
+            if self.scale is not None:
+                raise ValueError("lines gives each block a scale of its own: leave scale out")
+            if not math.isfinite(self.lines):
+                raise ValueError(f"lines: {self.lines} is not a finite number")
+        if method.exactly and len(self.sources) != method.exactly:
+            raise ValueError(f"{self.method} merges {method.exactly} sources, not {len(self.sources)}")
         if self.full_clip and self.with_projection:
             raise ValueError(
                 "full_clip takes the visual projection from the base, with_projection merges the sources': give one"
@@ -141,11 +175,14 @@ class Recipe(BaseModel):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The method's keyword arguments: what was set, and the method's defaults for the rest."""
-        return {
+        """The method's keyword arguments: what was set, and the method's defaults for the rest, if it has one."""
+        values = {
             p.name: p.default if getattr(self, p.name) is None else getattr(self, p.name)
             for p in METHODS[self.method].parameters
         }
+        if self.lines is not None:
+            values = {**values, "scale": None, "lines": self.lines}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def folder(self) -> Path:

@@ -279,6 +279,63 @@ class EvalRecord:
 
 
 @dataclass(frozen=True)
+class SweepPoint:
+    """One setting and what it reaches.
+
+    Attributes:
+        rank: as in the recipe; None for a method without one, and for the anchor alone.
+        scale: λ; 0 for the anchor alone.
+        correct: images recognised, one number a task.
+    """
+
+    rank: int | float | None
+    scale: float
+    correct: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A sweep; written as sweep.json.
+
+    Attributes:
+        method: its registry name.
+        anchor: what scale 0 gives: `average` or `base`.
+        reverse: whether the lowest singular directions were kept.
+        qkv: split or fused.
+        sources: label and commit (None for a folder) of each tower.
+        base: label of the CLIP model behind the heads.
+        part: which images the points were measured on.
+        tasks: their ids.
+        images: how many of each could be decoded and scored.
+        points: the anchor alone, then rank by rank, scale by scale.
+        best: index of the point with the highest mean accuracy; the first of equal ones.
+        environment: versions and device.
+    """
+
+    method: str
+    anchor: str
+    reverse: bool
+    qkv: str
+    sources: tuple[tuple[str, str | None], ...]
+    base: str
+    part: str
+    tasks: tuple[str, ...]
+    images: tuple[int, ...]
+    points: tuple[SweepPoint, ...]
+    best: int
+    environment: Environment
+    format: int = 1
+
+    def accuracy(self, point: SweepPoint) -> float:
+        """Mean over tasks, in [0, 1]."""
+        return sum(right / n for right, n in zip(point.correct, self.images, strict=True)) / len(self.images)
+
+    def to_json(self) -> str:
+        """Canonical JSON: same record, same bytes."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
 class MergeRecord:
     """Everything a stranger needs to trust and repeat a merge; written as hfcart.json.
 

@@ -164,7 +164,7 @@ def open_store(text: str, progress: Progress, *, local: bool = False) -> Store:
     repo = text.partition("@")[0]
     if path is not None and path.is_dir():
         if is_repo_id(text, namespace=True):
-            progress.note(f"{text} is a folder here: that is what is merged, not the Hub repo of that name.")
+            progress.note(f"{text} is a folder here: that is what is read, not the Hub repo of that name.")
         return LocalStore(path)
     if path is not None and path.is_file():
         raise SourceError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hfcart import safe_yaml
 from hfcart._cards import cards_dir
@@ -39,7 +39,14 @@ _SPLIT = r"^\w+(?:\.\w+)*$"
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 _HINT = "`hfcart tasks show eurosat` shows a card, `hfcart tasks new user/dataset` drafts one."
 
-Line = Annotated[str, Field(min_length=1, max_length=500)]
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"expected one line of text, found {text[:80]!r}")
+    return text
+
+
+Line = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_one_line)]
 Split = Annotated[str, Field(pattern=_SPLIT, max_length=100)]
 
 
@@ -137,11 +144,9 @@ class TaskCard(_Card):
 
     @field_validator("templates", "classnames")
     @classmethod
-    def _plain_lines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         first: dict[str, int] = {}
         for i, text in enumerate(value):
-            if not text.strip() or not text.isprintable():
-                raise ValueError(f"expected one line of text at place {i}, found {text[:80]!r}")
             if first.setdefault(text, i) != i:
                 raise ValueError(f"{text[:80]!r} is there twice, at places {first[text]} and {i} (counted from 0)")
         return value
@@ -184,7 +189,8 @@ def read_tasks(names: Sequence[str]) -> list[TaskCard]:
     """The tasks that a user names.
 
     Args:
-        names: task ids, groups (keys of GROUPS) and paths of YAML files; each may hold several, with commas.
+        names: task ids, groups (keys of GROUPS) and paths of YAML files or of folders of them; each may hold several,
+            with commas.
 
     Returns:
         Every task once, in the order named.
@@ -220,6 +226,10 @@ def _named(name: str) -> list[TaskCard]:
         return [_benchmark_task(one) for one in GROUPS[name]]
     if name in _BENCHMARK:
         return [_benchmark_task(name)]
+    if _is_path(name) and Path(name).is_dir():
+        if not (cards := sorted(Path(name).glob("*.yaml"))):
+            raise UsageError(f"The folder {name} holds no task card (*.yaml).", hint=_HINT)
+        return [read_card(path) for path in cards]
     if _is_path(name):
         return [read_card(Path(name))]
     known = {key.casefold(): key for key in (*_BENCHMARK, *GROUPS)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,6 +15,7 @@ from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord
 from hfcart.repo_id import is_repo_id
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[a-z_]{1,40}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 
 
@@ -55,10 +57,26 @@ def read_finetune_record(data: bytes, where: str) -> FinetuneRecord:
         and all(map(_PLAIN.fullmatch, names))
         and all(map(_SHA256.fullmatch, digests))
         and all(is_repo_id(task.dataset.repo) for task in record.tasks)
+        and _is_recipe(record.recipe)
     )
     if not good:
         raise refusal
     return record
+
+
+def _is_recipe(recipe: dict[str, Any]) -> bool:
+    """Whether it has the form that a fine-tuning records: the card's command is made of it."""
+    base, tasks = recipe.get("base"), recipe.get("tasks")
+    name = base.get("path") if isinstance(base, dict) else base
+    numbers = [value for key, value in recipe.items() if key not in ("base", "tasks", "precision")]
+    return (
+        isinstance(name, str)
+        and isinstance(tasks, list)
+        and all(isinstance(text, str) and text.isprintable() for text in (name, *tasks))
+        and recipe.get("precision") in ("float32", "bfloat16")
+        and all(map(_NAME.fullmatch, recipe))
+        and all(type(value) in (int, float) for value in numbers)
+    )
 
 
 def read_any(data: bytes, where: str) -> MergeRecord | FinetuneRecord:

@@ -37,6 +37,7 @@ class PartialFolder:
         self.path = out.with_name(out.name + ".partial")
         self.overwrite = overwrite
         self.done: dict[str, dict[str, Any]] = {}
+        self.fit: dict[str, Any] | None = None
         self._files: dict[str, int] = {}
         self._journal = -1
         self._lock = -1
@@ -103,6 +104,8 @@ class PartialFolder:
             if not lines:
                 _write_all(self._journal, json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
         self.done = {line["group"]: line for line in lines[1:] if self._proven(line)}
+        # Statistics gathered before the first group: they follow from what the fingerprint covers.
+        self.fit = next((line["fit"] for line in lines[1:] if "fit" in line), None)
 
     def write(self, name: str, data: memoryview) -> str:
         """Put a tensor's bytes into its slot. Returns their sha256."""
@@ -148,10 +151,11 @@ class PartialFolder:
         digests = line.get("sha256", {})
         return bool(digests) and all(
             name in self._layout.slots and hashlib.sha256(data).hexdigest() == digests[name]
-            for name, data in ((name, self._read(name)) for name in digests if name in self._layout.slots)
+            for name, data in ((name, self.read(name)) for name in digests if name in self._layout.slots)
         )
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
+        """A tensor's bytes, read back from its slot."""
         slot = self._layout.slots[name]
         return os.pread(self._files[slot.file], slot.end - slot.start, slot.start)
 
@@ -172,9 +176,10 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"The output folder {out} exists already.", hint="Give another --out, or --overwrite.")
     empty = out.is_dir() and not any(out.iterdir())
-    if out.is_symlink() or not out.is_dir() or not (empty or (out / "hfcart.json").is_file()):
+    ours = any((out / name).is_file() for name in ("hfcart.json", "sweep.json"))
+    if out.is_symlink() or not out.is_dir() or not (empty or ours):
         raise OutputError(
-            f"{out} exists and is not a merge that hfcart made: --overwrite does not touch it.",
+            f"{out} exists and is not a folder that hfcart made: --overwrite does not touch it.",
             hint="Give another --out, or remove it yourself.",
         )
 

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hfcart.clip
-import hfcart.finetune
+import hfcart.clip  # noqa: F401 (once, before the forks)
 from hfcart.errors import HfcartError
+from hfcart.finetune.loop import run_finetune
 from hfcart.finetune.recipe import make
 from hfcart.progress import Progress
 
@@ -39,7 +39,7 @@ class Told(Progress):
 def train(fields: dict[str, Any], report: Path) -> None:
     told = Told()
     try:
-        hfcart.finetune.run_finetune(make(fields), told)
+        run_finetune(make(fields), told)
         error = None
     except HfcartError as failure:
         error = [type(failure).__name__, failure.message, failure.hint]

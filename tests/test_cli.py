@@ -19,8 +19,9 @@ from towers import TINY, weights, write_tower
 
 from hfcart import __version__
 from hfcart.demo.hub import EmbeddedHub
+from hfcart.methods import METHODS
 
-COMMANDS = ("merge", "push", "verify", "methods", "demo")
+COMMANDS = ("merge", "eval", "sweep", "finetune", "tasks", "push", "verify", "methods", "demo")
 
 
 def upload(hub: EmbeddedHub, repo: str, folder: Path, **kwargs: object) -> str:
@@ -455,7 +456,7 @@ def test_version_and_help(hfcart: Run) -> None:
 
 def test_methods_lists_all(hfcart: Run) -> None:
     listed = json.loads(hfcart("methods", "--json").stdout)
-    assert [m["name"] for m in listed] == ["cart", "average", "task_arithmetic"]
+    assert [m["name"] for m in listed] == list(METHODS)
     text = hfcart("methods").stdout
     assert all(m["name"] in text and m["arxiv"] in text for m in listed)
 

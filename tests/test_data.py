@@ -207,6 +207,22 @@ out["record"] = [split.dataset.repo, split.dataset.config, split.dataset.split, 
 
 
 @pytest.mark.parametrize("streaming", [True, False])
+def test_a_folder_of_the_dataset_s_name_is_not_taken_for_it(bench: Bench, streaming: bool) -> None:
+    """`user/shapes` in the working folder: load_dataset would read that, and the commit recorded would be a lie."""
+    bench.dataset("user/shapes", {"data/test-00000-of-00001.parquet": parquet(*rows(8))})
+    out = bench.run(f"""
+import os
+from pathlib import Path
+here = Path(os.environ["HF_HOME"], "cwd", "user/shapes/data")
+here.mkdir(parents=True)
+os.chdir(here.parents[2])
+(here / "test-00000-of-00001.parquet").write_bytes(b"not the Hub's")
+out["read"] = seen(open_split(card("user/shapes"), "test", streaming={streaming}, progress=Progress()).examples())
+""")
+    assert out["read"] == wanted(8)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
 def test_only_the_named_split_is_read_of_a_pinned_commit(bench: Bench, streaming: bool) -> None:
     files = {
         f"data/{split}-00000-of-00001.parquet": parquet(*rows(8)) for split in ("train", "test", "gaussian", "fog")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import image, png, write_clip, write_images
+from clips import END, image, png, write_clip, write_images
 from conftest import TOKEN, Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVi
 
 from hfcart.data import Example
 from hfcart.demo.hub import EmbeddedHub
-from hfcart.errors import MismatchError, NonFiniteError, SourceError, UsageError
+from hfcart.errors import CorruptFileError, MismatchError, NonFiniteError, SourceError, UsageError, VerifyError
 from hfcart.heads import base_of, check_base, make_head, open_base
 from hfcart.images import decode
 from hfcart.pixels import normalised, to_pixels
@@ -167,6 +167,26 @@ def test_a_head_is_computed_once_and_again_if_its_file_is_broken(clip: Path) -> 
     assert not torch.allclose(make_head(base, other, told), head) and told.steps
 
 
+TWO_ENDS = {"SpecialToken": {"id": END, "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"post_processor": None, "normalizer": {"type": "Replace", "pattern": {"Regex": ".*"}, "content": ""}}, "0"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": [TWO_ENDS] * 100, "pair": [],
+                             "special_tokens": {END: {"id": END, "ids": [513], "tokens": [END]}}}}, "100"),
+    ],
+)  # fmt: skip
+def test_a_stranger_s_tokenizer_is_held_against_the_text_tower(clip: Path, tmp_path: Path, change, said) -> None:
+    for path in clip.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    fields = json.loads((clip / "tokenizer.json").read_text()) | change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(CorruptFileError, match=f"its tokenizer gives {said} tokens for a prompt"):
+        make_head(open_base(str(tmp_path), Progress()), TaskCard(**card()), Progress())
+
+
 # --- the base -------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +204,15 @@ def test_the_base_is_what_the_tower_says(clip: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--base|tells which") as error:
         base_of(silent)
     assert error.value.hint == "Give it: --base user/name"
+
+
+@pytest.mark.parametrize("record", [b"{}", b"[", b'{"kind": "finetune"}'])
+def test_a_record_that_is_none_says_which_option_helps(clip: Path, tmp_path: Path, record: bytes) -> None:
+    folder = tower_of(clip, tmp_path / "tower", "---\nbase_model: user/clip\n---\n")
+    (folder / "hfcart.json").write_bytes(record)
+    with pytest.raises(VerifyError, match=r"tower/hfcart.json is not a") as error:
+        base_of(load_tower(str(folder), Progress()))
+    assert "--base user/name" in str(error.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -413,6 +442,32 @@ def test_two_processes_give_the_same_numbers(zoo, clean_env: dict[str, str], tmp
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
 
 
+@pytest.mark.parametrize("option", [{"part": "dev"}, {"precision": "float64"}, {"references": "all"}, {"seed": -1}])
+def test_python_is_told_of_wrong_options_too(clip: Path, option: dict) -> None:
+    import hfcart
+
+    with pytest.raises(UsageError, match=f"--{next(iter(option))} is"):
+        hfcart.evaluate(clip, ["mnist"], **option)
+
+
+def test_a_whole_clip_model_is_not_its_own_pretrained_base(zoo, hfcart: Run) -> None:
+    """A merge with --full-clip holds its base's text tower: what was measured beside it was the merge itself."""
+    hub, root = zoo
+    merge = hfcart(
+        "merge", "user/t1", "user/t2", "--full-clip", "--base", "user/clip", "--push-to", "user/whole", hub=hub
+    )
+    assert merge.returncode == 0, merge.stderr
+    common = ("--tasks", f"{root}/images1.yaml", "--references", "measured", "--json")
+    done = hfcart("eval", "user/whole", *common, hub=hub)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["base"] == "user/clip" and record["base_commit"] == hub.head("user/clip")
+    assert record["results"][0]["pretrained"]["tower"] == "user/clip"
+    alone = hfcart("eval", "user/clip", *common, hub=hub)
+    assert alone.returncode == 0, alone.stderr
+    assert json.loads(alone.stdout)["results"][0]["pretrained"] is None
+
+
 def test_partial_and_validation_say_so(zoo, hfcart: Run) -> None:
     hub, root = zoo
     some = hfcart("eval", "user/t1", "--tasks", f"{root}/images1.yaml", "--limit", "20", hub=hub)
@@ -430,6 +485,7 @@ def test_partial_and_validation_say_so(zoo, hfcart: Run) -> None:
         (["--tasks", "nothing"], 2, ["There is no task 'nothing'", "hfcart tasks"]),
         (["--tasks", "mnist", "--part", "dev"], 2, ["--part is 'dev'", "validation"]),
         (["--tasks", "mnist", "--limit", "0"], 2, ["--limit is 0"]),
+        (["--tasks", "mnist", "--limit", "5", "--seed", "-1"], 2, ["--seed is -1", "0 to"]),
         (["--tasks", "mnist"], 1, ["ylecun/mnist"]),
         (["--tasks", "mnist", "--base", "user/t2"], 1, ["user/t2", "vision tower only", "--base"]),
         (["--tasks", "mnist", "--push", "--create-pr", "--device", "cuda:7"], 2, ["no device cuda:7"]),

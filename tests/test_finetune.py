@@ -267,6 +267,17 @@ def test_it_loads_with_from_pretrained(world: World) -> None:
     assert CLIPImageProcessor.from_pretrained(world.root / "plain").crop_size["height"] == 16
 
 
+@pytest.mark.parametrize(
+    "recipe", [{"tasks": 7}, {"base": None}, {"base": {}}, {"lr": "1\n```"}, {"x\n": 1}, {"tasks": ["a\n```"]}]
+)
+def test_a_recipe_that_no_fine_tuning_records_is_refused(world: World, recipe: dict[str, Any]) -> None:
+    """The card's command is made of it: of these, an error that nobody expected or a line of a stranger's."""
+    record = world.record("plain")
+    record["recipe"] |= recipe
+    with pytest.raises(VerifyError, match="is not a record of a fine-tuning"):
+        read_finetune_record(json.dumps(record).encode(), "hfcart.json")
+
+
 def test_precision_is_recorded_and_real(world: World) -> None:
     assert world.record("plain")["recipe"]["precision"] == "float32"
     assert world.record("half")["recipe"]["precision"] == "bfloat16"

@@ -37,7 +37,7 @@ FLOORS = [
     ["engine", "heads", "scoring"],
     ["merger", "finetune"],
     ["verify", "evaluation"],
-    ["measure"],
+    ["measure", "sweep"],
     ["run"],
     ["demo"],
     ["cli"],

@@ -21,10 +21,11 @@ from towers import write_tower
 import hfcart as package
 from hfcart.card import render_card
 from hfcart.demo.hub import EmbeddedHub
-from hfcart.errors import VerifyError
+from hfcart.errors import OutputError, VerifyError
 from hfcart.front_matter import with_results
 from hfcart.merged import read_record
 from hfcart.progress import Progress
+from hfcart.publish import run_push
 from hfcart.reader import sha256_of
 from hfcart.records import ClassScore, DatasetRecord, EvalRecord, MergeRecord, Reference
 from hfcart.results.confusion import confusion_csv, is_confusion_of
@@ -142,6 +143,7 @@ HOSTILE_FIELDS = [
     *(("r.0.classes.0.name", "a\u202eb"), ("r.0.classes.0.name", ""), ("r.0.classes.0.name", 3)),
     *(("r.0.individual.accuracy", 1.01), ("r.0.individual.accuracy", -0.1)),
     *(("r.0.individual.accuracy", "0.5"), ("r.0.individual.measured", 1)),
+    *(("r.0.average", {"tower": "x", "accuracy": 99.0, "measured": True}), ("r.0.seed", 1 << 64)),
     *(("r.0.individual.tower", ""), ("environment", None), ("environment.torch", KeyError)),
     ("results", [json.loads(evaluation().to_json())["results"][0]] * 2),
 ]
@@ -304,6 +306,29 @@ def test_results_of_other_weights_do_not_reach_the_card(merged):
     write_results(merged, make_results(None), {}, heard := Heard())
     assert (merged / "README.md").read_bytes() == card
     assert len(heard.warnings) == 1 and "measured with other weights" in heard.warnings[0]
+
+
+def test_links_in_a_stranger_s_folder_lead_nowhere(merged, tmp_path):
+    """A clone may hold links: evaluating it must not write to where they lead, nor push."""
+    mine = tmp_path / "mine"
+    (mine / "empty").mkdir(parents=True)
+    results = make_results(record_of(merged))
+    (merged / "figures").mkdir(exist_ok=True)
+    for name in (".results.json.new", "results.json", ".README.md.new", "figures/accuracy.png"):
+        (mine / "file").write_text("precious")
+        (merged / name).symlink_to(mine / "file")
+    write_results(merged, results, {"svhn": SQUARE}, Heard())
+    assert (mine / "file").read_text() == "precious" and not (merged / "results.json").is_symlink()
+    assert read_results((merged / "results.json").read_bytes(), "r") == results
+    for name in ("results", "figures", ".eval_results"):
+        shutil.rmtree(merged / name, ignore_errors=True)
+        (merged / name).symlink_to(mine / "empty")
+        with pytest.raises(OutputError, match=f"merged/{name} is a link to another place"):
+            write_results(merged, results, {"svhn": SQUARE}, Heard())
+        with pytest.raises(OutputError, match="is a link"):
+            run_push(merged, "user/x", overwrite=False, private=False, create_pr=False, message=None, progress=Heard())
+        (merged / name).unlink()
+        assert not list((mine / "empty").iterdir())
 
 
 def test_any_folder_can_hold_results(tmp_path):

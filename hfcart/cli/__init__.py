@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hfcart import __version__
-from hfcart.cli import demo, eval, finetune, merge, methods, push, tasks, verify
+from hfcart.cli import demo, eval, finetune, merge, methods, push, sweep, tasks, verify
 
 app = typer.Typer(
     name="hfcart",
@@ -37,7 +37,16 @@ def _root(
     pass
 
 
-for command in (merge.merge, eval.eval, finetune.finetune, push.push, verify.verify, methods.methods, demo.demo):
+for command in (
+    merge.merge,
+    eval.eval,
+    sweep.sweep,
+    finetune.finetune,
+    push.push,
+    verify.verify,
+    methods.methods,
+    demo.demo,
+):
     app.command()(command)
 app.add_typer(tasks.app, name="tasks")
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -27,6 +28,9 @@ from hfcart.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+
+
+_SECONDS_APART = 5.0  # between two plain lines of progress
 
 
 def clean(text: object) -> str:
@@ -50,7 +54,7 @@ class Output(Progress):
         self._live = self._err.is_terminal and not quiet
         self._bars: Bars | None = None
         self._lock = threading.Lock()
-        self._label, self._unit, self._total, self._done, self._shown = "", "", 1, 0, 0
+        self._label, self._unit, self._total, self._done, self._shown, self._said = "", "", 1, 0, 0, 0.0
 
     def step(self, text: str) -> None:
         """A stage begins: one line."""
@@ -69,6 +73,7 @@ class Output(Progress):
     def start(self, label: str, total: int, unit: str) -> None:
         """A counted stage: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
         self._label, self._unit, self._total, self._done, self._shown = label, unit, max(total, 1), 0, 0
+        self._said = time.monotonic()
         if self._live:
             self._bars = _bars(self._err, unit)
             self._bars.add_task(label, total=self._total)
@@ -77,16 +82,17 @@ class Output(Progress):
             self.step(f"{label} ({self._amount(total)})")
 
     def advance(self, amount: int) -> None:
-        """Move the bar, or say each further quarter in a plain line."""
+        """Move the bar, or say each further quarter in a plain line, at most one in a few seconds."""
         with self._lock:
             self._done += amount
             if self._bars is not None:
                 self._bars.advance(self._bars.task_ids[0], amount)
                 return
             quarter = 4 * self._done // self._total
-            if quarter > self._shown and quarter < 4:
+            if self._shown < quarter < 4 and time.monotonic() - self._said >= _SECONDS_APART:
                 self.note(f"{self._label}: {25 * quarter} %")
-            self._shown = quarter
+                self._said = time.monotonic()
+                self._shown = quarter
 
     def finish(self) -> None:
         """Take the bar away; a line says what was done."""

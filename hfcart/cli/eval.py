@@ -27,7 +27,7 @@ def eval(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Tasks, groups of them (8, 14, 20) and task cards of your own (FILE.yaml), with commas. "
+            help="Tasks, groups of them (8, 14, 20), your own task cards (FILE.yaml) and folders of them, with commas. "
             "hfcart tasks lists them.",
         ),
     ],
@@ -153,6 +153,8 @@ def eval(
         output.result(f"  chart    {done.folder / 'figures' / 'accuracy.png'}")
         if done.published is not None:
             output.result(f"  online   {done.published.pull_request or done.published.url}")
+            if quiet:
+                output.essential(done.published.pull_request or done.published.url)
 
 
 def show_results(record: EvalRecord, output: Output) -> None:

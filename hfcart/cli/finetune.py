@@ -149,6 +149,7 @@ def _show_result(recipe: FinetuneRecipe, record: FinetuneRecord, published: Publ
     if output.json:
         output.data(record.to_json())
     method, tasks = record.method, ",".join(task.task for task in record.tasks)
+    given = shlex.quote(",".join(recipe.tasks))  # cards of the user's own are known by their paths
     losses = f"training loss {method.first_loss:.4f} to {method.last_loss:.4f}"
     folder = shlex.quote(str(recipe.folder))
     output.result()
@@ -156,11 +157,11 @@ def _show_result(recipe: FinetuneRecipe, record: FinetuneRecord, published: Publ
     output.result(f"  card     {recipe.folder / 'README.md'}")
     if published is None:
         output.result(f'  load     {record.model_class}.from_pretrained("{recipe.folder}")')
-        output.result(f"  measure  hfcart eval {folder} --tasks {tasks}")
+        output.result(f"  measure  hfcart eval {folder} --tasks {given}")
         output.result(f"  publish  hfcart push {folder} --to user/name")
     else:
         output.result(f'  load     {record.model_class}.from_pretrained("{recipe.push_to}")')
-        output.result(f"  measure  hfcart eval {recipe.push_to} --tasks {tasks}")
+        output.result(f"  measure  hfcart eval {recipe.push_to} --tasks {given}")
         output.result(f"  online   {published.pull_request or published.url}")
     if output.quiet:
         output.essential(published.pull_request or published.url if published else str(recipe.folder))

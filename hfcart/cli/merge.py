@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,24 +25,69 @@ _METHOD, _OUTPUT, _MACHINE = "Method", "Output", "Machine"
 
 
 def _parameter_help(name: str) -> str:
-    takers = [(m.name, p) for m in METHODS.values() for p in m.parameters if p.name == name]
-    defaults = ", ".join(f"{p.default} for {method}" for method, p in takers)
-    return f"{takers[0][1].help} Default: {defaults}."
+    takers = [(m.name, p) for m in METHODS.values() if (p := m.parameter(name))]
+    defaults = ", ".join(f"{p.default} for {method}" for method, p in takers if p.default is not None)
+    return takers[0][1].help + (f" Default: {defaults}." if defaults else f" For {', '.join(m for m, _ in takers)}.")
 
 
-def _number(text: str | None) -> int | float | None:
+def _number(text: str, option: str) -> int | float:
     """1 is a whole number of directions, 1.0 a fraction: the text decides."""
-    if text is None:
-        return None
     try:
         return int(text)
     except ValueError:
         try:
             return float(text)
         except ValueError:
-            raise typer.BadParameter(f"{text!r} is not a number", param_hint="--rank") from None
+            raise typer.BadParameter(f"{text!r} is not a number", param_hint=option) from None
 
 
+_TYPES: dict[str, Any] = {
+    "number": float | None,
+    "whole": int | None,
+    "rank": str | None,
+    "choice": str | None,
+    "numbers": str | None,
+}
+_METAVARS = {"rank": "RANK", "numbers": "W,W,..."}
+
+
+def _with_parameters(command: Callable[..., None]) -> Callable[..., None]:
+    """Put an option for every parameter of a method in place of the command's `**parameters`."""
+    signature = inspect.signature(command, eval_str=True)
+    before = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    position = next(i for i, p in enumerate(before) if p.name == "method") + 1
+    options = []
+    for parameter in {p.name: p for m in METHODS.values() for p in m.parameters}.values():
+        option = typer.Option(
+            None,
+            parameter.option,
+            metavar="|".join(parameter.choices) or _METAVARS.get(parameter.kind),
+            help=_parameter_help(parameter.name),
+            rich_help_panel=_METHOD,
+        )
+        kind, annotation = inspect.Parameter.POSITIONAL_OR_KEYWORD, _TYPES[parameter.kind]
+        options.append(inspect.Parameter(parameter.name, kind, default=option, annotation=annotation))
+    inserted = [*before[:position], *options, *before[position:]]
+    command.__signature__ = signature.replace(parameters=inserted)  # type: ignore[attr-defined]
+    return command
+
+
+def _typed(values: dict[str, float | int | str | None]) -> dict[str, Any]:
+    """The options' values as the recipe has them: numbers out of text."""
+    kinds = {p.name: p for m in METHODS.values() for p in m.parameters}
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None:
+            continue
+        out[name] = value
+        if kinds[name].kind == "rank":
+            out[name] = _number(str(value), kinds[name].option)
+        if kinds[name].kind == "numbers":
+            out[name] = tuple(float(_number(part, kinds[name].option)) for part in str(value).split(","))
+    return out
+
+
+@_with_parameters
 def merge(
     sources: Annotated[
         list[str] | None,
@@ -61,16 +108,21 @@ def merge(
             rich_help_panel=_METHOD,
         ),
     ] = None,
-    rank: Annotated[
-        str | None, typer.Option(metavar="RANK", help=_parameter_help("rank"), rich_help_panel=_METHOD)
+    lines: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BETA",
+            help="LiNeS: scale what is added to the base by α + β·l/(L−1) in block l of L, in place of --scale; α is "
+            "computed. For methods that add to a base.",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
-    scale: Annotated[float | None, typer.Option(help=_parameter_help("scale"), rich_help_panel=_METHOD)] = None,
     base: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="The pretrained tower. Default, for methods that need one: what the sources' cards say, "
-            "else the openai/clip-vit-* of their shape.",
+            help="The pretrained tower. Default, for methods that need one and --full-clip: what the sources' cards "
+            "say, else the openai/clip-vit-* of their shape.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -172,6 +224,7 @@ def merge(
     quiet: QUIET = False,
     json: JSON = False,
     debug: DEBUG = False,
+    **parameters: float | int | str | None,
 ) -> None:
     """Merge fine-tuned CLIP vision towers into one, and publish it.
 
@@ -181,8 +234,8 @@ def merge(
         given: dict[str, Any] = {
             "sources": tuple(sources) if sources else None,
             "method": method,
-            "rank": _number(rank),
-            "scale": scale,
+            **_typed(parameters),
+            "lines": lines,
             "base": base,
             "qkv": qkv,
             "with_projection": with_projection,
@@ -217,16 +270,21 @@ def merge(
 
 def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
     from hfcart.errors import UsageError
-    from hfcart.recipe import make, read
+    from hfcart.recipe import PARAMETERS, make, read
 
     recorded = read(file) if file else {}
     if file and recorded.get("push_to") and "push_to" not in given:
         output.note(f"{file} asks to publish the result to {recorded['push_to']}.")
     if method := METHODS.get(given.get("method", "")):
         # Another method than the file's: what only the file's takes is not asked of it.
-        for name in {p.name for m in METHODS.values() for p in m.parameters} - {p.name for p in method.parameters}:
+        names = {"lines": method.task_vectors, **dict.fromkeys(PARAMETERS, False)}
+        names |= dict.fromkeys((p.name for p in method.parameters), True)
+        for name in [name for name, taken in names.items() if not taken]:
             if recorded.pop(name, None) is not None:
                 output.note(f"{method.name} takes no {name}: the one in {file} is left out.")
+    for one, other in (("lines", "scale"), ("scale", "lines")):  # each says what the other would
+        if one in given and other not in given:
+            recorded.pop(other, None)
     fields = {**recorded, **given}
     if not fields.get("sources"):
         raise UsageError(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hfcart.cli._output import reporting
-from hfcart.methods import METHODS
+from hfcart.methods import METHODS, Method
 
 
 def methods(json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
@@ -22,8 +22,14 @@ def methods(json: Annotated[bool, typer.Option("--json", help="Print the list as
                     "summary": m.summary,
                     "formula": m.formula,
                     "needs_base": m.needs_base,
-                    "parameters": {p.name: {"default": p.default, "help": p.help} for p in m.parameters},
+                    "lines": m.task_vectors,
+                    "parameters": {
+                        p.name: {"default": p.default, "help": p.help} | ({"choices": p.choices} if p.choices else {})
+                        for p in m.parameters
+                    },
                     "arxiv": m.arxiv,
+                    "published": {"vit-b-32": m.published[0], "vit-l-14": m.published[1]},
+                    "note": m.note,
                 }
                 for m in METHODS.values()
             ]
@@ -32,11 +38,29 @@ def methods(json: Annotated[bool, typer.Option("--json", help="Print the list as
         rows = [
             (
                 m.name,
-                "base model" if m.needs_base else "towers only",
-                ", ".join(f"--{p.name} {p.default}" for p in m.parameters) or "none",
+                _needs(m),
+                "\n".join(p.option + ("" if p.default is None else f" {p.default}") for p in m.parameters) or "none",
+                " / ".join("–" if figure is None else f"{figure:.1f}" for figure in m.published)
+                if any(m.published)
+                else "",
                 f"arXiv {m.arxiv}",
                 m.summary,
             )
             for m in METHODS.values()
         ]
-        output.table(["method", "needs", "parameters", "paper", "what it does"], rows)
+        output.table(["method", "needs", "parameters", "published", "paper", "what it does"], rows)
+        output.result()
+        output.result(
+            "published: mean accuracy over the eight tasks of CART's paper in per cent, ViT-B/32 / ViT-L/14. They are "
+            "for OpenCLIP's fine-tuned towers: the Hub's give others. Compare only what you measured yourself."
+        )
+        for m in METHODS.values():
+            if m.note:
+                output.result(f"{m.name}: {m.note}")
+        output.result("--lines BETA goes with " + ", ".join(m.name for m in METHODS.values() if m.task_vectors) + ".")
+
+
+def _needs(method: Method) -> str:
+    return ("base model" if method.needs_base else "towers only") + (
+        f", {method.exactly} sources" if method.exactly else ""
+    )

@@ -31,7 +31,7 @@ def open_builder(
         narrow = {"data_files": {split: list(whole.config.data_files[split])}, "features": whole.info.features}
 
     def load() -> datasets.DatasetBuilder:
-        return datasets.load_dataset_builder(pinned.repo, name=config, revision=pinned.commit, **narrow)
+        return datasets.load_dataset_builder(_on_the_hub(pinned), name=config, revision=pinned.commit, **narrow)
 
     try:
         return hub.call_datasets(f"Opening the dataset {pinned.repo}", pinned, load)
@@ -54,9 +54,14 @@ def open_builder(
         ) from error
 
 
+def _on_the_hub(pinned: hub.PinnedDataset) -> str:
+    """Its name in a form that no folder of this machine has: `user/name` alone would be read from one, if there is."""
+    return f"hf://datasets/{pinned.repo}"
+
+
 def _configs(pinned: hub.PinnedDataset) -> list[str]:
     try:
-        return list(datasets.get_dataset_config_names(pinned.repo, revision=pinned.commit))
+        return list(datasets.get_dataset_config_names(_on_the_hub(pinned), revision=pinned.commit))
     except Exception:  # it only makes a message better
         return []
 

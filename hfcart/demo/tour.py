@@ -1,30 +1,30 @@
-"""`hfcart demo`: the commands a user would type, run for real against a Hub on this machine."""
+"""`hfcart demo`: the commands a user would type, run for real against a Hub on this machine, on towers trained here."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.zoo import FINETUNE, build_zoo, publish_zoo
 from hfcart.errors import HfcartError, OutputError
 from hfcart.progress import Progress
+from hfcart.records import EvalRecord
+from hfcart.results.files import RESULTS, results_in
+from hfcart.scores import accuracy, mean_accuracy, mean_reference
 
-_TOKEN = "hf_demo"
-_TASKS = {"digits": "mit", "shapes": "mit", "textures": "cc-by-4.0"}
-_CONFIG = {
-    "hidden_size": 192,
-    "intermediate_size": 768,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "image_size": 32,
-    "patch_size": 8,
-    "projection_dim": 64,
-}
-_MERGED = "demo/merged"
+_USER, _TOKEN = "demo", "hf_demo"
+_RANKS, _SCALES = "0.01,0.02,0.04,0.08,0.16,0.32,1.0", "1,1.5,2"
+_TA_SCALES = "0.1,0.2,0.3,0.4,0.5,0.6"
 _LOAD = """\
 import torch
 from transformers import CLIPVisionModel
@@ -33,67 +33,183 @@ print(tuple(tower(torch.zeros(1, 3, 32, 32)).pooler_output.shape))
 """
 
 
-def run_demo(folder: Path, progress: Progress) -> Path:
-    """Build a few tiny towers, publish them to an embedded Hub, merge them with `--push-to`, and load the result.
+@dataclass(frozen=True)
+class Tour:
+    """What the demo ends with.
+
+    Attributes:
+        columns: heads of the table.
+        rows: one a tower: its accuracy on each task in per cent, and the mean.
+        curve: the figure of accuracy over rank.
+        card: the model card that was published.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    curve: Path
+    card: Path
+
+
+def run_demo(folder: Path, progress: Progress) -> Tour:
+    """Train a tiny CLIP and a tower a task, choose rank and scale on validation images, merge, measure on test images.
 
     Args:
-        folder: where everything goes; an earlier demo's is replaced.
+        folder: where everything goes; an earlier demo's is replaced, but for the pictures and the base it trained.
         progress: told of every stage.
-
-    Returns:
-        Path of the model card.
 
     Raises:
         OutputError: the folder holds something else.
         HfcartError: one of the commands failed.
     """
-    marker = folder / ".hfcart-demo"
+    marker, cache = folder / ".hfcart-demo", folder / "zoo"
     if folder.exists() and not marker.exists():
         raise OutputError(f"{folder} exists and is not an earlier demo.", hint="Give another: hfcart demo --out FOLDER")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    for path in folder.iterdir() if folder.exists() else ():
+        if path not in (marker, cache):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
+    zoo = build_zoo(cache, _USER, progress)
+    tasks = sorted(path.stem for path in (zoo / "tasks").glob("*.yaml"))
+    shutil.copytree(zoo / "tasks", folder / "tasks")
     with EmbeddedHub(folder / "hub") as server:
         progress.step(f"A Hub of your own is up at {server.url}, for as long as this runs")
-        server.add_user("demo", token=_TOKEN)
-        _publish_towers(server, folder / "towers", progress)
+        server.add_user(_USER, token=_TOKEN)
+        publish_zoo(server, zoo, _USER)
+        _Commands(folder, server.url, progress).run_all(tasks)
+    columns, rows = _table(folder)
+    return Tour(columns, rows, folder / "sweep-cart" / "figures" / "curve.png", folder / "merged" / "README.md")
+
+
+class _Commands:
+    """Runs hfcart's own commands in the demo's folder, against its Hub."""
+
+    def __init__(self, folder: Path, url: str, progress: Progress) -> None:
+        self._folder, self._progress = folder, progress
         # The machine's own settings of the Hub and of proxies must not come between the commands and this server.
         inherited = {
             k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")
         }
-        environment = {
+        self._environment = {
             **inherited,
-            "HF_ENDPOINT": server.url,
+            "HF_ENDPOINT": url,
             "HF_TOKEN": _TOKEN,
             "HF_HOME": str((folder / "hf-home").resolve()),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
-        merge = ["merge", *(f"demo/{task}" for task in _TASKS), "--rank", "0.08", "--push-to", _MERGED]
-        for command in (["methods"], [*merge, "--dry-run"], merge, ["verify", _MERGED]):
-            _run([sys.executable, "-m", "hfcart", *command], shlex.join(["hfcart", *command]), folder, environment)
-        _run([sys.executable, "-c", _LOAD], "python\n" + _LOAD.rstrip(), folder, environment)
-    return folder / "merged" / "README.md"
+
+    def run_all(self, tasks: Sequence[str]) -> None:
+        """Fine-tune a tower a task, sweep, merge, measure, publish, load."""
+        self._progress.step(f"Fine-tuning {len(tasks)} towers, one a task, two at a time")
+        options = [part for name, value in FINETUNE.items() for part in (f"--{name}", value)]
+        train = ["finetune", f"{_USER}/base", *options]
+        commands = [[*train, "--task", f"tasks/{task}.yaml", "--push-to", f"{_USER}/tower-{task}"] for task in tasks]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self._beside, commands))
+        towers = [f"{_USER}/tower-{task}" for task in tasks]
+        cards = "tasks/"
+        grid, ta = ["--rank", _RANKS, "--scale", _SCALES], ["--method", "task_arithmetic"]
+        self._run_both(
+            ["sweep", *towers, "--tasks", cards, *grid, "--out", "sweep-cart"],
+            ["sweep", *towers, "--tasks", cards, *ta, "--scale", _TA_SCALES, "--out", "sweep-ta"],
+        )
+        best, ta_best = self._best("sweep-cart"), self._best("sweep-ta")
+        arithmetic = [*ta, "--scale", f"{ta_best['scale']:g}", "--out", "task-arithmetic", "--eval", cards]
+        cart = ["--rank", str(best["rank"]), "--scale", f"{best['scale']:g}", "--out", "merged"]
+        self._run_both(["merge", *towers, *arithmetic], ["merge", *towers, *cart])
+        self._run(["eval", "merged", "--tasks", cards, "--references", "measured"])
+        self._run(["push", "merged", "--to", f"{_USER}/merged"])
+        self._run(["verify", f"{_USER}/merged"])
+        self._python(_LOAD)
+
+    def _best(self, sweep: str) -> dict[str, Any]:
+        record = json.loads((self._folder / sweep / "sweep.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = record["points"][record["best"]]
+        return found
+
+    def _run(self, command: list[str]) -> None:
+        _show(shlex.join(["hfcart", *command]))
+        self._check(subprocess.run(self._module(command), cwd=self._folder, env=self._environment, check=False))
+
+    def _run_both(self, *commands: list[str]) -> None:
+        """Commands that do not wait for each other, side by side; each one's output when all are done."""
+        with ThreadPoolExecutor(len(commands)) as pool:
+            for command, done in zip(commands, list(pool.map(self._apart, commands)), strict=True):
+                _show(shlex.join(["hfcart", *command]))
+                sys.stderr.write(done.stdout)
+                self._check(done)
+
+    def _beside(self, command: list[str]) -> None:
+        """One of several at once: its output is shown only if it fails."""
+        done = self._apart([*command, "--quiet"])
+        _show(shlex.join(["hfcart", *command]))
+        if done.returncode:
+            sys.stderr.write(done.stdout)
+        self._check(done)
+
+    def _apart(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._module(command),
+            cwd=self._folder,
+            env={**self._environment, "OMP_NUM_THREADS": "1"},
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _python(self, code: str) -> None:
+        _show("python\n" + code.rstrip())
+        self._check(subprocess.run([sys.executable, "-c", code], cwd=self._folder, env=self._environment, check=False))
+
+    def _module(self, command: list[str]) -> list[str]:
+        return [sys.executable, "-m", "hfcart", *command]
+
+    def _check(self, done: subprocess.CompletedProcess[Any]) -> None:
+        if done.returncode:
+            raise HfcartError(
+                f"The command above ended with exit code {done.returncode}.", hint="Run hfcart demo again."
+            )
 
 
-def _publish_towers(server: EmbeddedHub, folder: Path, progress: Progress) -> None:
-    from hfcart.clip import fine_tuned, new_tower
-
-    progress.step(f"Making {len(_TASKS)} tiny CLIP towers of one ancestor and publishing them to it")
-    base = new_tower(_CONFIG, seed=0)
-    for seed, (task, license_id) in enumerate(_TASKS.items(), start=1):
-        fine_tuned(base, seed, folder / task)
-        card = f"---\nlicense: {license_id}\ndatasets: [demo/{task}-images]\n---\n# A tiny tower for {task}\n"
-        (folder / task / "README.md").write_text(card, encoding="utf-8")
-        server.create(f"demo/{task}")
-        server.commit(f"demo/{task}", {path.name: path for path in sorted((folder / task).iterdir())})
-
-
-def _run(command: list[str], shown: str, folder: Path, environment: dict[str, str]) -> None:
-    sys.stderr.write("\n" + "\n".join(f"{'$' if i == 0 else '>'} {line}" for i, line in enumerate(shown.split("\n"))))
-    sys.stderr.write("\n")
+def _show(command: str) -> None:
+    lines = command.split("\n")
+    sys.stderr.write("\n" + "\n".join(f"{'$' if i == 0 else '>'} {line}" for i, line in enumerate(lines)) + "\n")
     sys.stderr.flush()
-    code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
-    if code:
-        raise HfcartError(f"The command above ended with exit code {code}.", hint="Run hfcart demo again.")
+
+
+def _table(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Every tower's accuracy on the test images, in per cent, as this run measured it."""
+    merged, arithmetic = _results(folder / "merged"), _results(folder / "task-arithmetic")
+
+    def others(name: str) -> tuple[str, ...]:
+        found = [getattr(result, name) for result in merged.results]
+        return tuple(_percent(reference.accuracy if reference else None) for reference in found) + (
+            _percent(mean_reference(found).value),
+        )
+
+    def own(record: EvalRecord) -> tuple[str, ...]:
+        mean = mean_accuracy(record.results)
+        return (*(_percent(accuracy(result)) for result in record.results), _percent(mean.value))
+
+    rows = (
+        ("pretrained", *others("pretrained")),
+        ("average", *others("average")),
+        ("task arithmetic", *own(arithmetic)),
+        ("CART", *own(merged)),
+        ("individual", *others("individual")),
+    )
+    return ("test accuracy %", *(result.title for result in merged.results), "mean"), rows
+
+
+def _results(folder: Path) -> EvalRecord:
+    record = results_in(folder)
+    if record is None:
+        raise HfcartError(f"{folder} has no {RESULTS}.", hint="Run hfcart demo again.")
+    return record
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"

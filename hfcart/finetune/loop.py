@@ -21,13 +21,14 @@ from hfcart.engine import choose_device, current_environment
 from hfcart.errors import HfcartError, SourceError, UsageError
 from hfcart.finetune.checkpoints import FOLDER, Checkpoints
 from hfcart.finetune.folder import LOG, finish, training_log
-from hfcart.finetune.mixture import Batch, Loader, Mixture, default_workers
+from hfcart.finetune.mixture import Batch, Loader, Mixture
 from hfcart.finetune.objective import example_losses, learning_rate, weights
 from hfcart.finetune.plan import FinetunePlan, make_finetune_plan
 from hfcart.finetune.recipe import FinetuneRecipe
 from hfcart.finetune.state import TrainingState
 from hfcart.hub import Published, check_target, publish, set_notifier
 from hfcart.pixels import normalised
+from hfcart.plan import default_workers
 from hfcart.progress import Progress
 from hfcart.records import FinetuneRecord
 from hfcart.tuned import commit_message

@@ -8,7 +8,6 @@ resumed training asks for the batch of its step.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -138,8 +137,3 @@ class Loader:
 
 
 _Chunk = tuple[Tensor, Tensor, Tensor]  # pixels, labels, usable
-
-
-def default_workers() -> int:
-    """Decoding threads when the user names no number: one a core, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

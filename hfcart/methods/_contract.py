@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# One pass of a `fit`: (thetas, base) of a group -> a tensor of counts or sums, which are added over all groups.
+Measure = Callable[..., Any]
 
 
 class Merged(NamedTuple):
@@ -29,11 +35,51 @@ class Merged(NamedTuple):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One keyword argument of a method, as the recipe, the help and the card show it."""
+    """One keyword argument of a method, as the recipe, the help and the card show it.
+
+    Attributes:
+        name: of the keyword, of the recipe's field, and (with hyphens) of the option.
+        default: None where nothing given means something of its own, as the help says.
+        help: one or two sentences.
+        kind: of its values. A `rank` is a fraction in (0, 1] or a whole number; `numbers` are one for each source.
+        least: the smallest value allowed.
+        above: the value that every allowed one exceeds.
+        most: the largest value allowed.
+        choices: the values allowed, for a `choice`.
+    """
 
     name: str
-    default: float | int
+    default: float | int | str | None
     help: str
+    kind: Literal["number", "whole", "rank", "choice", "numbers"] = "number"
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """Its long option."""
+        return "--" + self.name.replace("_", "-")
+
+    def check(self, value: float | int | str | tuple[float, ...]) -> None:
+        """Raise ValueError if a value, of the right type already, is none that the method takes."""
+        if isinstance(value, str):
+            if value not in self.choices:
+                raise ValueError(f"{value!r} is none of {', '.join(self.choices)}")
+            return
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if not math.isfinite(number):
+                raise ValueError(f"{number} is not a finite number")
+            if self.least is not None and number < self.least:
+                raise ValueError(f"{number} is below {self.least:g}")
+            if self.above is not None and number <= self.above:
+                raise ValueError(f"{number} is not above {self.above:g}")
+            if self.most is not None and number > self.most:
+                raise ValueError(f"{number} is above {self.most:g}")
+        if self.kind == "numbers" and not any(numbers):
+            raise ValueError("they are all zero")
 
 
 @dataclass(frozen=True)
@@ -49,10 +95,23 @@ class Method:
         formula: LaTeX of the rule for matrices.
         matrix_rule: "module:function" in this package, for the attention and MLP weights.
         other_rule: the same for every other tensor.
-        parameters: the keyword arguments a recipe may set.
-        needs_base: whether both rules take `base`, the pretrained tensor.
+        parameters: the keyword arguments a recipe may set; each rule gets those it names.
+        needs_base: whether the rules take `base`, the pretrained tensor.
         arxiv: id of the paper.
         citation: its BibTeX.
+        updates: "module:function" that takes the method apart for a sweep: (thetas, ranks=…, base=…) to an anchor and
+            what each rank adds to it at scale 1. None if the result is not anchor + scale × update.
+        fit: "module:function" that gathers what the rules must know of all tensors together, by streaming them first:
+            a generator function of those parameters that it names. It yields a `Measure` for each pass, is sent the
+            measures' sum over all groups, and returns keyword arguments of the rules, as JSON has them. None if the
+            rules need nothing but the group itself.
+        task_vectors: whether the result is the base plus a merged task vector that `lines` may scale block by block.
+        exactly: the number of sources it is defined for; 0 for any.
+        decomposes: whether each tower's matrices go through an SVD.
+        published: mean accuracy over the eight tasks of CART's tables in per cent, (ViT-B/32, ViT-L/14), as that paper
+            prints it or, where `note` says so, the method's own: OpenCLIP's towers, not the Hub's.
+        note: where the figures come from; what else is to be said of the settings.
+        copies: float32 copies of a group that its algebra takes beside the towers' own, for the estimate of memory.
     """
 
     name: str
@@ -67,17 +126,36 @@ class Method:
     needs_base: bool
     arxiv: str
     citation: str
+    updates: str | None = None
+    fit: str | None = None
+    task_vectors: bool = False
+    exactly: int = 0
+    decomposes: bool = False
+    published: tuple[float | None, float | None] = (None, None)
+    note: str = ""
+    copies: int = 4
 
     def load(self) -> tuple[Callable[..., Merged], Callable[..., Merged]]:
         """Import and return (matrix rule, other rule): functions (thetas, **keywords) -> Merged."""
-        return _function(self.matrix_rule), _function(self.other_rule)
+        return function(self.matrix_rule), function(self.other_rule)
+
+    def parameter(self, name: str) -> Parameter | None:
+        """Its parameter of that name, if it has one."""
+        return next((p for p in self.parameters if p.name == name), None)
 
     def rule_name(self, *, matrix: bool) -> str:
         """Name of the rule that a tensor gets, for the record: "cart", "average", ..."""
         return (self.matrix_rule if matrix else self.other_rule).rsplit(":", 1)[1]
 
 
-def _function(where: str) -> Callable[..., Merged]:
+def keywords_of(rule: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that a rule names."""
+    named = inspect.signature(rule).parameters
+    return {name: value for name, value in offered.items() if name in named}
+
+
+def function(where: str) -> Callable[..., Any]:
+    """Import "module:name" of this package."""
     module, name = where.split(":")
     loaded: Any = getattr(importlib.import_module(f"hfcart.methods.{module}"), name)
     return loaded  # type: ignore[no-any-return]

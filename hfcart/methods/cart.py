@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -38,3 +40,33 @@ def cart(thetas: Float[Tensor, "task m n"], *, rank: int | float = 0.08, scale: 
     nothing = update == 0
     merged = torch.where(nothing, high, update.add_(low).add_(high), out=update)
     return Merged(merged, k, sum(p.energy for p in parts) / len(parts), any(p.fallback for p in parts))
+
+
+def updates(
+    thetas: Float[Tensor, "task m n"], *, ranks: Sequence[int | float], reverse: bool = False
+) -> tuple[Float[Tensor, "m n"], list[Float[Tensor, "m n"]]]:
+    """The average, and for each rank what CART adds to it at scale 1, from one decomposition to the largest rank.
+
+    Args:
+        thetas: as for `cart`.
+        ranks: as for `cart`, in any order.
+        reverse: keep the lowest k singular directions instead of the top k (the paper's Fig. 2).
+
+    Returns:
+        (θ̄, [Σ_t SVD_k(θ_t − θ̄) for each rank]): cart(rank, scale) is θ̄ + scale times that.
+
+    Raises:
+        ValueError: a rank out of range.
+    """
+    full = min(thetas.shape[1:])
+    kept = [rank_of(rank, *thetas.shape[1:]) for rank in ranks]
+    # The lowest k are what the top full − k leave: the task vectors add up to zero.
+    cuts = [full - k if reverse else k for k in kept]
+    high, low = mean_of(thetas)
+    parts = [truncated_svd((theta - high).sub_(low), max(1, *cuts)) for theta in thetas]
+    sums: dict[int, Tensor] = {0: torch.zeros_like(high)}
+    done = 0
+    for cut in sorted(set(cuts) - {0}):
+        left, right = (torch.cat([getattr(p, side)[:, done:cut] for p in parts], 1) for side in ("left", "right"))
+        sums[cut], done = sums[done] + left @ right.T, cut
+    return high, [-sums[cut] if reverse else sums[cut] for cut in cuts]

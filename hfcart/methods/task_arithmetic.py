@@ -24,3 +24,11 @@ def task_arithmetic(
     # Σ τ_t = T · (θ̄ − θ_0), with θ̄ = high + low to twice the precision.
     update = (high - base).add_(low).mul_(scale * len(thetas))
     return Merged(torch.where(update == 0, base, base + update))
+
+
+def updates(
+    thetas: Float[Tensor, " task *shape"], *, base: Float[Tensor, " *shape"]
+) -> tuple[Float[Tensor, " *shape"], list[Float[Tensor, " *shape"]]]:
+    """The base, and the sum of the task vectors: task_arithmetic(scale) is the first plus scale times the second."""
+    high, low = mean_of(thetas)
+    return base, [(high - base).add_(low).mul_(len(thetas))]

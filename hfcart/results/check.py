@@ -10,6 +10,7 @@ from hfcart.repo_id import is_repo_id
 
 MAX_TASKS = 200
 MAX_CLASSES = 10_000
+MAX_SEED = 1 << 64
 TASK_ID = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
 
 _TASK = re.compile(TASK_ID)
@@ -53,7 +54,7 @@ def _faults_of(result: TaskResult) -> Iterator[str]:
     if result.part not in ("test", "validation", "train"):
         yield "its part is none of test, validation and train"
     counts = [result.rows, result.undecodable, *(n for score in result.classes for n in (score.n, score.correct))]
-    if not all(0 <= count <= _MOST for count in counts) or not 0 <= result.seed < 1 << 64:
+    if not all(0 <= count <= _MOST for count in counts) or not 0 <= result.seed < MAX_SEED:
         yield "a count is out of range"
     if any(score.correct > score.n for score in result.classes):
         yield "more images of a class were recognised than there were"
@@ -62,7 +63,7 @@ def _faults_of(result: TaskResult) -> Iterator[str]:
     asked = result.rows if result.limit is None else min(result.limit, result.rows)
     if result.n + result.undecodable != asked:
         yield f"{result.n} images scored and {result.undecodable} undecodable do not make {asked}"
-    for reference in (result.pretrained, result.individual):
+    for reference in (result.pretrained, result.individual, result.average):
         if reference is not None and not _is_possible(reference):
             yield "a reference is no accuracy of a named tower"
 

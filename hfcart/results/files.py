@@ -100,12 +100,13 @@ def write_results(
         progress: told of a card that is left alone.
 
     Raises:
-        OutputError: the folder cannot be written to.
+        OutputError: the folder cannot be written to, or a subfolder is a link.
         ValueError: a matrix that does not agree with the record.
     """
     from hfcart.plots import draw_accuracy  # matplotlib takes a second that readers of results need not spend
 
     progress = progress or Progress()
+    refuse_links(folder)
     files = results_files(record, confusions)
     results = files.pop(RESULTS)
     earlier = _earlier_in(folder)
@@ -123,14 +124,32 @@ def write_results(
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file under another name and rename it: whoever looks sees the old file or the new one, whole."""
+    """Write a file under another name and rename it: whoever looks sees the old file or the new one, whole.
+
+    A link in its place, or in that of the other name, is replaced and not followed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
-    with new.open("wb") as file:
+    new.unlink(missing_ok=True)
+    with new.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder, a stranger's clone it may be, whose subfolders lead to other places: nothing is written there.
+
+    Raises:
+        OutputError: one of those that hfcart writes into is a link.
+    """
+    for name in (FOLDER, FIGURE.partition("/")[0], ".eval_results"):
+        if (folder / name).is_symlink():
+            raise OutputError(
+                f"{folder / name} is a link to another place, and nothing is written through it.",
+                hint="Remove it, or write the results to a folder of their own: --out FOLDER",
+            )
 
 
 def warn_of_lost(earlier: EvalRecord | None, record: EvalRecord, progress: Progress) -> None:

@@ -1,0 +1,179 @@
+"""`hfcart sweep`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hfcart.cli._output import Output, reporting
+from hfcart.cli._params import DEBUG, JSON, QUIET
+
+if TYPE_CHECKING:
+    from hfcart.records import SweepRecord
+
+_GRID, _IMAGES, _MACHINE = "Grid", "Images", "Machine"
+_RANKS = (0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
+_SCALES = {"cart": (1.0, 1.5, 2.0, 2.5), "task_arithmetic": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}
+
+
+def sweep(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for hfcart merge.")
+    ],
+    tasks: Annotated[
+        str, typer.Option(metavar="NAMES", help="What to measure on, as for hfcart eval.", show_default=False)
+    ],
+    method: Annotated[
+        str, typer.Option(help="cart, or task_arithmetic (which has scales only).", rich_help_panel=_GRID)
+    ] = "cart",
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANKS",
+            help="0.02,0.08,1.0 names them; 0.02:0.5 is six of them evenly apart by ratio, 0.02:0.5:10 ten. "
+            "Default: 2, 4, 8, 16, 32 and 100 %.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALES",
+            help="1,1.5,2 names them; 0.5:2.5 is five of them evenly apart, 0.5:2.5:9 nine. "
+            "Default: 1 to 2.5 for cart, 0.1 to 0.6 for task_arithmetic.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    reverse: Annotated[
+        bool,
+        typer.Option(
+            "--reverse", help="Keep the lowest singular directions in place of the top.", rich_help_panel=_GRID
+        ),
+    ] = False,
+    qkv: Annotated[
+        str, typer.Option(metavar="split|fused", help="As for hfcart merge.", rich_help_panel=_GRID)
+    ] = "split",
+    base: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="The CLIP model with the text tower, as for hfcart eval.")
+    ] = None,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="validation|test|train",
+            help="Which images. What is chosen on test images is no result.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = "validation",
+    limit: Annotated[
+        int | None, typer.Option(help="A seeded sample of so many images of each task.", rich_help_panel=_IMAGES)
+    ] = None,
+    no_streaming: Annotated[
+        bool,
+        typer.Option(
+            "--no-streaming", help="Keep the images in the cache instead of streaming them.", rich_help_panel=_IMAGES
+        ),
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("sweep"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier sweep.")] = False,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.", rich_help_panel=_MACHINE)
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16", help="As for hfcart eval.", rich_help_panel=_MACHINE)
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Threads. Default: one a core, at most 8.", rich_help_panel=_MACHINE)
+    ] = None,
+    quiet: QUIET = False,
+    json: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """Find the best rank and scale: one decomposition, every point of a grid measured on validation images.
+
+    Example:  hfcart sweep user/a user/b --tasks 8 --rank 0.02:0.5 --scale 0.5:2.5
+    """
+    with reporting(quiet=quiet, json=json, debug=debug) as output:
+        from hfcart.evaluation import check_options
+        from hfcart.sweep import run_sweep
+        from hfcart.tasks import read_tasks
+
+        options: dict[str, Any] = {"part": part, "limit": limit, "precision": precision, "workers": workers}
+        check_options(options)
+        takes_rank = method != "task_arithmetic"
+        ranks = _numbers(rank, "--rank") if rank else (_RANKS if takes_rank else ())
+        record = run_sweep(
+            sources,
+            read_tasks([tasks]),
+            ranks=ranks,
+            scales=[float(s) for s in _numbers(scale, "--scale")] if scale else _SCALES.get(method, (1.0,)),
+            method=method,
+            base=base,
+            qkv=qkv,
+            reverse=reverse,
+            streaming=not no_streaming,
+            out=out,
+            overwrite=overwrite,
+            device=device,
+            progress=output,
+            **options,
+        )
+        if json:
+            output.data(record.to_json())
+        _show(record, sources, out, output)
+
+
+def _numbers(text: str, option: str) -> list[int | float]:
+    """A list with commas, or low:high[:count]: ranks by equal ratios, scales by equal steps."""
+    try:
+        if ":" not in text:
+            return [int(part) if part.strip().isdecimal() else float(part) for part in text.split(",")]
+        low, high, *rest = text.split(":")
+        start, end, count = float(low), float(high), int(rest[0]) if rest else (6 if option == "--rank" else 5)
+        if len(rest) > 1 or count < 2 or not 0 < start < end:
+            raise ValueError
+        steps = [i / (count - 1) for i in range(count)]
+        if option == "--rank":
+            return [float(f"{start * (end / start) ** step:.4g}") for step in steps]
+        return [float(f"{start + (end - start) * step:.4g}") for step in steps]
+    except (ValueError, IndexError):
+        raise typer.BadParameter(f"{text!r} is neither a list nor low:high[:count]", param_hint=option) from None
+
+
+def _show(record: SweepRecord, sources: list[str], out: Path, output: Output) -> None:
+    scales = list(dict.fromkeys(point.scale for point in record.points[1:]))
+    ranks = list(dict.fromkeys(point.rank for point in record.points[1:]))
+    reached = {(point.rank, point.scale): f"{100 * record.accuracy(point):.1f}" for point in record.points}
+    best = record.points[record.best]
+    anchor = record.points[0]
+    output.result()
+    rows = []
+    for rank in ranks:
+        cells = [reached[rank, s] + (" *" if (rank, s) == (best.rank, best.scale) else "") for s in scales]
+        rows.append((_rank(rank), *cells))
+    output.table(["rank", *(f"scale {s:g}" for s in scales)], rows)
+    images = sum(record.images)
+    output.result(
+        f"Mean accuracy in % over {len(record.tasks)} task{'s' * (len(record.tasks) != 1)}, "
+        f"{images:,} {record.part} images; "
+        f"the {record.anchor} alone reaches {100 * record.accuracy(anchor):.1f}."
+    )
+    if record.part == "test":
+        output.result("Measured on test images: draw the curve, but do not report a setting chosen here.")
+    options = ["--scale", f"{best.scale:g}"]
+    if best.rank is not None:
+        options = ["--rank", str(best.rank), *options]
+    options += ["--method", record.method] if record.method != "cart" else []
+    options += ["--qkv", record.qkv] if record.qkv != "split" else []
+    if not record.reverse:
+        output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
+    output.result(f"  curve    {out / 'figures' / 'curve.png'}")
+    output.result(f"  record   {out / 'sweep.json'}")
+
+
+def _rank(rank: int | float | None) -> str:
+    if rank is None:
+        return "all"
+    return str(rank) if isinstance(rank, int) else f"{100 * rank:g} %"

@@ -1,0 +1,357 @@
+"""Which rank and which scale? One decomposition, then every point of the grid rebuilt from it and measured.
+
+A method that is anchor + λ · update(k) is taken apart once, to the largest rank: the anchor and one update a rank lie
+on disk, and a point is one multiplication and one addition away. Measuring is the rest, and images are decoded once
+for many points. What is done so far survives a kill: tensors by the writer's journal, points by one of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfcart.data import Part, Split, open_split
+from hfcart.engine import Worker, choose_device, current_environment, run
+from hfcart.errors import UsageError
+from hfcart.evaluation import precision_for
+from hfcart.heads import Base, make_head, open_base
+from hfcart.layout import Layout, lay_out
+from hfcart.linalg import rank_of
+from hfcart.methods import METHODS, function
+from hfcart.names import Group
+from hfcart.plan import Plan, default_workers, make_plan
+from hfcart.progress import Progress, Within
+from hfcart.recipe import Recipe, make
+from hfcart.records import Environment, SweepPoint, SweepRecord
+from hfcart.scoring import Scorer, score
+from hfcart.sources import fetch_all, infer_base
+from hfcart.tasks import TaskCard
+from hfcart.writer import PartialFolder, explain_os_errors
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
+
+RECORD = "sweep.json"
+_POINTS = "points.jsonl"
+_Setting = tuple[int | float | None, float]  # rank and scale
+_TOWERS_AT_ONCE = 1 << 31  # bytes of weights that may be measured side by side
+
+
+@dataclass
+class _Grid:
+    """What is measured on what: fixed before the work."""
+
+    plan: Plan
+    ranks: tuple[int | float, ...]
+    scales: tuple[float, ...]
+    reverse: bool
+
+    @property
+    def points(self) -> list[_Setting]:
+        """The anchor alone first, then every rank with every scale."""
+        ranks: Sequence[int | float | None] = self.ranks or (None,)
+        return [(None, 0.0), *((rank, scale) for rank in ranks for scale in self.scales)]
+
+    def updated(self, group: Group) -> bool:
+        """Whether the method adds anything to this group's anchor."""
+        return group.matrix or self.plan.method.matrix_rule == self.plan.method.other_rule
+
+    def layout(self) -> Layout:
+        """Where the anchor and each rank's update of every tensor lie."""
+        shapes = {f"anchor.{name}": shape for name, shape in self.plan.shapes.items()}
+        for i in range(max(1, len(self.ranks))):
+            names = [name for group in self.plan.groups if self.updated(group) for name in group.names]
+            shapes |= {f"update{i}.{name}": self.plan.shapes[name] for name in names}
+        return lay_out(shapes, "F32", 1 << 50)
+
+
+def run_sweep(
+    sources: Sequence[str],
+    tasks: Sequence[TaskCard],
+    *,
+    ranks: Sequence[int | float] = (),
+    scales: Sequence[float] = (1.0,),
+    method: str = "cart",
+    base: str | None = None,
+    qkv: str = "split",
+    reverse: bool = False,
+    part: Part = "validation",
+    limit: int | None = None,
+    streaming: bool = True,
+    out: Path = Path("sweep"),
+    overwrite: bool = False,
+    precision: str = "auto",
+    device: str = "auto",
+    workers: int | None = None,
+    progress: Progress,
+) -> SweepRecord:
+    """Measure a method at every rank with every scale, and write the curve, the heat map and the record.
+
+    Args:
+        sources: as for a merge.
+        tasks: what to measure on.
+        ranks: fractions in (0, 1] or whole numbers; () for a method without rank.
+        scales: values of λ.
+        method: one whose result is anchor + λ · update: cart or task_arithmetic.
+        base: the CLIP model behind the heads, and the method's base if it needs one. Default: as for a merge.
+        qkv: split or fused.
+        reverse: keep the lowest singular directions (only cart).
+        part: which images decide. "test" is for drawing a curve, not for choosing.
+        limit: a seeded sample of so many images a task.
+        streaming: read the images over the network each time; False keeps each split in the cache.
+        out: folder to write; `out`.partial keeps the work and is gone at the end.
+        overwrite: replace an earlier sweep.
+        precision: float32, bfloat16 or auto, as for an evaluation.
+        device: auto, cpu, cuda, cuda:N or mps.
+        workers: threads. Default: one a core, at most eight.
+        progress: told of each stage.
+
+    Raises:
+        UsageError: a method that has no such form, a rank it does not have, scales that are none.
+        HfcartError: a source, the base or a dataset is not what it should be.
+        KeyboardInterrupt: with a note; the same command goes on where it stopped.
+    """
+    recipe = _recipe(sources, method, ranks, scales, base, qkv, reverse)
+    where, threads = choose_device(device), workers or default_workers()
+    with PartialFolder(out, overwrite=overwrite) as partial:
+        grid = _Grid(make_plan(recipe, partial.path / "converted", progress), tuple(ranks), tuple(scales), reverse)
+        try:
+            for rank in ranks:
+                _check_rank(rank, grid.plan)
+            fetch_all(grid.plan.towers_and_base, progress, stream=False)
+            grid.plan.towers.sort(key=lambda t: (t.source.sha256, t.store.repo or "", t.label))
+            environment = current_environment(where)
+            bound = open_base(base or infer_base(grid.plan.towers), progress)
+            chosen = precision_for(precision, where)
+            splits = [
+                open_split(task, part, limit=limit, streaming=streaming, progress=progress) for task in tasks
+            ]  # opened before the work: a task that cannot be read is told now
+            partial.open(grid.layout(), _fingerprint(grid, splits, bound, chosen, environment))
+            run(grid.plan, partial, where, threads, progress, worker=_worker(grid), label="Decomposing")
+            points, images = _measure(grid, partial, splits, bound, where, chosen, threads, progress)
+            record = _record(grid, splits, bound, points, images, environment)
+            _finish(partial, record)
+            return record
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"What is done so far is kept in {partial.path}: run the same command again to go on.")
+            raise
+        finally:
+            grid.plan.close()
+
+
+def _recipe(
+    sources: Sequence[str],
+    method: str,
+    ranks: Sequence[int | float],
+    scales: Sequence[float],
+    base: str | None,
+    qkv: str,
+    reverse: bool,
+) -> Recipe:
+    able = [name for name, line in METHODS.items() if line.updates]
+    if method not in able:
+        raise UsageError(
+            f"A sweep takes {', '.join(able)}; {method!r} is not anchor + λ · update.", hint="hfcart methods lists all."
+        )
+    takes_rank = any(p.name == "rank" for p in METHODS[method].parameters)
+    if takes_rank != bool(ranks):
+        raise UsageError(f"{method} {'needs' if takes_rank else 'has no'} ranks to sweep.", hint="hfcart sweep --help")
+    if reverse and not takes_rank:
+        raise UsageError(f"{method} has no singular directions to keep in reverse.", hint="Leave out --reverse.")
+    if not scales:
+        raise UsageError("There is no scale to sweep.", hint="hfcart sweep --help")
+    needed = {"base": base} if METHODS[method].needs_base else {}
+    fields = {"sources": tuple(sources), "method": method, "qkv": qkv, "dtype": "float32", **needed}
+    return make(fields, "the command line")
+
+
+def _check_rank(rank: int | float, plan: Plan) -> None:
+    smallest = min(min(plan.shapes[name]) for group in plan.groups if group.matrix for name in group.names)
+    try:
+        rank_of(rank, smallest, smallest)
+    except ValueError as error:
+        raise UsageError(f"--rank: {error}.") from None
+
+
+def _worker(grid: _Grid) -> type[Worker]:
+    """The engine's worker, taking a group apart in place of merging it."""
+    parts = function(grid.plan.method.updates or "")
+    _, other_rule = grid.plan.method.load()
+
+    class Decomposer(Worker):
+        def merge(self, group: Group) -> None:
+            thetas, base = self.stack(group)
+            if grid.updated(group):
+                options: dict[str, Any] = {"base": base} if grid.plan.method.needs_base else {}
+                if grid.ranks:
+                    options |= {"ranks": grid.ranks, "reverse": grid.reverse}
+                anchor, updates = parts(thetas, **options)
+            else:
+                anchor, updates = other_rule(thetas).tensor, []
+            digests = self.write(group, anchor, "anchor.")
+            for i, update in enumerate(updates):
+                digests |= self.write(group, update, f"update{i}.")
+            self.journal({"group": group.key, "sha256": digests})
+
+    return Decomposer
+
+
+def _fingerprint(grid: _Grid, splits: Sequence[Split], base: Base, precision: str, environment: Environment) -> str:
+    decides = [
+        grid.plan.recorded_recipe(),
+        [tower.source.sha256 for tower in grid.plan.towers],
+        [grid.ranks, grid.scales, grid.reverse, precision, base.key],
+        [
+            [split.task.sha256, dataclasses.asdict(split.dataset), split.part, len(split), split.seed]
+            for split in splits
+        ],
+        {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"},
+    ]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _measure(
+    grid: _Grid,
+    partial: PartialFolder,
+    splits: Sequence[Split],
+    base: Base,
+    device: torch.device,
+    precision: str,
+    workers: int,
+    progress: Progress,
+) -> tuple[list[SweepPoint], tuple[int, ...]]:
+    """Every point on every task, those of an earlier run taken from its journal; and how many images were scored."""
+    journal = partial.path / _POINTS
+    done = _read_points(journal)
+    todo = [point for point in grid.points if point not in done]
+    at_once = max(1, _TOWERS_AT_ONCE // (4 * grid.plan.parameters))
+    heads = [make_head(base, split.task, progress) for split in splits]
+    label = f"Measuring {len(grid.points)} points"
+    progress.start(label, len(grid.points) * sum(map(len, splits)), "images")
+    progress.advance((len(grid.points) - len(todo)) * sum(map(len, splits)))
+    try:
+        for start in range(0, len(todo), at_once):
+            some = todo[start : start + at_once]
+            scorers = [
+                Scorer(
+                    _tower(grid, partial, point),
+                    base.projection,
+                    base.preprocessor,
+                    device=device,
+                    precision=precision,
+                    label=f"rank {point[0]}, scale {point[1]}",
+                )
+                for point in some
+            ]
+            correct: list[list[int]] = [[] for _ in some]
+            images: list[int] = []
+            for split, head in zip(splits, heads, strict=True):
+                counted = _Times(progress, len(some))
+                found, _ = score(split, scorers, head, batch_size=32, workers=workers, progress=counted)
+                images.append(int(found[0].sum()))
+                for counts, confusion in zip(correct, found, strict=True):
+                    counts.append(int(confusion.diagonal().sum()))
+            lines = [(point, counts, images) for point, counts in zip(some, correct, strict=True)]
+            _write_points(journal, lines, partial)
+            done |= {point: (tuple(counts), tuple(images)) for point, counts, images in lines}
+    finally:
+        progress.finish()
+    points = [SweepPoint(rank, scale, done[rank, scale][0]) for rank, scale in grid.points]
+    return points, done[grid.points[0]][1]
+
+
+class _Times(Within):
+    """Counts an image once for every tower that it is scored with."""
+
+    def __init__(self, outer: Progress, times: int) -> None:
+        super().__init__(outer)
+        self._times = times
+
+    def advance(self, amount: int) -> None:
+        super().advance(amount * self._times)
+
+
+def _tower(grid: _Grid, partial: PartialFolder, point: _Setting) -> CLIPVisionModel:
+    """θ(k, λ) = anchor + λ · update_k, from what the decomposition left on disk."""
+    from hfcart.clip import vision_model
+
+    rank, scale = point
+    index = grid.ranks.index(rank) if rank is not None else 0
+
+    def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.frombuffer(bytearray(partial.read(name)), dtype=torch.float32).view(shape)
+
+    tensors = {}
+    for group in grid.plan.groups:
+        for name in group.names:
+            tensors[name] = tensor(f"anchor.{name}", grid.plan.shapes[name])
+            if scale and grid.updated(group):
+                tensors[name] += scale * tensor(f"update{index}.{name}", grid.plan.shapes[name])
+    return vision_model(grid.plan.architecture, tensors)
+
+
+def _read_points(journal: Path) -> dict[_Setting, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Points of an earlier run of the same sweep; a line that a kill cut off counts as never written."""
+    found: dict[_Setting, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for line in journal.read_text(encoding="utf-8").split("\n")[:-1] if journal.is_file() else ():
+        try:
+            rank, scale, correct, images = json.loads(line)
+        except ValueError:
+            break
+        found[rank, scale] = tuple(correct), tuple(images)
+    return found
+
+
+def _write_points(
+    journal: Path, lines: Sequence[tuple[_Setting, Sequence[int], Sequence[int]]], partial: PartialFolder
+) -> None:
+    text = "".join(json.dumps([*point, correct, images]) + "\n" for point, correct, images in lines)
+    with explain_os_errors(partial.path), journal.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _record(
+    grid: _Grid,
+    splits: Sequence[Split],
+    base: Base,
+    points: Sequence[SweepPoint],
+    images: tuple[int, ...],
+    environment: Environment,
+) -> SweepRecord:
+    record = SweepRecord(
+        method=grid.plan.method.name,
+        anchor="base" if grid.plan.method.needs_base else "average",
+        reverse=grid.reverse,
+        qkv=grid.plan.recipe.qkv,
+        sources=tuple((tower.label, tower.store.commit) for tower in grid.plan.towers),
+        base=base.label,
+        part=splits[0].part,
+        tasks=tuple(split.task.id for split in splits),
+        images=images,
+        points=tuple(points),
+        best=1,
+        environment=environment,
+    )
+    return dataclasses.replace(record, best=max(range(1, len(points)), key=lambda i: record.accuracy(points[i])))
+
+
+def _finish(partial: PartialFolder, record: SweepRecord) -> None:
+    from hfcart.plots import draw_sweep
+
+    for path in partial.path.glob("*.safetensors"):  # the anchor and the updates, gigabytes of large towers
+        path.unlink()
+    (partial.path / _POINTS).unlink()
+    partial.add(RECORD, record.to_json().encode())
+    with explain_os_errors(partial.path):
+        draw_sweep(record, partial.path)
+    partial.commit()

@@ -1,0 +1,299 @@
+"""TSV-M, Iso-C, Iso-CTS and WUDI against float64 NumPy written from the papers' formulas, and their identities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from towers import weights, write_tower
+
+import hfcart
+from hfcart.errors import UsageError
+from hfcart.linalg import polar, thin_svd
+from hfcart.methods.base import base as keep_base
+from hfcart.methods.iso_c import iso_c
+from hfcart.methods.iso_cts import iso_cts
+from hfcart.methods.mean_task_vector import mean_task_vector
+from hfcart.methods.tsv_m import tsv_m
+from hfcart.methods.wudi import wudi
+
+SHAPES = [(40, 24), (24, 40), (32, 32)]
+
+
+def towers(seed: int, tasks: int, shape: tuple[int, int], tau: float = 0.02) -> tuple[torch.Tensor, torch.Tensor]:
+    """T versions of a matrix, each a power-law task vector of its own away from a base."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator)
+    noise = torch.randn(tasks, *shape, generator=generator)
+    u, s, vh = torch.linalg.svd(noise, full_matrices=False)
+    decay = 1 / torch.arange(1, s.shape[1] + 1)
+    return base + tau * (u * (s * decay)[:, None]) @ vh, base
+
+
+def close(found: torch.Tensor, base: torch.Tensor, update: np.ndarray, tolerance: float = 1e-4) -> None:
+    """Equal within what the update's accuracy and float32's storing of base + update allow."""
+    start = base.double().numpy()
+    error = np.linalg.norm(found.double().numpy() - start - update)
+    assert error <= tolerance * np.linalg.norm(update) + 6e-8 * np.linalg.norm(start)
+
+
+def svd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.linalg.svd(a, full_matrices=False)
+
+
+def orthogonal(a: np.ndarray) -> np.ndarray:
+    p, _, qt = svd(a)
+    return p @ qt
+
+
+def differences(thetas: torch.Tensor, base: torch.Tensor) -> np.ndarray:
+    return thetas.double().numpy() - base.double().numpy()
+
+
+def paper_tsv(taus: np.ndarray) -> np.ndarray:
+    k = min(taus.shape[1:]) // len(taus)
+    parts = [svd(tau) for tau in taus]
+    u = orthogonal(np.concatenate([p[0][:, :k] for p in parts], 1))
+    vt = orthogonal(np.concatenate([p[2][:k] for p in parts], 0))
+    return u @ np.diag(np.concatenate([p[1][:k] for p in parts])) @ vt
+
+
+def paper_iso_c(taus: np.ndarray) -> np.ndarray:
+    u, s, vt = svd(taus.sum(0))
+    return s.mean() * u @ vt
+
+
+def paper_iso_cts(taus: np.ndarray, fraction: float = 0.8) -> np.ndarray:
+    u, s, vt = svd(taus.sum(0))
+    tasks, r = len(taus), len(s)
+    total = round((r - int(fraction * r)) / tasks) * tasks
+    c = r - total
+    us, ss, vts = [], [], []
+    for tau in taus:
+        tu, ts, tvt = svd(tau - u[:, :c] @ u[:, :c].T @ tau)
+        n = total // tasks
+        us.append(tu[:, :n]), ss.append(ts[:n]), vts.append(tvt[:n])
+    us.append(u[:, :c]), ss.append(s[:c]), vts.append(vt[:c])
+    return np.concatenate(ss).mean() * orthogonal(np.concatenate(us, 1)) @ orthogonal(np.concatenate(vts, 0))
+
+
+def paper_wudi(taus: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
+    """By autograd and torch's own Adam on the loss as the paper writes it."""
+    tau = torch.nn.Parameter(taus.sum(0))
+    adam = torch.optim.Adam([tau], lr=lr)
+    for _ in range(steps):
+        adam.zero_grad()
+        loss = sum((((tau - own) @ own.T) ** 2).sum() / (own**2).sum() for own in taus)
+        loss.backward()
+        adam.step()
+    return tau.detach()
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tsv_m(shape: tuple[int, int], tasks: int) -> None:
+    thetas, base = towers(1, tasks, shape)
+    found = tsv_m(thetas, base=base, scale=0.7)
+    taus = differences(thetas, base)
+    close(found.tensor, base, 0.7 * paper_tsv(taus))
+    k = min(shape) // tasks
+    energies = [(s[:k] ** 2).sum() / (s**2).sum() for s in (svd(tau)[1] for tau in taus)]
+    assert found.rank == k and found.energy == pytest.approx(np.mean(energies), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tsv_m_of_one_tower_is_that_tower(shape: tuple[int, int]) -> None:
+    thetas, base = towers(2, 1, shape)
+    found = tsv_m(thetas, base=base)
+    assert found.rank == min(shape) and found.energy == pytest.approx(1.0)
+    assert (found.tensor - thetas[0]).abs().max() <= 1e-6 * thetas.abs().max()
+
+
+def test_tsv_m_where_two_tasks_are_the_same_and_one_did_nothing() -> None:
+    """Coinciding directions are counted once: the result is that task's leading part, not noise."""
+    thetas, base = towers(3, 1, (24, 24))
+    found = tsv_m(torch.stack([thetas[0], thetas[0], base]), base=base).tensor
+    u, s, vt = svd(differences(thetas, base)[0])
+    close(found, base, (u[:, :8] * s[:8]) @ vt[:8], 1e-5)
+
+
+@pytest.mark.parametrize("tasks", [1, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_iso_c_has_a_flat_spectrum(shape: tuple[int, int], tasks: int) -> None:
+    thetas, base = towers(4, tasks, shape, tau=1.0)
+    found = iso_c(thetas, base=base, scale=1.3).tensor
+    close(found, base, 1.3 * paper_iso_c(differences(thetas, base)))
+    values = svd(found.double().numpy() - base.double().numpy())[1]
+    assert values.max() - values.min() <= 1e-5 * values.max()
+
+
+def test_iso_c_leaves_the_null_space_alone() -> None:
+    base = torch.zeros(6, 6)
+    theta = torch.diag(torch.tensor([4.0, 2.0, 0, 0, 0, 0]))
+    found = iso_c(theta[None], base=base, scale=1.0).tensor
+    assert torch.allclose(found, torch.diag(torch.tensor([1.0, 1, 0, 0, 0, 0])), atol=1e-7)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("common", [0.8, 0.5])
+def test_iso_cts(shape: tuple[int, int], tasks: int, common: float) -> None:
+    thetas, base = towers(5, tasks, shape)
+    found = iso_cts(thetas, base=base, scale=1.1, common=common).tensor
+    close(found, base, 1.1 * paper_iso_cts(differences(thetas, base), common))
+
+
+def test_iso_cts_with_everything_common_is_iso_c() -> None:
+    thetas, base = towers(6, 3, (20, 30))
+    everything = iso_cts(thetas, base=base, scale=1.0, common=1.0).tensor
+    assert torch.allclose(everything, iso_c(thetas, base=base, scale=1.0).tensor, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_wudi_follows_the_papers_loss(shape: tuple[int, int]) -> None:
+    thetas, base = (t.double() for t in towers(7, 3, shape))
+    expected = paper_wudi(thetas - base, 60, 1e-4)
+    moved = torch.linalg.norm(expected - (thetas - base).sum(0))
+    assert moved > 0.1 * torch.linalg.norm(expected)  # the comparison means something
+    found = wudi(thetas, base=base, steps=60, lr=1e-4).tensor
+    assert torch.linalg.norm(found - base - expected) <= 1e-8 * torch.linalg.norm(expected)
+    single = wudi(thetas.float(), base=base.float(), steps=60, lr=1e-4).tensor.double()
+    assert torch.linalg.norm(single - base - expected) <= 1e-4 * torch.linalg.norm(expected) + 1e-7 * base.norm()
+
+
+def test_wudi_without_steps_or_movement() -> None:
+    thetas, base = towers(8, 2, (12, 9))
+    close(wudi(thetas, base=base, steps=0).tensor, base, differences(thetas, base).sum(0), 1e-6)
+    assert torch.equal(wudi(torch.stack([base, base]), base=base, steps=3).tensor, base)
+    alone = torch.stack([thetas[0], base])
+    assert torch.isfinite(wudi(alone, base=base, steps=3).tensor).all()
+
+
+@pytest.mark.parametrize("method", [tsv_m, iso_c, iso_cts])
+@pytest.mark.parametrize("scale", [1e-25, 1e-3, 1e18])
+def test_spectral_methods_at_any_scale(method, scale: float) -> None:
+    """With no base in the way the update scales with the towers."""
+    thetas, _ = towers(9, 3, (16, 12), tau=1.0)
+    zero = torch.zeros(16, 12)
+    plain, scaled = method(thetas, base=zero).tensor, method(thetas * scale, base=zero).tensor
+    assert torch.linalg.norm(scaled / scale - plain) <= 1e-5 * torch.linalg.norm(plain)
+
+
+@pytest.mark.parametrize("method", [tsv_m, iso_c, iso_cts, wudi, mean_task_vector])
+def test_order_and_inputs_do_not_matter(method) -> None:
+    thetas, base = towers(10, 4, (18, 12))
+    before = thetas.clone(), base.clone()
+    one, other = method(thetas, base=base).tensor, method(thetas.flip(0), base=base).tensor
+    assert torch.linalg.norm(one - other) <= 1e-4 * torch.linalg.norm(one - base)
+    assert torch.equal(thetas, before[0]) and torch.equal(base, before[1])
+    # Nothing moved: the base, to the bit.
+    assert torch.equal(method(torch.stack([base, base]), base=base).tensor, base)
+
+
+def test_the_rest() -> None:
+    thetas, base = torch.randn(3, 7), torch.randn(7)
+    found = mean_task_vector(thetas, base=base, scale=0.4).tensor
+    assert torch.allclose(found, base + 0.4 * (thetas.mean(0) - base), atol=1e-6)
+    assert keep_base(thetas, base=base).tensor is base
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (3, 7), (150, 200)])
+@pytest.mark.parametrize("decay", [0.0, 1.0, 4.0])
+def test_thin_svd(shape: tuple[int, int], decay: float) -> None:
+    a = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(a, full_matrices=False)
+    a = (u * torch.arange(1, len(s) + 1) ** -decay) @ vh
+    for k in {1, (len(s) + 1) // 2, len(s)}:
+        found = thin_svd(a, k)
+        exact = torch.linalg.svdvals(a)
+        assert torch.allclose(found.values, exact[:k], rtol=1e-9)
+        assert found.energy == pytest.approx(((exact[:k] ** 2).sum() / (exact**2).sum()).item())
+        for side in (found.left, found.right):
+            assert (side.T @ side - torch.eye(k)).abs().max() <= 1e-8
+        rest = torch.linalg.norm(a - (found.left * found.values) @ found.right.T)
+        assert rest <= exact[k:].square().sum().sqrt() * (1 + 1e-9) + 1e-9 * exact[0]
+
+
+def test_thin_svd_knows_what_is_not_there() -> None:
+    a = torch.outer(torch.arange(1.0, 6), torch.ones(4))
+    found = thin_svd(a)
+    assert found.values[0] > 1 and not found.values[1:].any()
+    assert not found.left[:, 1:].any() and not found.right[:, 1:].any()
+    assert not thin_svd(torch.zeros(3, 4)).left.any()
+    with pytest.raises(ValueError, match="rank 5"):
+        thin_svd(a, 5)
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="NaN or Inf"):
+            thin_svd(torch.full((2, 2), bad))
+
+
+def test_polar_of_an_ill_conditioned_matrix() -> None:
+    u, _, vh = torch.linalg.svd(torch.randn(30, 20, dtype=torch.float64), full_matrices=False)
+    found = polar((u * torch.logspace(0, -6, 20, dtype=torch.float64)) @ vh)
+    assert (found - u @ vh).abs().max() <= 1e-8
+
+
+# Through the merge
+
+
+@pytest.mark.parametrize(
+    ("method", "paper", "fields"),
+    [
+        ("tsv_m", paper_tsv, {"scale": 0.9}),
+        ("iso_c", paper_iso_c, {"scale": 1.3}),
+        ("iso_cts", paper_iso_cts, {"scale": 1.5, "common": 0.8}),
+    ],
+)
+@pytest.mark.parametrize("qkv", ["split", "fused"])
+def test_whole_towers(tmp_path: Path, method: str, paper, fields: dict, qkv: str) -> None:
+    sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2, 3)]
+    base = str(write_tower(tmp_path / "base", 0))
+    record = hfcart.merge(sources, method=method, base=base, qkv=qkv, out=str(tmp_path / "m"), **fields)
+    found = load_file(tmp_path / "m" / "model.safetensors")
+    assert {"method": method, **fields}.items() <= record.recipe.items()
+    zero, others = weights(0), [weights(i) for i in (1, 2, 3)]
+    layer = "vision_model.encoder.layers.1."
+    units = [[f"{layer}mlp.fc1.weight"], [f"{layer}self_attn.out_proj.weight"]]
+    attention = [f"{layer}self_attn.{x}_proj.weight" for x in "qkv"]
+    units += [attention] if qkv == "fused" else [[name] for name in attention]
+    for names in units:
+        start = torch.cat([zero[n] for n in names])
+        taus = differences(torch.stack([torch.cat([o[n] for n in names]) for o in others]), start)
+        close(torch.cat([found[n] for n in names]), start, fields["scale"] * paper(taus))
+    for name in (f"{layer}mlp.fc1.bias", "vision_model.embeddings.position_embedding.weight"):
+        tau = sum(o[name].double() - zero[name].double() for o in others).numpy() / 3
+        close(found[name], zero[name], fields["scale"] * tau, 1e-6)
+    again = hfcart.merge(sources[::-1], method=method, base=base, qkv=qkv, out=str(tmp_path / "r"), workers=3, **fields)
+    assert again == record
+
+
+def test_wudi_on_whole_towers(tmp_path: Path) -> None:
+    sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2, 3)]
+    base = str(write_tower(tmp_path / "base", 0))
+    hfcart.merge(sources, method="wudi", base=base, out=str(tmp_path / "m"), steps=40, lr=1e-4)
+    found, zero = load_file(tmp_path / "m" / "model.safetensors"), weights(0)
+    name = "vision_model.encoder.layers.0.mlp.fc2.weight"
+    taus = torch.stack([weights(i)[name].double() - zero[name].double() for i in (1, 2, 3)])
+    close(found[name], zero[name], paper_wudi(taus, 40, 1e-4).numpy())
+    for other in ("vision_model.encoder.layers.0.mlp.fc2.bias", "vision_model.embeddings.patch_embedding.weight"):
+        assert torch.equal(found[other], zero[other])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "iso_cts", "common": 0.0}, "common: 0.0 is not above 0"),
+        ({"method": "iso_cts", "common": 1.5}, "common: 1.5 is above 1"),
+        ({"method": "wudi", "steps": -1}, "steps: -1 is below 0"),
+        ({"method": "wudi", "lr": float("nan")}, "lr: nan is not a finite number"),
+        ({"method": "wudi", "steps": 2.5}, "steps: "),
+        ({"method": "wudi", "scale": 1.0}, "wudi has no scale: it takes lr, steps"),
+        ({"method": "cart", "common": 0.8}, "cart has no common: it takes rank, scale"),
+    ],
+)
+def test_parameters_out_of_place(fields: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        hfcart.merge(["a", "b"], **fields)

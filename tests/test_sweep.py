@@ -1,0 +1,147 @@
+"""The points of a sweep are merges: the same weights and accuracies, from one decomposition; and it survives kills."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TOKEN, Run
+from test_evaluate import clip, zoo  # noqa: F401 (fixtures)
+
+from hfcart.cli.sweep import _numbers
+from hfcart.methods import METHODS
+from hfcart.methods.cart import cart, updates
+from hfcart.methods.task_arithmetic import task_arithmetic
+from hfcart.methods.task_arithmetic import updates as arithmetic_updates
+
+
+def thetas(tasks: int = 3, m: int = 20, n: int = 14) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(m, n, generator=generator)
+    return base + 0.05 * torch.randn(tasks, m, n, generator=generator)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_every_rank_of_one_decomposition_is_cart(scale: float) -> None:
+    towers, ranks = thetas(), [0.5, 1, 3, 1.0, 0.08]
+    anchor, found = updates(towers, ranks=ranks)
+    for rank, update in zip(ranks, found, strict=True):
+        assert torch.allclose(anchor + scale * update, cart(towers, rank=rank, scale=scale).tensor, atol=2e-6)
+    assert float(found[0].norm()) > 0.01  # and no rank gives nothing
+    assert float(found[3].norm()) < 1e-5  # but full rank: the task vectors add up to zero
+
+
+def test_reverse_keeps_the_lowest_directions() -> None:
+    """Restated in float64 by a full SVD."""
+    towers = thetas()
+    _, found = updates(towers, ranks=[1, 5, 1.0], reverse=True)
+    mean = towers.double().mean(dim=0)
+    for k, update in zip((1, 5, 14), found, strict=True):
+        right = torch.zeros_like(mean)
+        for theta in towers.double():
+            u, s, vh = torch.linalg.svd(theta - mean, full_matrices=False)
+            right += u[:, -k:] * s[-k:] @ vh[-k:]
+        assert torch.allclose(update.double(), right, atol=1e-5)
+
+
+def test_task_arithmetic_taken_apart() -> None:
+    towers = thetas()
+    base = towers.mean(dim=0) + 0.01
+    anchor, (update,) = arithmetic_updates(towers, base=base)
+    for scale in (0.1, 0.3, 1.0):
+        whole = task_arithmetic(towers, base=base, scale=scale).tensor
+        assert torch.allclose(anchor + scale * update, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "numbers"),
+    [
+        ("--rank", "0.04,0.08,1.0,3", [0.04, 0.08, 1.0, 3]),
+        ("--rank", "0.01:0.16:5", [0.01, 0.02, 0.04, 0.08, 0.16]),
+        ("--rank", "0.02:0.64", [0.02, 0.04, 0.08, 0.16, 0.32, 0.64]),
+        ("--scale", "0.5:2.5", [0.5, 1.0, 1.5, 2.0, 2.5]),
+        ("--scale", "1:2:3", [1.0, 1.5, 2.0]),
+    ],
+)
+def test_ranges(option: str, text: str, numbers: list[float]) -> None:
+    found = _numbers(text, option)
+    assert found == pytest.approx(numbers)
+    assert [type(number) for number in found] == [type(number) for number in numbers]
+
+
+def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
+    hub, root = zoo
+    task, towers = f"{root}/images1.yaml", ["user/t1", "user/t2"]
+    grid = ["--rank", "0.25,1.0", "--scale", "1,2", "--part", "test", "--precision", "float32"]
+    done = hfcart("sweep", *towers, "--tasks", task, *grid, "--json", hub=hub)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["anchor"] == "average" and [p["scale"] for p in record["points"]] == [0.0, 1.0, 2.0, 1.0, 2.0]
+    assert "do not report a setting chosen here" in done.stderr
+    means = [sum(p["correct"]) / sum(record["images"]) for p in record["points"]]
+    assert means[record["best"]] == max(means[1:])
+    for method, point in (
+        (["--rank", "0.25", "--scale", "2"], record["points"][2]),
+        (["--method", "average"], record["points"][0]),
+    ):
+        merged = hfcart("merge", *towers, *method, "--eval", task, "--out", "m", "--overwrite", "--json", hub=hub)
+        assert merged.returncode == 0, merged.stderr
+        (result,) = json.loads((tmp_path / "m" / "results.json").read_text())["results"]
+        assert [sum(c["correct"] for c in result["classes"])] == point["correct"]
+    files = {str(path.relative_to(tmp_path / "sweep")) for path in (tmp_path / "sweep").rglob("*.*")}
+    assert files == {"sweep.json", "figures/curve.png", "figures/grid.png"}
+    again = hfcart("sweep", *towers, "--tasks", task, *grid, hub=hub)
+    assert again.returncode == 1 and "exists already" in again.stderr
+    reverse = hfcart(
+        "sweep", *towers, "--tasks", task, "--rank", "0.5", "--scale", "1", "--reverse", "--out", "r", hub=hub
+    )
+    assert reverse.returncode == 0 and "hfcart merge" not in reverse.stdout, reverse.stderr
+
+
+def test_a_killed_sweep_goes_on_and_ends_the_same(zoo, clean_env: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
+    hub, root = zoo
+    env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+    script = [sys.executable, str(Path(__file__).with_name("sweeper.py"))]
+    arguments = ["user/t1", "user/t2", f"{root}/images1.yaml", "user/clip"]
+
+    def run(out: str, at: int) -> int:
+        done = subprocess.run(
+            [*script, out, str(at), *arguments], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode in (0, -9), done.stderr
+        return done.returncode
+
+    assert run("undisturbed", -1) == 0
+    assert run("killed", 20) == -9  # in the middle of the decomposition
+    lines = (tmp_path / "killed.partial" / "journal.jsonl").read_text().splitlines()
+    assert 1 < len(lines) < 40 and not (tmp_path / "killed").exists()
+    assert run("killed", -1) == 0
+    for name in ("sweep.json", "figures/curve.png"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert not (tmp_path / "killed.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--method", "average"], 2, ["A sweep takes cart, task_arithmetic"]),
+        (["--rank", "0.5:0.1"], 2, ["neither a list nor low:high"]),
+        (["--rank", "2.0"], 2, ["--rank", "not in (0, 1]"]),
+        (["--rank", "500"], 2, ["--rank", "1..32"]),
+        (["--method", "task_arithmetic", "--reverse"], 2, ["no singular directions"]),
+        (["--part", "dev"], 2, ["--part is 'dev'"]),
+    ],
+)
+def test_errors(zoo, hfcart: Run, options: list[str], code: int, words: list[str]) -> None:  # noqa: F811
+    hub, root = zoo
+    done = hfcart("sweep", "user/t1", "user/t2", "--tasks", f"{root}/images1.yaml", *options, hub=hub)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
+
+
+def test_methods_that_can_be_swept_say_how() -> None:
+    assert [name for name, method in METHODS.items() if method.updates] == ["cart", "task_arithmetic"]
