@@ -249,8 +249,8 @@ def test_a_failed_push_leaves_the_folder_and_says_how_to_go_on(
         assert len([c for c in second.commits("user/merged") if "Merge 3 CLIP" in c[1]]) == 1
         weights_file = tmp_path / "merged" / "model.safetensors"
         weights_file.write_bytes(weights_file.read_bytes()[:-4] + b"\0\0\0\0")
-        fails(hfcart("push", "merged", "--to", "user/merged", hub=second), 1, "was changed after the merge")
-    fails(hfcart("push", "src", "--to", "user/merged"), 1, "not a finished merge")
+        fails(hfcart("push", "merged", "--to", "user/merged", hub=second), 1, "was changed after it was made")
+    fails(hfcart("push", "src", "--to", "user/merged"), 1, "not a finished tower")
 
 
 def test_the_command_that_a_failed_push_prints_works(
@@ -276,7 +276,7 @@ def test_push_names_the_repo_on_the_card_and_sends_nothing_else(
     (tmp_path / "m" / "secrets.txt").write_text("mine")
     done = hfcart("push", "m", "--to", "user/pub", hub=hub)
     assert done.returncode == 0, done.stderr
-    assert "Not published, for no merge wrote it: secrets.txt." in done.stderr
+    assert "Not published, for hfcart did not write it: secrets.txt." in done.stderr
     online = hub.files("user/pub", "main")
     assert b'tower = "user/pub"' in online["README.md"] and "secrets.txt" not in online
     assert {"figures/energy.png", "figures/similarity.png", "hfcart.json", "recipe.yaml"} <= set(online)

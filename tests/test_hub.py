@@ -653,7 +653,7 @@ def test_stale_weights_go_in_the_same_commit(client, merged):
         *("model.safetensors", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"),
         *("tf_model.h5", "flax_model.msgpack", "old.pt", "onnx/model.onnx", "model-00001-of-00003.safetensors"),
     ]
-    kept = ["training_args.bin", "notes.md", "merges.txt"]
+    kept = ["training_args.bin", "notes.md", "merges.md"]
     hub.commit("owner/merged", {name: name.encode() for name in (*stale, *kept)})
     client.run('publish(check("owner/merged", overwrite=True))')
     files = hub.files("owner/merged")

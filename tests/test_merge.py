@@ -510,7 +510,7 @@ def test_overwrite_spares_what_is_no_model(four: list[Path], tmp_path: Path) -> 
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter1.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="not a merge that hfcart made"):
+    with pytest.raises(OutputError, match="not a folder that hfcart made"):
         merged(four, out, overwrite=True)
     assert (out / "chapter1.tex").exists()
 

@@ -76,7 +76,7 @@ def test_a_source_that_changed_is_not_resumed(stopped: list[str], tmp_path: Path
 
 def interrupted(tmp_path: Path, env: dict[str, str], signum: int) -> tuple[int, str, int]:
     """Start a real command, signal it once its journal has a few lines. Returns code, stderr, lines kept."""
-    large = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 5}
+    large = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 14}
     for i in (1, 2, 3):
         write_tower(tmp_path / f"t{i}", i, large)
     command = [sys.executable, "-m", "hfcart", "merge", "t1", "t2", "t3", "--out", "m", "--workers", "1"]
