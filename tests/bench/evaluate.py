@@ -94,10 +94,11 @@ def spread_head(model: CLIPVisionModel, projection: torch.Tensor, pixels: torch.
     return torch.nn.functional.normalize(directions, dim=-1)
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of wall time and of CPU."""
+    wall, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main() -> None:
@@ -121,15 +122,18 @@ def main() -> None:
         "forward alone, float32": lambda: floor(ready, model, False),
         "forward alone, bfloat16": lambda: floor(ready, model, True),
     }
-    times = {name: [] for name in ways}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, work in ways.items():
             times[name].append(timed(work))
-    base = statistics.median(times["plain loop, float32, batch 128"])
+    medians = {
+        name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in times.items()
+    }
+    plain_wall, plain_cpu = medians["plain loop, float32, batch 128"]
     print(f"{count} JPEG files of 500 x 375, ViT-B/32, {CLASSES} classes; medians of {ROUNDS}")
-    for name, found in times.items():
-        middle = statistics.median(found)
-        print(f"  {name:<32} {count / middle:7.1f} images/s   {base / middle:5.2f} x the plain loop")
+    print(f"  {'':<32} images/s   x the plain loop   images per second of CPU   x the plain loop")
+    for name, (wall, cpu) in medians.items():
+        print(f"  {name:<32} {count / wall:8.1f} {plain_wall / wall:18.2f} {count / cpu:26.1f} {plain_cpu / cpu:18.2f}")
     digits(model, projection, head, ready)
 
 
