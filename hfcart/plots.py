@@ -23,11 +23,12 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from hfcart.names import layer_and_matrix
-from hfcart.records import EvalRecord, MergeRecord, Reference, Similarity, SourceRecord, SweepRecord
+from hfcart.records import CompareRecord, EvalRecord, MergeRecord, Reference, Similarity, SourceRecord, SweepRecord
 from hfcart.scores import accuracy, wilson
 
 Grid = NDArray[np.float64]
 ACCURACY = "figures/accuracy.png"
+COMPARISON = "figures/compare.png"
 
 _MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _WIDTH = 8.0  # inches; at 150 dots each it fills a README's column and stays sharp on a dense screen
@@ -38,6 +39,7 @@ _LONGEST_TITLE = 28  # characters
 _OWN = "this tower"
 # Told apart by the colour-blind and in grey (Okabe and Ito's blue and orange): the figure is about the dark one.
 _TOWERS = {"pretrained": "#BBBBBB", "average": "#009E73", _OWN: "#0072B2", "individual": "#E69F00"}
+_OTHER = "#7FB4D6"
 _HATCH = "////"
 
 
@@ -108,6 +110,36 @@ def draw_sweep(record: SweepRecord, folder: Path) -> list[str]:
         for name, figure in figures.items():
             _save(figure, folder / name)
     return list(figures)
+
+
+def draw_compare(record: CompareRecord, folder: Path) -> str:
+    """Draw each method's average accuracy, the best on top, beside the base and the individual towers.
+
+    Args:
+        record: the comparison.
+        folder: the output folder; the figure goes to `folder/figures/`.
+
+    Returns:
+        Name of the file written, relative to `folder`.
+    """
+    known = [(100 * value, row.name) for row in record.rows if (value := record.average(row)) is not None]
+    known.sort(key=lambda pair: -pair[0])
+    best = record.best.name if record.best else ""
+    with matplotlib.style.context("default"):
+        figure, axes = _blank(1.3 + 0.26 * max(1, len(known)))
+        colours = {**_TOWERS, "average": _OTHER, best: _TOWERS[_OWN]}
+        for y, (value, name) in enumerate(known):
+            axes.barh(y, value, 0.76, color=colours.get(name, _OTHER))
+            axes.text(value + 0.8, y, _number(value, 1), va="center", fontsize=9)
+        axes.set_yticks(range(len(known)), [name for _, name in known])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 108)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("mean accuracy (%)")
+        tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
+        axes.set_title(f"{record.part} images of {tasks}, {len(record.sources)} towers, default parameters")
+        _save(figure, folder / COMPARISON)
+    return COMPARISON
 
 
 def _draw_curve(

@@ -16,12 +16,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hfcart import safe_yaml
+from hfcart._cards import cards_dir
 from hfcart.errors import UsageError
 from hfcart.methods import METHODS
 from hfcart.repo_id import is_repo_id
 
 # Names of every method's parameters: fields of the recipe, and options of the command line.
 PARAMETERS = tuple(dict.fromkeys(p.name for m in METHODS.values() for p in m.parameters))
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 
@@ -213,12 +215,27 @@ def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:
         raise UsageError(_explain(error, where), hint="hfcart merge --help lists every field.") from None
 
 
+def names() -> list[str]:
+    """The recipes that come with hfcart: cards/recipes/<name>.yaml."""
+    return sorted(path.stem for path in (cards_dir() / "recipes").glob("*.yaml"))
+
+
 def read(path: Path) -> dict[str, Any]:
     """The fields of a recipe file, not validated yet (the command line may override some).
 
+    Args:
+        path: a file, or the plain name of a recipe that comes with hfcart. A file of that name goes before it.
+
     Raises:
-        UsageError: the file cannot be read, is no YAML, or no mapping.
+        UsageError: no such recipe; the file cannot be read, is no YAML, or no mapping.
     """
+    if _NAME.fullmatch(str(path)) and not path.is_file():
+        if str(path) not in names():
+            raise UsageError(
+                f"There is no file {path} here, and no recipe of that name. Known: {', '.join(names())}.",
+                hint="hfcart merge --recipe FILE, or --recipe NAME",
+            )
+        path = cards_dir() / "recipes" / f"{path}.yaml"
     try:
         fields = safe_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:

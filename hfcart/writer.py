@@ -176,7 +176,7 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"The output folder {out} exists already.", hint="Give another --out, or --overwrite.")
     empty = out.is_dir() and not any(out.iterdir())
-    ours = any((out / name).is_file() for name in ("hfcart.json", "sweep.json"))
+    ours = any((out / name).is_file() for name in ("hfcart.json", "sweep.json", "compare.json"))
     if out.is_symlink() or not out.is_dir() or not (empty or ours):
         raise OutputError(
             f"{out} exists and is not a folder that hfcart made: --overwrite does not touch it.",

@@ -21,7 +21,7 @@ from hfcart import __version__
 from hfcart.demo.hub import EmbeddedHub
 from hfcart.methods import METHODS
 
-COMMANDS = ("merge", "eval", "sweep", "finetune", "tasks", "push", "verify", "methods", "demo")
+COMMANDS = ("merge", "eval", "sweep", "compare", "finetune", "tasks", "push", "verify", "methods", "demo")
 
 
 def upload(hub: EmbeddedHub, repo: str, folder: Path, **kwargs: object) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hfcart import __version__
-from hfcart.cli import demo, eval, finetune, merge, methods, push, sweep, tasks, verify
+from hfcart.cli import compare, demo, eval, finetune, merge, methods, push, sweep, tasks, verify
 
 app = typer.Typer(
     name="hfcart",
@@ -41,6 +41,7 @@ for command in (
     merge.merge,
     eval.eval,
     sweep.sweep,
+    compare.compare,
     finetune.finetune,
     push.push,
     verify.verify,

@@ -99,7 +99,11 @@ def merge(
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="YAML with the same fields as these options; the command line overrides it."),
+        typer.Option(
+            metavar="FILE|NAME",
+            help="YAML with the same fields as these options, or a recipe that comes with hfcart, such as "
+            "vit-b-32-8-cart; the command line overrides it.",
+        ),
     ] = None,
     method: Annotated[
         str | None,

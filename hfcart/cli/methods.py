@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hfcart.cli._output import reporting
-from hfcart.methods import METHODS, Method
+from hfcart.methods import METHODS
 
 
 def methods(json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
@@ -38,7 +38,7 @@ def methods(json: Annotated[bool, typer.Option("--json", help="Print the list as
         rows = [
             (
                 m.name,
-                _needs(m),
+                m.needs,
                 "\n".join(p.option + ("" if p.default is None else f" {p.default}") for p in m.parameters) or "none",
                 " / ".join("–" if figure is None else f"{figure:.1f}" for figure in m.published)
                 if any(m.published)
@@ -58,9 +58,3 @@ def methods(json: Annotated[bool, typer.Option("--json", help="Print the list as
             if m.note:
                 output.result(f"{m.name}: {m.note}")
         output.result("--lines BETA goes with " + ", ".join(m.name for m in METHODS.values() if m.task_vectors) + ".")
-
-
-def _needs(method: Method) -> str:
-    return ("base model" if method.needs_base else "towers only") + (
-        f", {method.exactly} sources" if method.exactly else ""
-    )

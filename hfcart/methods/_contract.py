@@ -135,6 +135,12 @@ class Method:
     note: str = ""
     copies: int = 4
 
+    @property
+    def needs(self) -> str:
+        """What it takes beside the towers, in a few words."""
+        exactly = f", {self.exactly} sources" if self.exactly else ""
+        return ("base model" if self.needs_base else "towers only") + exactly
+
     def load(self) -> tuple[Callable[..., Merged], Callable[..., Merged]]:
         """Import and return (matrix rule, other rule): functions (thetas, **keywords) -> Merged."""
         return function(self.matrix_rule), function(self.other_rule)

@@ -1,0 +1,126 @@
+"""`hfcart compare`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hfcart.cli._output import Output, reporting
+from hfcart.cli._params import DEBUG, JSON, QUIET
+
+if TYPE_CHECKING:
+    from hfcart.records import CompareRecord
+
+_IMAGES, _MACHINE = "Images", "Machine"
+
+
+def compare(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for hfcart merge.")
+    ],
+    tasks: Annotated[
+        str, typer.Option(metavar="NAMES", help="What to measure on, as for hfcart eval.", show_default=False)
+    ],
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES", help="Such as cart,average,ties (hfcart methods lists them); all that take these sources."
+        ),
+    ] = "all",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="The CLIP model with the text tower, and the base of the methods that need one, as for hfcart merge.",
+        ),
+    ] = None,
+    references: Annotated[
+        str,
+        typer.Option(
+            metavar="measured|none", help="Measure the base, and each task's own tower, beside the merges, or not."
+        ),
+    ] = "measured",
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="test|validation|train",
+            help="Which images. Choose a method on validation images, report it on test images.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = "test",
+    limit: Annotated[
+        int | None, typer.Option(help="A seeded sample of so many images of each task.", rich_help_panel=_IMAGES)
+    ] = None,
+    no_streaming: Annotated[
+        bool,
+        typer.Option(
+            "--no-streaming", help="Keep the images in the cache instead of streaming them.", rich_help_panel=_IMAGES
+        ),
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("compare"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison.")] = False,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.", rich_help_panel=_MACHINE)
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16", help="As for hfcart eval.", rich_help_panel=_MACHINE)
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Threads. Default: one a core, at most 8.", rich_help_panel=_MACHINE)
+    ] = None,
+    quiet: QUIET = False,
+    json: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """Find the best method: merge with each, measure all on the same images, print one table.
+
+    Example:  hfcart compare user/a user/b --tasks 8 --methods cart,average,ties
+    """
+    with reporting(quiet=quiet, json=json, debug=debug) as output:
+        from hfcart.compare import run_compare
+        from hfcart.evaluation import check_options
+        from hfcart.tasks import read_tasks
+
+        options: dict[str, Any] = {"part": part, "limit": limit, "precision": precision, "workers": workers}
+        check_options(options)
+        record = run_compare(
+            sources,
+            read_tasks([tasks]),
+            methods=() if methods == "all" else [name.strip() for name in methods.split(",")],
+            base=base,
+            references=references,
+            streaming=not no_streaming,
+            out=out,
+            overwrite=overwrite,
+            device=device,
+            progress=output,
+            **options,
+        )
+        if json:
+            output.data(record.to_json())
+        _show(record, sources, out, output)
+        if any(row.error for row in record.rows):
+            raise typer.Exit(1)
+
+
+def _show(record: CompareRecord, sources: list[str], out: Path, output: Output) -> None:
+    from hfcart.compare import RECORD, TABLE
+    from hfcart.compare_table import cells, columns, explain
+
+    output.result()
+    output.table(columns(record), [cells(record, row) for row in record.rows])
+    output.result(explain(record))
+    for row in record.rows:
+        if row.error:
+            output.result(f"{row.name} failed: {row.error}")
+    if record.part == "test":
+        output.result("Measured on test images: a method chosen by this table is chosen by them.")
+    if record.best:
+        options = [] if record.best.name == "cart" else ["--method", record.best.name]
+        output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
+    output.result(f"  table    {out / TABLE}")
+    output.result(f"  chart    {out / 'figures' / 'compare.png'}")
+    output.result(f"  record   {out / RECORD}")

@@ -1,0 +1,392 @@
+"""Which method is best for these towers? Each merged in turn from one download, and all measured on the same images.
+
+Every merge runs in a process of its own, with the method's default parameters, so that its time and its peak memory
+are the merge's alone. As many merged towers as fit are then measured side by side: images are decoded once for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfcart.apart import Apart, merge_apart
+from hfcart.compare_table import as_markdown
+from hfcart.data import Part, Split, open_split
+from hfcart.engine import choose_device, current_environment
+from hfcart.errors import NonFiniteError, UsageError
+from hfcart.evaluation import precision_for
+from hfcart.heads import Base, make_head, open_base
+from hfcart.layout import Layout
+from hfcart.methods import METHODS
+from hfcart.plan import Plan, default_workers, make_plan
+from hfcart.progress import Progress
+from hfcart.recipe import make
+from hfcart.records import CompareRecord, CompareRow, Environment
+from hfcart.scoring import Scorer, score
+from hfcart.sources import fetch_all, infer_base
+from hfcart.tasks import TaskCard
+from hfcart.towers import load_tower
+from hfcart.writer import PartialFolder, explain_os_errors, refuse_existing
+
+RECORD = "compare.json"
+TABLE = "compare.md"
+REFERENCES = ("measured", "none")
+_BESIDE = ("pretrained", "individual")
+_JOURNAL = "methods.jsonl"
+_TOWERS_AT_ONCE = 1 << 31  # bytes of weights that may be measured side by side
+
+
+@dataclass
+class _Work:
+    """What is merged and measured on what: fixed before the work. And what came of it so far."""
+
+    plan: Plan
+    sources: dict[str, str]  # what opens a source at its commit -> id of the task that it was fine-tuned on, or ""
+    base: Base
+    splits: list[Split]
+    rows: tuple[str, ...]
+    device: torch.device
+    asked_device: str
+    precision: str
+    workers: int
+    partial: PartialFolder
+    progress: Progress
+    merged: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, Apart] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+
+    @property
+    def towers(self) -> Path:
+        """Where merged towers wait to be measured."""
+        return self.partial.path / "towers"
+
+    def warn(self, text: str) -> None:
+        """Once: what one merge says of the sources, every other would repeat."""
+        if text not in self.said:
+            self.said.add(text)
+            self.progress.warn(text)
+
+
+def offered(sources: int) -> list[str]:
+    """Every method that can merge so many sources, in the registry's order."""
+    return [name for name, method in METHODS.items() if method.exactly in (0, sources)]
+
+
+def run_compare(
+    sources: Sequence[str],
+    tasks: Sequence[TaskCard],
+    *,
+    methods: Sequence[str] = (),
+    base: str | None = None,
+    part: Part = "test",
+    limit: int | None = None,
+    references: str = "measured",
+    streaming: bool = True,
+    out: Path = Path("compare"),
+    overwrite: bool = False,
+    precision: str = "auto",
+    device: str = "auto",
+    workers: int | None = None,
+    progress: Progress,
+) -> CompareRecord:
+    """Merge with each method, measure each result on every task, and write the table, the chart and the record.
+
+    Args:
+        sources: as for a merge.
+        tasks: what to measure on.
+        methods: names of the registry, each used with its default parameters; () for all that take these sources.
+        base: the CLIP model behind the heads, and the base of the methods that need one. Default: as for a merge.
+        part: which images.
+        limit: a seeded sample of so many images a task.
+        references: "measured" for rows of the base and of each task's own tower as well, or "none".
+        streaming: read the images over the network each time; False keeps each split in the cache.
+        out: folder to write; `out`.partial keeps the work and is gone at the end.
+        overwrite: replace an earlier comparison.
+        precision: float32, bfloat16 or auto, as for an evaluation.
+        device: auto, cpu, cuda, cuda:N or mps.
+        workers: threads. Default: one a core, at most eight.
+        progress: told of each stage.
+
+    Returns:
+        The record. A method that failed is a row of it with an error.
+
+    Raises:
+        UsageError: an unknown method, or one for another number of sources.
+        HfcartError: a source, the base or a dataset is not what it should be.
+        KeyboardInterrupt: with a note; the same command goes on where it stopped.
+    """
+    if references not in REFERENCES:
+        raise UsageError(f"--references is {references!r}, expected one of {', '.join(REFERENCES)}.")
+    names = tuple(dict.fromkeys(methods)) or tuple(offered(len(sources)))
+    settings = {name: _settings(sources, name) for name in names}
+    where, threads = choose_device(device), workers or default_workers()
+    with PartialFolder(out, overwrite=overwrite) as partial:
+        asked = make({"sources": tuple(sources), "method": "task_arithmetic", "base": base})
+        plan = make_plan(asked, partial.path / "converted", progress)  # proves base and towers alike
+        try:
+            fetch_all(plan.towers_and_base, progress, stream=False)
+            bound = open_base(_reopened(plan, base), progress)
+            work = _Work(
+                plan=plan,
+                sources=_sources(plan, sources, tasks),
+                base=bound,
+                splits=[open_split(task, part, limit=limit, streaming=streaming, progress=progress) for task in tasks],
+                rows=(*(_BESIDE if references == "measured" else ()), *names),
+                device=where,
+                asked_device=device,
+                precision=precision_for(precision, where),
+                workers=threads,
+                partial=partial,
+                progress=progress,
+            )
+            environment = current_environment(where)
+            partial.open(Layout({}, {}, {}, None), _fingerprint(work, settings, environment))
+            _read_journal(work)
+            _run(work)
+            record = _record(work, settings, limit, environment)
+            _finish(partial, record)
+            return record
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"What is done so far is kept in {partial.path}: run the same command again to go on.")
+            raise
+        finally:
+            plan.close()
+
+
+def _settings(sources: Sequence[str], name: str) -> dict[str, Any]:
+    return make({"sources": tuple(sources), "method": name}).parameters
+
+
+def _reopened(plan: Plan, base: str | None) -> str:
+    store = plan.base.store if plan.base else None
+    if store is not None and store.repo:
+        return f"{store.repo}@{store.commit}"
+    return base or infer_base(plan.towers)
+
+
+def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[str, str]:
+    """What opens each source at its commit, and the one of these tasks that it says it was fine-tuned on, or ""."""
+    found: dict[str, str] = {}
+    for text, tower in zip(given, plan.given, strict=True):
+        known = {tower.store.repo, *(tower.facts.datasets if len(tower.facts.datasets) == 1 else ())}
+        own = [task.id for task in tasks if known & {*task.fine_tuned.values(), task.dataset.repo}]
+        ref = f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else text
+        found[ref] = own[0] if own else ""
+    return found
+
+
+def _run(work: _Work) -> None:
+    """Merge as many as may be measured side by side, measure them, and so on until every row is done."""
+    at_once = max(1, _TOWERS_AT_ONCE // (4 * work.plan.parameters))
+    batch: list[str] = []
+    todo = [row for row in work.rows if row not in work.measured]
+    for row in todo:
+        if row in _BESIDE or row in work.merged or _merge(work, row):
+            batch.append(row)
+        if batch and (len(batch) == at_once or row == todo[-1]):
+            _measure(work, batch)
+            batch = []
+
+
+def _merge(work: _Work, name: str) -> bool:
+    """Merge in a process of its own. False, and the reason kept, if it fails."""
+    work.progress.step(f"Merging with {name}")
+    with explain_os_errors(work.partial.path):
+        work.towers.mkdir(exist_ok=True)
+        # A name of its own: a killed comparison may have left a merge that is still writing.
+        place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=work.towers))
+    fields: dict[str, Any] = {
+        "sources": list(work.sources),
+        "method": name,
+        "out": str(place / "merged"),
+        "device": work.asked_device,
+        "workers": work.workers,
+    }
+    found = merge_apart(fields | ({"base": work.base.ref} if METHODS[name].needs_base else {}))
+    for warning in found.warnings:
+        work.warn(warning)
+    if found.error is not None:
+        work.progress.warn(f"{name} failed: {found.error}")
+        work.failed[name] = found
+        shutil.rmtree(place, ignore_errors=True)
+        return False
+    line = {"merged": name, "folder": place.name, "seconds": round(found.seconds, 2), "peak": found.peak}
+    _write_line(work, line | {"sha256": found.sha256})
+    return True
+
+
+def _measure(work: _Work, batch: Sequence[str]) -> None:
+    """Measure some rows side by side on every task; if one gives NaN, each alone, to see which."""
+    try:
+        correct, images = _score(work, batch)
+    except NonFiniteError as error:
+        if len(batch) > 1:
+            for row in batch:
+                _measure(work, [row])
+            return
+        work.progress.warn(error.message)
+        work.failed[batch[0]] = Apart(0.0, 0, None, error.message, ())
+    else:
+        for row in batch:
+            _write_line(work, {"measured": row, "correct": correct[row], "images": images})
+    for row in batch:
+        if row in work.merged:
+            shutil.rmtree(work.towers / work.merged[row]["folder"], ignore_errors=True)
+
+
+def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None]], list[int]]:
+    correct: dict[str, list[int | None]] = {row: [] for row in batch}
+    images: list[int] = []
+    kept = {row: _scorer(work, row, _place(work, row)) for row in batch if row != "individual"}
+    work.progress.start(f"Measuring {', '.join(batch)}", sum(map(len, work.splits)), "images")
+    try:
+        for split in work.splits:
+            scorers = dict(kept)
+            if "individual" in batch and (ref := _own_tower(work, split.task)):
+                scorers["individual"] = _scorer(work, "individual", ref)
+            if not scorers:
+                correct["individual"].append(None)
+                images.append(0)
+                continue
+            head = make_head(work.base, split.task, Progress())
+            found, undecodable = score(
+                split,
+                list(scorers.values()),
+                head,
+                batch_size=32 if work.device.type == "cpu" else 256,
+                workers=work.workers,
+                progress=work.progress,
+            )
+            if undecodable:
+                work.warn(f"{undecodable} images of {split.task.title} cannot be decoded: they are left out.")
+            images.append(int(found[0].sum()))
+            counts = {row: int(counted.diagonal().sum()) for row, counted in zip(scorers, found, strict=True)}
+            for row in batch:
+                correct[row].append(counts.get(row))
+    finally:
+        work.progress.finish()
+    return correct, images
+
+
+def _place(work: _Work, row: str) -> str:
+    return work.base.ref if row == "pretrained" else str(work.towers / work.merged[row]["folder"] / "merged")
+
+
+def _own_tower(work: _Work, task: TaskCard) -> str | None:
+    found = next((ref for ref, own in work.sources.items() if own == task.id), None)
+    if found is None:
+        work.warn(f"None of the towers says that it was fine-tuned on {task.dataset.repo} alone.")
+    return found
+
+
+def _scorer(work: _Work, row: str, ref: str) -> Scorer:
+    tower = load_tower(ref, Progress())
+    fields = tower.preprocessor or work.base.preprocessor
+    return Scorer(
+        tower.model,
+        work.base.projection,
+        fields,
+        device=work.device,
+        precision=work.precision,
+        label=f"The tower {row}",
+    )
+
+
+def _fingerprint(work: _Work, settings: Mapping[str, Any], environment: Environment) -> str:
+    decides = [
+        sorted(tower.source.sha256 for tower in work.plan.towers),
+        [work.base.key, work.precision, work.rows, settings, sorted(work.sources.values())],
+        [
+            [split.task.sha256, dataclasses.asdict(split.dataset), split.part, len(split), split.seed]
+            for split in work.splits
+        ],
+        {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"},
+    ]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _read_journal(work: _Work) -> None:
+    """What an earlier run of the same comparison did; a line that a kill cut off counts as never written."""
+    journal = work.partial.path / _JOURNAL
+    whole = 0
+    for line in journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else ():
+        found = json.loads(line)
+        whole += len(line) + 1
+        _take(work, found)
+    if journal.is_file():
+        os.truncate(journal, whole)
+    waiting = {line["folder"] for row, line in work.merged.items() if row not in work.measured}
+    for path in work.towers.iterdir() if work.towers.is_dir() else ():
+        if path.name not in waiting:
+            shutil.rmtree(path, ignore_errors=True)
+    if work.merged or work.measured:
+        done = f"{len(work.measured)} of {len(work.rows)} rows are"
+        work.progress.note(f"Resuming: {done} measured already, {len(waiting)} merges wait for it.")
+
+
+def _write_line(work: _Work, line: dict[str, Any]) -> None:
+    with explain_os_errors(work.partial.path), (work.partial.path / _JOURNAL).open("ab") as file:
+        file.write(json.dumps(line).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    _take(work, line)
+
+
+def _take(work: _Work, line: dict[str, Any]) -> None:
+    kind = "merged" if "merged" in line else "measured"
+    getattr(work, kind)[line[kind]] = line
+
+
+def _record(
+    work: _Work, settings: Mapping[str, dict[str, Any]], limit: int | None, environment: Environment
+) -> CompareRecord:
+    images = [0] * len(work.splits)
+    for line in work.measured.values():  # those of a task that has no tower of its own are counted by other rows
+        images = [max(pair) for pair in zip(images, line["images"], strict=True)]
+    rows = []
+    for name in work.rows:
+        failed, merged = work.failed.get(name), work.merged.get(name)
+        correct = work.measured[name]["correct"] if name in work.measured else [None] * len(images)
+        row = CompareRow(
+            name, METHODS[name].needs if name in settings else "", settings.get(name, {}), tuple(correct),
+            error=failed.error if failed else None,
+        )  # fmt: skip
+        if merged:
+            row = dataclasses.replace(row, seconds=merged["seconds"], peak=merged["peak"], sha256=merged["sha256"])
+        rows.append(row)
+    return CompareRecord(
+        sources=tuple((tower.label, tower.store.commit) for tower in work.plan.given),
+        base=work.base.label,
+        base_commit=work.base.source.commit,
+        part=work.splits[0].part,
+        limit=limit,
+        tasks=tuple((split.task.id, split.task.title) for split in work.splits),
+        images=tuple(images),
+        precision=work.precision,
+        rows=tuple(rows),
+        environment=environment,
+    )
+
+
+def _finish(partial: PartialFolder, record: CompareRecord) -> None:
+    from hfcart.plots import draw_compare
+
+    refuse_existing(partial.out, overwrite=partial.overwrite)  # before the journal goes
+    shutil.rmtree(partial.path / "towers", ignore_errors=True)
+    partial.add(RECORD, record.to_json().encode())
+    partial.add(TABLE, as_markdown(record).encode())
+    with explain_os_errors(partial.path):
+        draw_compare(record, partial.path)
+    (partial.path / _JOURNAL).unlink(missing_ok=True)
+    partial.commit()

@@ -1,0 +1,66 @@
+"""The recipes that come with hfcart: each can be run, names the benchmark's towers, and says whose figures it has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Run
+from towers import write_tower
+
+from hfcart._cards import cards_dir
+from hfcart.errors import UsageError
+from hfcart.recipe import make, names, read
+from hfcart.tasks import read_tasks
+
+BASES = {"b-32": "openai/clip-vit-base-patch32", "l-14": "openai/clip-vit-large-patch14"}
+# The authors' released configurations for ViT-B/32: rank and scale.
+RELEASED = {"8": (0.12, 2.0), "14": (0.16, 1.5), "20": (0.32, 1.9)}
+
+
+def test_there_is_one_for_every_setting() -> None:
+    expected = {f"vit-{size}-{n}-cart" for size in BASES for n in RELEASED}
+    assert set(names()) == expected | {f"vit-b-32-{n}-cart-paper" for n in RELEASED}
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_is_what_its_name_says(name: str) -> None:
+    found = re.fullmatch(r"vit-(b-32|l-14)-(8|14|20)-cart(-paper)?", name)
+    assert found
+    size, tasks, paper = found.groups()
+    recipe = make(read(Path(name)), name)
+    assert recipe.sources == tuple(task.fine_tuned[BASES[size]] for task in read_tasks([tasks]))
+    assert len(set(recipe.sources)) == int(tasks) and recipe.base == BASES[size]
+    assert (recipe.method, recipe.qkv) == ("cart", "fused") and recipe.out is None and recipe.push_to is None
+    released = size == "b-32" and not paper
+    assert (recipe.rank, recipe.scale) == (RELEASED[tasks] if released else (0.08, 1.0))
+    text = (cards_dir() / "recipes" / f"{name}.yaml").read_text()
+    assert f"hfcart merge --recipe {name} --eval {tasks}" in text
+    if " % " in text:
+        assert "OpenCLIP's fine-tuned towers" in text and "no figure for this recipe to reach" in text
+
+
+def test_names_are_looked_up_after_files(hfcart: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no recipe of that name. Known: .*vit-b-32-8-cart, "):
+        read(Path("vit-b-32-9-cart"))
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        read(Path("vit-b-32-9-cart.yaml"))
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        read(Path("../tasks/sun397"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vit-b-32-14-cart").mkdir()  # an output folder of that name is no recipe
+    assert read(Path("vit-b-32-14-cart"))["rank"] == 0.16
+    (tmp_path / "vit-b-32-8-cart").write_text("sources: [a, b]\n")
+    assert read(Path("vit-b-32-8-cart")) == {"sources": ["a", "b"]}
+    unknown = hfcart("merge", "--recipe", "vit-b-32-9-cart")
+    assert unknown.returncode == 2 and "vit-l-14-20-cart" in unknown.stderr and "Traceback" not in unknown.stderr
+
+
+def test_the_command_line_overrides_a_named_recipe(hfcart: Run, tmp_path: Path) -> None:
+    towers = [write_tower(tmp_path / f"t{i}", i).name for i in (1, 2)]
+    base = write_tower(tmp_path / "base", 3).name
+    done = hfcart("merge", *towers, "--base", base, "--recipe", "vit-b-32-8-cart", "--out", "m")
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "m" / "recipe.yaml").read_text()
+    assert "rank: 0.12" in written and "scale: 2.0" in written and "qkv: fused" in written
