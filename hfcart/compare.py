@@ -249,7 +249,8 @@ def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None
     correct: dict[str, list[int | None]] = {row: [] for row in batch}
     images: list[int] = []
     kept = {row: _scorer(work, row, _place(work, row)) for row in batch if row != "individual"}
-    work.progress.start(f"Measuring {', '.join(batch)}", sum(map(len, work.splits)), "images")
+    label = ", ".join(batch) if len(batch) < 4 else f"{len(batch)} of {len(work.rows)} rows side by side"
+    work.progress.start(f"Measuring {label}", sum(map(len, work.splits)), "images")
     try:
         for split in work.splits:
             scorers = dict(kept)

@@ -10,6 +10,7 @@ import typer
 
 from hfcart.cli._output import Output, reporting
 from hfcart.cli._params import DEBUG, JSON, QUIET
+from hfcart.methods import METHODS
 
 if TYPE_CHECKING:
     from hfcart.records import CompareRecord
@@ -101,12 +102,12 @@ def compare(
         )
         if json:
             output.data(record.to_json())
-        _show(record, sources, out, output)
+        _show(record, sources, base, out, output)
         if any(row.error for row in record.rows):
             raise typer.Exit(1)
 
 
-def _show(record: CompareRecord, sources: list[str], out: Path, output: Output) -> None:
+def _show(record: CompareRecord, sources: list[str], base: str | None, out: Path, output: Output) -> None:
     from hfcart.compare import RECORD, TABLE
     from hfcart.compare_table import cells, columns, explain
 
@@ -120,6 +121,7 @@ def _show(record: CompareRecord, sources: list[str], out: Path, output: Output) 
         output.result("Measured on test images: a method chosen by this table is chosen by them.")
     if record.best:
         options = [] if record.best.name == "cart" else ["--method", record.best.name]
+        options += ["--base", base] if base and METHODS[record.best.name].needs_base else []
         output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
     output.result(f"  table    {out / TABLE}")
     output.result(f"  chart    {out / 'figures' / 'compare.png'}")
