@@ -13,11 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import TOKEN, Run
 from test_evaluate import clip, zoo  # noqa: F401 (fixtures)
 from towers import write_tower
-from transformers import CLIPModel
 
 from hfcart.apart import merge_apart
 from hfcart.compare import offered
@@ -30,29 +28,7 @@ TOWERS = ["user/t1", "user/t2"]
 HERE = Environment("0", "2", "3.11", "linux", "cpu", "x", "y")
 
 
-@pytest.fixture(scope="module")
-def varied(zoo, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:  # noqa: F811
-    """Towers on the zoo's Hub that see colours, each differently: with small random weights all give one class."""
-    hub, root = zoo
-    folder = tmp_path_factory.mktemp("varied")
-    shutil.copytree(clip, folder / "sees")
-    model = CLIPModel.from_pretrained(clip)
-    with torch.no_grad():
-        for name, weight in model.vision_model.named_parameters():
-            weight *= 10.0 if weight.ndim > 1 and "position" not in name else 1.0
-    model.save_pretrained(folder / "sees")
-    before = {name: weight.clone() for name, weight in model.vision_model.named_parameters()}
-    for i in (1, 2):
-        with torch.no_grad():
-            for n, (name, weight) in enumerate(model.vision_model.named_parameters()):
-                noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(100 * i + n))
-                weight.copy_(before[name] + 0.3 * before[name].norm() / weight.numel() ** 0.5 * noise)
-        model.vision_model.save_pretrained(folder / f"v{i}")
-        (folder / f"v{i}" / "README.md").write_text(f"---\nbase_model: user/sees\ndatasets: [user/images{i}]\n---\n")
-    for name in ("sees", "v1", "v2"):
-        hub.create(f"user/{name}")
-        hub.commit(f"user/{name}", {path.name: path for path in (folder / name).iterdir()})
-    return ["user/v1", "user/v2"]
+TOWERS = ["user/t1", "user/t2"]
 
 
 def record(**changes: object) -> CompareRecord:
@@ -118,11 +94,11 @@ def test_a_merge_apart_is_the_merge(tmp_path: Path) -> None:
     assert failed.sha256 is None and "holds no config.json" in (failed.error or "")
 
 
-def test_a_comparison_is_merging_and_evaluating_one_by_one(zoo, varied, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_comparison_is_merging_and_evaluating_one_by_one(zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
     hub, root = zoo
     tasks = f"{root}/images1.yaml,{root}/images2.yaml"
     hub.clear()
-    done = hfcart("compare", *varied, "--tasks", tasks, "--methods", "cart,ties,average", "--precision", "float32",
+    done = hfcart("compare", *TOWERS, "--tasks", tasks, "--methods", "cart,ties,average", "--precision", "float32",
                   "--json", hub=hub)  # fmt: skip
     assert done.returncode == 0, done.stderr
     fetched = [
@@ -133,9 +109,9 @@ def test_a_comparison_is_merging_and_evaluating_one_by_one(zoo, varied, hfcart: 
     assert [row["name"] for row in found["rows"]] == ["pretrained", "individual", "cart", "ties", "average"]
     assert found["images"] == [61, 61] and found["rows"][2]["parameters"] == {"rank": 0.08, "scale": 1.0}
     assert len({tuple(row["correct"]) for row in found["rows"]}) >= 4  # so that one taken for another shows
-    assert "hfcart merge user/v1 user/v2" in done.stderr and "towers only" in done.stderr
+    assert "hfcart merge user/t1 user/t2" in done.stderr and "towers only" in done.stderr
     for method, row in (("cart", found["rows"][2]), ("ties", found["rows"][3])):
-        merged = hfcart("merge", *varied, "--method", method, "--out", method, hub=hub)
+        merged = hfcart("merge", *TOWERS, "--method", method, "--out", method, hub=hub)
         assert merged.returncode == 0, merged.stderr
         measured = hfcart("eval", method, "--tasks", tasks, "--references", "measured", "--precision", "float32",
                           hub=hub)  # fmt: skip
@@ -149,9 +125,9 @@ def test_a_comparison_is_merging_and_evaluating_one_by_one(zoo, varied, hfcart: 
     files = {str(path.relative_to(tmp_path / "compare")) for path in (tmp_path / "compare").rglob("*.*")}
     assert files == {"compare.json", "compare.md", "figures/compare.png"}
     assert not (tmp_path / "compare.partial").exists()
-    again = hfcart("compare", *varied, "--tasks", tasks, hub=hub)
+    again = hfcart("compare", *TOWERS, "--tasks", tasks, hub=hub)
     assert again.returncode == 1 and "exists already" in again.stderr
-    over = hfcart("compare", *varied, "--tasks", tasks, "--methods", "average", "--references", "none", "--limit", "20",
+    over = hfcart("compare", *TOWERS, "--tasks", tasks, "--methods", "average", "--references", "none", "--limit", "20",
                   "--overwrite", "--quiet", hub=hub)  # fmt: skip
     assert over.returncode == 0 and "average" in over.stdout, over.stderr
     assert [row["name"] for row in json.loads((tmp_path / "compare" / "compare.json").read_text())["rows"]] == [

@@ -54,7 +54,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clip") / "clip", 0)
+    """A CLIP whose tower tells images apart: with small random weights all look alike to it, whatever its weights."""
+    folder = write_clip(tmp_path_factory.mktemp("clip") / "clip", 0)
+    model = CLIPModel.from_pretrained(folder)
+    with torch.no_grad():
+        for name, weight in model.vision_model.named_parameters():
+            weight *= 10.0 if weight.ndim > 1 and "position" not in name else 1.0
+    model.save_pretrained(folder)
+    return folder
 
 
 # --- pixels ---------------------------------------------------------------------------------------------------------
@@ -361,12 +368,13 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[tuple[
         hub.add_user("user", token=TOKEN)
         hub.create("user/clip")
         hub.commit("user/clip", {path.name: path for path in clip.iterdir()})
+        tower = model.vision_model
+        before = {name: weight.clone() for name, weight in tower.named_parameters()}
         for i in (1, 2):
-            tower = model.vision_model
             with torch.no_grad():
-                for n, weight in enumerate(tower.parameters()):
-                    seed = torch.Generator().manual_seed(100 * i + n)
-                    weight += 0.02 * weight.norm() / weight.numel() ** 0.5 * torch.randn(weight.shape, generator=seed)
+                for n, (name, weight) in enumerate(tower.named_parameters()):
+                    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(100 * i + n))
+                    weight.copy_(before[name] + 0.3 * before[name].norm() / weight.numel() ** 0.5 * noise)
             tower.save_pretrained(root / f"t{i}")
             (root / f"t{i}" / "README.md").write_text(
                 f"---\nbase_model: user/clip\ndatasets: [user/images{i}]\nlicense: mit\n---\n"
@@ -401,6 +409,11 @@ def test_merge_eval_push(zoo, hfcart: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert [r["classes"] for r in record["results"]] == [r["classes"] for r in first["results"]]
+    # Towers that differ: one taken for another would show.
+    shares = [
+        {result[name]["accuracy"] for name in ("pretrained", "average", "individual")} for result in record["results"]
+    ]
+    assert max(map(len, shares)) > 1
     for i, result in enumerate(record["results"], start=1):
         assert result["individual"]["tower"] == f"user/t{i}" and result["individual"]["measured"]
         assert result["pretrained"]["tower"] == "user/clip" and result["average"]["measured"]
