@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import signal
@@ -80,7 +81,9 @@ def interrupted(tmp_path: Path, env: dict[str, str], signum: int) -> tuple[int, 
     for i in (1, 2, 3):
         write_tower(tmp_path / f"t{i}", i, large)
     command = [sys.executable, "-m", "hfcart", "merge", "t1", "t2", "t3", "--out", "m", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    # Whoever runs these tests in the background ignores Ctrl-C, and children inherit that.
+    heeded = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     journal = tmp_path / "m.partial" / "journal.jsonl"
     while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
         time.sleep(0.001)
