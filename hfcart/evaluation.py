@@ -76,7 +76,7 @@ def run_eval(
         references: what to compare with: "published" figures of the task cards, or what is "measured" on the same
             images for the base, for the plain average and for each task's own tower, if the tower is a merge.
         streaming: read the images over the network; False keeps each split in the cache.
-        batch_size: images a forward pass. Default: 32 on a CPU, 256 elsewhere.
+        batch_size: images a forward pass. Default: 16 on a CPU, 256 elsewhere.
         workers: threads. Default: one a core, at most eight, shared among the processes of a machine.
         precision: float32, bfloat16, or auto: bfloat16 where the device computes with it.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -117,7 +117,7 @@ def run_eval(
                     split,
                     [own, *rivals.values()],
                     head,
-                    batch_size=batch_size or (32 if where.type == "cpu" else 256),
+                    batch_size=batch_size or (16 if where.type == "cpu" else 256),
                     workers=workers or max(1, default_workers() // processes.num_processes),
                     shard=processes.process_index,
                     shards=processes.num_processes,

@@ -97,7 +97,7 @@ def eval(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Images a forward pass; changes no number. Default: 32 on a CPU, else 256.", rich_help_panel=_MACHINE
+            help="Images a forward pass; changes no number. Default: 16 on a CPU, else 256.", rich_help_panel=_MACHINE
         ),
     ] = None,
     workers: Annotated[

@@ -1,9 +1,9 @@
 """Images per second of `hfcart eval` against the plain loop, in one run: one CLIPProcessor call an image, batch 128.
 
-    python tests/bench/evaluate.py [images]
+    python tests/bench/evaluate.py [images] [width] [height]
 
-Both score the same JPEG files (500 x 375) with the same ViT-B/32 and head on this machine's CPU; the floor is the
-forward pass alone, over pixels that are ready. Prints ratios, how much a cosine moves with the batch it is computed
+Both score the same JPEG files (500 x 375 by default) with the same ViT-B/32 and head on this machine's CPU; the
+floor is the forward pass alone, over pixels that are ready. Prints ratios, how much a cosine moves with the batch it is computed
 in, and how many predictions bfloat16 changes.
 """
 
@@ -30,7 +30,7 @@ from hfcart.preprocessor import clip_default
 from hfcart.progress import Progress
 from hfcart.scoring import TOO_CLOSE, Scorer, score
 
-BATCH, CLASSES = 32, 10
+BATCH, CLASSES = 16, 10
 FIELDS = clip_default(224)
 ROUNDS = 3
 
@@ -38,15 +38,15 @@ ROUNDS = 3
 class Pictures:
     """A split whose images are in memory."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, size: tuple[int, int]) -> None:
         rng = np.random.default_rng(0)
-        self.files = [self._jpeg(rng) for _ in range(count)]
+        self.files = [self._jpeg(rng, size) for _ in range(count)]
 
     @staticmethod
-    def _jpeg(rng: np.random.Generator) -> bytes:
+    def _jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
         coarse = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
         buffer = io.BytesIO()
-        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        coarse.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
         return buffer.getvalue()
 
     def __len__(self) -> int:
@@ -103,11 +103,11 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def main() -> None:
     logging.set_verbosity_error()
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 128
+    count, width, height = (int(a) for a in (sys.argv[1:] + ["128", "500", "375"][len(sys.argv) - 1 :]))
     torch.manual_seed(0)
     model = CLIPVisionModel(CLIPVisionConfig(patch_size=32)).eval()
     projection = torch.randn(512, 768) / 768**0.5
-    split = Pictures(count)
+    split = Pictures(count, (width, height))
     ready = normalised(torch.stack([to_pixels(decode(file), FIELDS) for file in split.files]), FIELDS)
     head = spread_head(model, projection, ready)
 
@@ -130,7 +130,7 @@ def main() -> None:
         name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in times.items()
     }
     plain_wall, plain_cpu = medians["plain loop, float32, batch 128"]
-    print(f"{count} JPEG files of 500 x 375, ViT-B/32, {CLASSES} classes; medians of {ROUNDS}")
+    print(f"{count} JPEG files of {width} x {height}, ViT-B/32, {CLASSES} classes; medians of {ROUNDS}")
     print(f"  {'':<32} images/s   x the plain loop   images per second of CPU   x the plain loop")
     for name, (wall, cpu) in medians.items():
         print(f"  {name:<32} {count / wall:8.1f} {plain_wall / wall:18.2f} {count / cpu:26.1f} {plain_cpu / cpu:18.2f}")
