@@ -3,8 +3,8 @@
     python tests/bench/evaluate.py [images] [width] [height]
 
 Both score the same JPEG files (500 x 375 by default) with the same ViT-B/32 and head on this machine's CPU; the
-floor is the forward pass alone, over pixels that are ready. Prints ratios, how much a cosine moves with the batch it is computed
-in, and how many predictions bfloat16 changes.
+floor is the forward pass alone, over pixels that are ready. Prints ratios, how much a cosine moves with the batch it
+is computed in, and how many predictions bfloat16 changes.
 """
 
 from __future__ import annotations
