@@ -32,7 +32,7 @@ from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress
 from hfcart.recipe import make
 from hfcart.records import CompareRecord, CompareRow, Environment
-from hfcart.scoring import Scorer, score
+from hfcart.scoring import Scorer, batch_for, score
 from hfcart.sources import fetch_all, infer_base
 from hfcart.tasks import TaskCard
 from hfcart.towers import load_tower
@@ -265,7 +265,7 @@ def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None
                 split,
                 list(scorers.values()),
                 head,
-                batch_size=32 if work.device.type == "cpu" else 256,
+                batch_size=batch_for(work.device),
                 workers=work.workers,
                 progress=work.progress,
             )

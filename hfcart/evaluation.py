@@ -24,7 +24,7 @@ from hfcart.progress import Progress, Within
 from hfcart.recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
 from hfcart.results.check import MAX_SEED
-from hfcart.scoring import PRECISIONS, Confusion, Scorer, score
+from hfcart.scoring import PRECISIONS, Confusion, Scorer, batch_for, score
 from hfcart.tasks import TaskCard
 from hfcart.towers import LoadedTower, load_tower
 
@@ -117,7 +117,7 @@ def run_eval(
                     split,
                     [own, *rivals.values()],
                     head,
-                    batch_size=batch_size or (16 if where.type == "cpu" else 256),
+                    batch_size=batch_size or batch_for(where),
                     workers=workers or max(1, default_workers() // processes.num_processes),
                     shard=processes.process_index,
                     shards=processes.num_processes,

@@ -149,18 +149,23 @@ def check_base(tower: LoadedTower, base: Base, progress: Progress) -> None:
     Raises:
         MismatchError: a row for every difference.
     """
-    rows = differences(tower.architecture, base.architecture, projection=tower.projection is not None)
-    if rows:
-        raise MismatchError(
-            f"{base.label} is not the CLIP model that {tower.label} comes from: its head would score at random.",
-            [(tower.label, *row) for row in rows],
-            hint="Give the right one: --base user/name",
-        )
+    check_architecture(tower.label, tower.architecture, base, projection=tower.projection is not None)
     own = tower.projection
     if own is not None and not (own.shape == base.projection.shape and torch.allclose(own, base.projection, atol=1e-4)):
         progress.warn(
             f"{tower.label} holds a visual projection of its own, which is not that of {base.label}: "
             "the base's is used, as everywhere in this benchmark."
+        )
+
+
+def check_architecture(label: str, found: Architecture, base: Base, *, projection: bool = False) -> None:
+    """Raise MismatchError, with a row for every difference, if towers of this architecture cannot come from a base."""
+    rows = differences(found, base.architecture, projection=projection)
+    if rows:
+        raise MismatchError(
+            f"{base.label} is not the CLIP model behind {label}: its head would score at random.",
+            [(label, *row) for row in rows],
+            hint="Give the right one: --base user/name",
         )
 
 

@@ -118,6 +118,11 @@ def _set_canonical_order(plan: Plan, progress: Progress) -> None:
         )
     if len(plan.towers) == 1:
         progress.warn(f"Only one source: the result is {plan.towers[0].label} again under most methods.")
+    elif len(plan.towers) < plan.method.fewest:
+        progress.warn(
+            f"{plan.method.name} gives {len(plan.towers)} sources their plain average, whatever its parameters: "
+            f"it takes {plan.method.fewest} or more."
+        )
     for one, other in zip(plan.towers, plan.towers[1:], strict=False):
         if one.source.sha256 == other.source.sha256:
             progress.warn(f"{one.label} and {other.label} hold the same weights: they count twice in the merge.")
@@ -154,14 +159,18 @@ def _refuse_distant(plan: Plan, similarity: Similarity | None, partial: Path) ->
         )
 
 
-def _write_small_files(partial: PartialFolder, plan: Plan, progress: Progress) -> dict[str, str]:
-    """config, preprocessor, tokenizer, index and recipe. Returns their sha256 by name."""
-    size = plan.architecture.image_size
+def preprocessor_of(plan: Plan, progress: Progress) -> dict[str, Any] | None:
+    """The image preprocessing of the merged tower: the first source's that states one, else the base's, else None."""
     stores = [tower.store for tower in plan.towers_and_base]
-    kinds = [fields for store in stores if (fields := read_preprocessor(store, size))]
+    kinds = [fields for store in stores if (fields := read_preprocessor(store, plan.architecture.image_size))]
     if any(fields != kinds[0] for fields in kinds):
         progress.warn("The sources' image preprocessing differs: the first one's (in the card's order) is used.")
-    found = kinds[0] if kinds else None
+    return kinds[0] if kinds else None
+
+
+def _write_small_files(partial: PartialFolder, plan: Plan, progress: Progress) -> dict[str, str]:
+    """config, preprocessor, tokenizer, index and recipe. Returns their sha256 by name."""
+    found = preprocessor_of(plan, progress)
     dtype = TORCH_NAME[plan.dtype]
     config = (
         clip_config(plan.architecture, plan.parts, dtype)
@@ -170,7 +179,7 @@ def _write_small_files(partial: PartialFolder, plan: Plan, progress: Progress) -
     )
     contents = {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
-        PREPROCESSOR: to_json(found or clip_default(size)),
+        PREPROCESSOR: to_json(found or clip_default(plan.architecture.image_size)),
         RECIPE: yaml.safe_dump(plan.recorded_recipe(), sort_keys=False, allow_unicode=True).encode(),
     }
     if plan.parts:

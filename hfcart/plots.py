@@ -100,13 +100,11 @@ def draw_sweep(record: SweepRecord, folder: Path) -> list[str]:
     Returns:
         Names of the files written, relative to `folder`.
     """
-    ranks = sorted({point.rank for point in record.points if point.rank is not None}, key=float)
-    scales = sorted({point.scale for point in record.points[1:]})
-    reached = {(point.rank, point.scale): 100 * record.accuracy(point) for point in record.points[1:]}
+    reached = np.array([[100 * record.accuracy(point) for point in row] for row in record.rows()])
     with matplotlib.style.context("default"):
-        figures = {"figures/curve.png": _draw_curve(record, ranks, scales, reached)}
-        if len(ranks) > 1 and len(scales) > 1:
-            figures["figures/grid.png"] = _draw_grid(record, ranks, scales, reached)
+        figures = {"figures/curve.png": _draw_curve(record, reached)}
+        if min(reached.shape) > 1:
+            figures["figures/grid.png"] = _draw_grid(record, reached.T)
         for name, figure in figures.items():
             _save(figure, folder / name)
     return list(figures)
@@ -142,12 +140,8 @@ def draw_compare(record: CompareRecord, folder: Path) -> str:
     return COMPARISON
 
 
-def _draw_curve(
-    record: SweepRecord,
-    ranks: Sequence[int | float],
-    scales: Sequence[float],
-    reached: dict[tuple[int | float | None, float], float],
-) -> Figure:
+def _draw_curve(record: SweepRecord, reached: Grid) -> Figure:
+    """`reached`: accuracy in per cent, a row for each rank, a column for each scale."""
     figure, axes = _blank(4.4)
     axes.spines[["left", "bottom"]].set_visible(True)
     axes.tick_params(length=3)
@@ -156,48 +150,47 @@ def _draw_curve(
     anchor = 100 * record.accuracy(record.points[0])
     name = "weight average" if record.anchor == "average" else "pretrained"
     axes.axhline(anchor, color="0.35", linestyle="--", linewidth=1.2)
-    best = record.points[record.best]
-    if ranks:
-        colours = colormaps["viridis"](np.linspace(0.05, 0.85, len(scales)))
-        for scale, colour in zip(scales, colours, strict=True):
-            values = [reached[rank, scale] for rank in ranks]
-            axes.plot(range(len(ranks)), values, marker="o", markersize=4, color=colour, label=f"λ = {scale:g}")
-        axes.set_xticks(range(len(ranks)), [_rank_name(rank) for rank in ranks])
+    row, column = divmod(record.best - 1, len(record.scales))
+    if record.ranks:
+        colours = colormaps["viridis"](np.linspace(0.05, 0.85, len(record.scales)))
+        for scale, values, colour in zip(record.scales, reached.T, colours, strict=True):
+            axes.plot(range(len(values)), values, marker="o", markersize=4, color=colour, label=f"λ = {scale:g}")
+        axes.set_xticks(range(len(record.ranks)), [_rank_name(rank) for rank in record.ranks])
         kept = "lowest" if record.reverse else "top"
         axes.set_xlabel(f"{kept} singular directions kept (share of full rank, or number)")
-        axes.plot(ranks.index(best.rank or 0), reached[best.rank, best.scale], "o", ms=11, mfc="none", mec="#D55E00")
-        axes.legend(frameon=False, ncols=min(5, len(scales)), loc="best")
+        axes.legend(frameon=False, ncols=min(5, len(record.scales)), loc="best")
     else:
-        axes.plot(scales, [reached[None, scale] for scale in scales], marker="o", markersize=4, color="#0072B2")
+        axes.plot(record.scales, reached[0], marker="o", markersize=4, color="#0072B2")
         axes.set_xlabel("λ")
-        axes.plot(best.scale, reached[None, best.scale], "o", ms=11, mfc="none", mec="#D55E00")
+    x = row if record.ranks else record.scales[column]
+    axes.plot(x, reached[row, column], "o", ms=11, mfc="none", mec="#D55E00")
     axes.annotate(
         f"{name} {anchor:.1f}", (1, anchor), xycoords=("axes fraction", "data"), xytext=(-4, -4),
         textcoords="offset points", ha="right", va="top", color="0.25", fontsize=9,
     )  # fmt: skip
-    tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
     axes.set_ylabel("mean accuracy (%)")
-    axes.set_title(f"{record.method}: {record.part} images of {tasks}, {len(record.sources)} towers")
+    axes.set_title(f"{_sweep_title(record)}, {len(record.sources)} towers")
     return figure
 
 
-def _draw_grid(
-    record: SweepRecord,
-    ranks: Sequence[int | float],
-    scales: Sequence[float],
-    reached: dict[tuple[int | float | None, float], float],
-) -> Figure:
-    grid = np.array([[reached[rank, scale] for rank in ranks] for scale in scales])
-    figure, axes = _blank(1.8 + 0.42 * len(scales))
+def _draw_grid(record: SweepRecord, grid: Grid) -> Figure:
+    """`grid`: accuracy in per cent, a row for each scale, a column for each rank."""
+    figure, axes = _blank(1.8 + 0.42 * len(record.scales))
     scale = Normalize(grid.min(), max(grid.max(), grid.min() + 1))
     _heat_map(axes, grid, "cividis", scale, 1)
     _bar(figure, axes, "cividis", scale, "mean accuracy (%)")
-    axes.set_title(f"{record.method}: {record.part} images, {len(record.tasks)} tasks")
+    axes.set_title(_sweep_title(record))
     axes.set_xlabel("rank")
     axes.set_ylabel("λ")
-    axes.set_xticks(range(len(ranks)), [_rank_name(rank) for rank in ranks])
-    axes.set_yticks(range(len(scales)), [f"{value:g}" for value in scales])
+    axes.set_xticks(range(len(record.ranks)), [_rank_name(rank) for rank in record.ranks])
+    axes.set_yticks(range(len(record.scales)), [f"{value:g}" for value in record.scales])
     return figure
+
+
+def _sweep_title(record: SweepRecord) -> str:
+    tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
+    sample = f" (samples of {record.limit})" if record.limit else ""
+    return f"{record.method}: {record.part} images{sample} of {tasks}"
 
 
 def _rank_name(rank: int | float) -> str:

@@ -307,6 +307,9 @@ class SweepRecord:
         part: which images the points were measured on.
         tasks: their ids.
         images: how many of each could be decoded and scored.
+        limit: how many of each were asked for (a seeded sample), None for all.
+        ranks: as in the recipe, () for a method without one.
+        scales: values of λ.
         points: the anchor alone, then rank by rank, scale by scale.
         best: index of the point with the highest mean accuracy; the first of equal ones.
         environment: versions and device.
@@ -321,10 +324,21 @@ class SweepRecord:
     part: str
     tasks: tuple[str, ...]
     images: tuple[int, ...]
+    limit: int | None
+    ranks: tuple[int | float, ...]
+    scales: tuple[float, ...]
     points: tuple[SweepPoint, ...]
     best: int
     environment: Environment
     format: int = 1
+
+    def rows(self) -> list[tuple[SweepPoint, ...]]:
+        """The grid: a row for each rank (one row for a method without), a point for each scale.
+
+        By place, never by value: k = 1 and full rank, 1 and 1.0, are equal numbers.
+        """
+        wide = len(self.scales)
+        return [self.points[start : start + wide] for start in range(1, len(self.points), wide)]
 
     def accuracy(self, point: SweepPoint) -> float:
         """Mean over tasks, in [0, 1]."""

@@ -20,18 +20,19 @@ import torch
 
 from hfcart.data import Part, Split, open_split
 from hfcart.engine import Worker, choose_device, current_environment, run
-from hfcart.errors import UsageError
+from hfcart.errors import SourceError, UsageError
 from hfcart.evaluation import precision_for
-from hfcart.heads import Base, make_head, open_base
+from hfcart.heads import Base, check_architecture, make_head, open_base
 from hfcart.layout import Layout, lay_out
 from hfcart.linalg import rank_of
+from hfcart.merger import preprocessor_of
 from hfcart.methods import METHODS, function
 from hfcart.names import Group
 from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress, Within
 from hfcart.recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
-from hfcart.scoring import Scorer, score
+from hfcart.scoring import Scorer, batch_for, score
 from hfcart.sources import fetch_all, infer_base
 from hfcart.tasks import TaskCard
 from hfcart.writer import PartialFolder, explain_os_errors
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
 RECORD = "sweep.json"
 _POINTS = "points.jsonl"
-_Setting = tuple[int | float | None, float]  # rank and scale
+_NO_IMAGE = "Look at the dataset's images, and at image_column of the task card."
+_Setting = tuple[int, float]  # place of the rank among the grid's (1 and 1.0 are equal, and different ranks), and scale
 _TOWERS_AT_ONCE = 1 << 31  # bytes of weights that may be measured side by side
 
 
@@ -56,9 +58,8 @@ class _Grid:
 
     @property
     def points(self) -> list[_Setting]:
-        """The anchor alone first, then every rank with every scale."""
-        ranks: Sequence[int | float | None] = self.ranks or (None,)
-        return [(None, 0.0), *((rank, scale) for rank in ranks for scale in self.scales)]
+        """The anchor alone first, then every rank (by its place) with every scale."""
+        return [(0, 0.0), *((i, scale) for i in range(max(1, len(self.ranks))) for scale in self.scales)]
 
     def updated(self, group: Group) -> bool:
         """Whether the method adds anything to this group's anchor."""
@@ -122,7 +123,9 @@ def run_sweep(
     recipe = _recipe(sources, method, ranks, scales, base, qkv, reverse)
     where, threads = choose_device(device), workers or default_workers()
     with PartialFolder(out, overwrite=overwrite) as partial:
-        grid = _Grid(make_plan(recipe, partial.path / "converted", progress), tuple(ranks), tuple(scales), reverse)
+        # Each once: by its text, since 1 and 1.0 are equal numbers and different ranks.
+        own_ranks, own_scales = tuple({repr(r): r for r in ranks}.values()), tuple(dict.fromkeys(scales))
+        grid = _Grid(make_plan(recipe, partial.path / "converted", progress), own_ranks, own_scales, reverse)
         try:
             for rank in ranks:
                 _check_rank(rank, grid.plan)
@@ -130,6 +133,7 @@ def run_sweep(
             grid.plan.towers.sort(key=lambda t: (t.source.sha256, t.store.repo or "", t.label))
             environment = current_environment(where)
             bound = open_base(base or infer_base(grid.plan.towers), progress)
+            check_architecture("the towers", grid.plan.architecture, bound)
             chosen = precision_for(precision, where)
             splits = [
                 open_split(task, part, limit=limit, streaming=streaming, progress=progress) for task in tasks
@@ -234,6 +238,8 @@ def _measure(
     todo = [point for point in grid.points if point not in done]
     at_once = max(1, _TOWERS_AT_ONCE // (4 * grid.plan.parameters))
     heads = [make_head(base, split.task, progress) for split in splits]
+    # What the merge of a point would write beside its weights, so that it is measured as it would be used.
+    fields = preprocessor_of(grid.plan, Progress()) or base.preprocessor
     label = f"Measuring {len(grid.points)} points"
     progress.start(label, len(grid.points) * sum(map(len, splits)), "images")
     progress.advance((len(grid.points) - len(todo)) * sum(map(len, splits)))
@@ -242,21 +248,23 @@ def _measure(
             some = todo[start : start + at_once]
             scorers = [
                 Scorer(
-                    _tower(grid, partial, point),
+                    _tower(grid, partial, (index, scale)),
                     base.projection,
-                    base.preprocessor,
+                    fields,
                     device=device,
                     precision=precision,
-                    label=f"rank {point[0]}, scale {point[1]}",
+                    label=f"rank {grid.ranks[index] if grid.ranks else 'all'}, scale {scale}",
                 )
-                for point in some
+                for index, scale in some
             ]
             correct: list[list[int]] = [[] for _ in some]
             images: list[int] = []
             for split, head in zip(splits, heads, strict=True):
                 counted = _Times(progress, len(some))
-                found, _ = score(split, scorers, head, batch_size=32, workers=workers, progress=counted)
+                found, _ = score(split, scorers, head, batch_size=batch_for(device), workers=workers, progress=counted)
                 images.append(int(found[0].sum()))
+                if not images[-1]:
+                    raise SourceError(f"Not one image of {split.dataset.repo} could be decoded.", hint=_NO_IMAGE)
                 for counts, confusion in zip(correct, found, strict=True):
                     counts.append(int(confusion.diagonal().sum()))
             lines = [(point, counts, images) for point, counts in zip(some, correct, strict=True)]
@@ -264,7 +272,10 @@ def _measure(
             done |= {point: (tuple(counts), tuple(images)) for point, counts, images in lines}
     finally:
         progress.finish()
-    points = [SweepPoint(rank, scale, done[rank, scale][0]) for rank, scale in grid.points]
+    points = [
+        SweepPoint(grid.ranks[point[0]] if grid.ranks and n else None, point[1], done[point][0])
+        for n, point in enumerate(grid.points)
+    ]
     return points, done[grid.points[0]][1]
 
 
@@ -283,8 +294,7 @@ def _tower(grid: _Grid, partial: PartialFolder, point: _Setting) -> CLIPVisionMo
     """θ(k, λ) = anchor + λ · update_k, from what the decomposition left on disk."""
     from hfcart.clip import vision_model
 
-    rank, scale = point
-    index = grid.ranks.index(rank) if rank is not None else 0
+    index, scale = point
 
     def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.frombuffer(bytearray(partial.read(name)), dtype=torch.float32).view(shape)
@@ -303,10 +313,10 @@ def _read_points(journal: Path) -> dict[_Setting, tuple[tuple[int, ...], tuple[i
     found: dict[_Setting, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for line in journal.read_text(encoding="utf-8").split("\n")[:-1] if journal.is_file() else ():
         try:
-            rank, scale, correct, images = json.loads(line)
+            index, scale, correct, images = json.loads(line)
         except ValueError:
             break
-        found[rank, scale] = tuple(correct), tuple(images)
+        found[index, scale] = tuple(correct), tuple(images)
     return found
 
 
@@ -338,6 +348,9 @@ def _record(
         part=splits[0].part,
         tasks=tuple(split.task.id for split in splits),
         images=images,
+        limit=splits[0].limit,
+        ranks=grid.ranks,
+        scales=grid.scales,
         points=tuple(points),
         best=1,
         environment=environment,

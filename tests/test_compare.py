@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TOKEN, Run
-from test_evaluate import clip, zoo  # noqa: F401 (fixtures)
+from test_evaluate import TOWERS, clip, zoo  # noqa: F401 (fixtures)
 from towers import write_tower
 
 from hfcart.apart import merge_apart
@@ -24,11 +24,7 @@ from hfcart.methods import METHODS
 from hfcart.plots import draw_compare
 from hfcart.records import CompareRecord, CompareRow, Environment
 
-TOWERS = ["user/t1", "user/t2"]
 HERE = Environment("0", "2", "3.11", "linux", "cpu", "x", "y")
-
-
-TOWERS = ["user/t1", "user/t2"]
 
 
 def record(**changes: object) -> CompareRecord:
@@ -104,12 +100,12 @@ def test_a_comparison_is_merging_and_evaluating_one_by_one(zoo, hfcart: Run, tmp
     fetched = [
         r.path for r in hub.requests if r.path.endswith("model.safetensors") and r.method == "GET" and not r.range
     ]
-    assert len(fetched) == len(set(fetched)) == 3, fetched  # one download; headers are read by range
+    assert len(fetched) == len(set(fetched)) == 4, fetched  # one download; headers are read by range
     found = json.loads(done.stdout)
     assert [row["name"] for row in found["rows"]] == ["pretrained", "individual", "cart", "ties", "average"]
     assert found["images"] == [61, 61] and found["rows"][2]["parameters"] == {"rank": 0.08, "scale": 1.0}
     assert len({tuple(row["correct"]) for row in found["rows"]}) >= 4  # so that one taken for another shows
-    assert "hfcart merge user/t1 user/t2" in done.stderr and "towers only" in done.stderr
+    assert "hfcart merge user/t1 user/t2 user/t3" in done.stderr and "towers only" in done.stderr
     for method, row in (("cart", found["rows"][2]), ("ties", found["rows"][3])):
         merged = hfcart("merge", *TOWERS, "--method", method, "--out", method, hub=hub)
         assert merged.returncode == 0, merged.stderr
@@ -185,7 +181,7 @@ def test_a_killed_comparison_goes_on(zoo, hfcart: Run, clean_env: dict[str, str]
     ("options", "words"),
     [
         (["--methods", "cart,tyes"], ["unknown method 'tyes'", "cart, average"]),
-        (["--methods", "slerp", "user/t1"], ["slerp merges 2 sources, not 3"]),
+        (["--methods", "slerp"], ["slerp merges 2 sources, not 3"]),
         (["--references", "published"], ["--references is 'published'", "measured, none"]),
         (["--part", "dev"], ["--part is 'dev'"]),
         (["--tasks", "nothing"], ["nothing"]),

@@ -31,6 +31,7 @@ from hfcart.tasks import TaskCard
 from hfcart.towers import LoadedTower, load_tower
 
 COLOURS = ["red", "green", "blue", "yellow"]
+TOWERS = ["user/t1", "user/t2", "user/t3"]
 CPU = torch.device("cpu")
 
 
@@ -361,7 +362,7 @@ def test_a_broken_tower_is_named(clip, pictures) -> None:
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[tuple[EmbeddedHub, Path]]:
-    """A Hub with a CLIP model, two towers of it, and a dataset for each."""
+    """A Hub with a CLIP model, three towers of it (with two, CART is the plain average), and a dataset for each."""
     root = tmp_path_factory.mktemp("zoo")
     model = CLIPModel.from_pretrained(clip)
     with EmbeddedHub(root / "hub") as hub:
@@ -370,12 +371,15 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[tuple[
         hub.commit("user/clip", {path.name: path for path in clip.iterdir()})
         tower = model.vision_model
         before = {name: weight.clone() for name, weight in tower.named_parameters()}
-        for i in (1, 2):
+        for i in (1, 2, 3):
             with torch.no_grad():
                 for n, (name, weight) in enumerate(tower.named_parameters()):
                     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(100 * i + n))
                     weight.copy_(before[name] + 0.3 * before[name].norm() / weight.numel() ** 0.5 * noise)
             tower.save_pretrained(root / f"t{i}")
+            # Other than the base's: whoever takes the base's in its place gets other numbers.
+            own = clip_default(16) | {"image_mean": [0.2, 0.5, 0.6], "image_std": [0.5, 0.2, 0.3]}
+            (root / f"t{i}" / "preprocessor_config.json").write_text(json.dumps(own))
             (root / f"t{i}" / "README.md").write_text(
                 f"---\nbase_model: user/clip\ndatasets: [user/images{i}]\nlicense: mit\n---\n"
             )
@@ -395,7 +399,9 @@ def test_merge_eval_push(zoo, hfcart: Run, tmp_path: Path) -> None:
 
     hub, root = zoo
     tasks = f"{root}/images1.yaml,{root}/images2.yaml"
-    merged = hfcart("merge", "user/t1", "user/t2", "--eval", tasks, "--push-to", "user/merged", hub=hub)
+    merged = hfcart(
+        "merge", *TOWERS, "--rank", "0.25", "--scale", "2", "--eval", tasks, "--push-to", "user/merged", hub=hub
+    )
     assert merged.returncode == 0, merged.stderr
     there = hub.files("user/merged")
     assert {"results.json", "figures/accuracy.png", "results/confusion-images1.csv"} <= there.keys()

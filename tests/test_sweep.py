@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from clips import write_clip
 from conftest import TOKEN, Run
-from test_evaluate import clip, zoo  # noqa: F401 (fixtures)
+from test_evaluate import TOWERS, clip, zoo  # noqa: F401 (fixtures)
+from towers import TINY
 
 from hfcart.cli.sweep import _numbers
 from hfcart.methods import METHODS
@@ -33,6 +35,18 @@ def test_every_rank_of_one_decomposition_is_cart(scale: float) -> None:
         assert torch.allclose(anchor + scale * update, cart(towers, rank=rank, scale=scale).tensor, atol=2e-6)
     assert float(found[0].norm()) > 0.01  # and no rank gives nothing
     assert float(found[3].norm()) < 1e-5  # but full rank: the task vectors add up to zero
+
+
+def test_two_towers_get_their_average_whatever_the_rank() -> None:
+    """Their centred task vectors are opposite: what one approximation adds, the other takes away."""
+    towers = thetas(tasks=2)
+    for rank in (1, 0.3, 1.0):
+        assert torch.allclose(cart(towers, rank=rank, scale=2.0).tensor, towers.mean(dim=0), atol=2e-6)
+        assert (
+            not torch.allclose(cart(thetas(), rank=rank, scale=2.0).tensor, thetas().mean(dim=0), atol=1e-3)
+            or rank == 1.0
+        )
+    assert METHODS["cart"].fewest == 3
 
 
 def test_reverse_keeps_the_lowest_directions() -> None:
@@ -75,17 +89,21 @@ def test_ranges(option: str, text: str, numbers: list[float]) -> None:
 
 def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
     hub, root = zoo
-    task, towers = f"{root}/images1.yaml", ["user/t1", "user/t2"]
-    grid = ["--rank", "0.25,1.0", "--scale", "1,2", "--part", "test", "--precision", "float32"]
+    task, towers = f"{root}/images1.yaml", TOWERS
+    grid = ["--rank", "1,0.25,1.0,1.0", "--scale", "1,2", "--part", "test", "--precision", "float32"]
     done = hfcart("sweep", *towers, "--tasks", task, *grid, "--json", hub=hub)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert record["anchor"] == "average" and [p["scale"] for p in record["points"]] == [0.0, 1.0, 2.0, 1.0, 2.0]
+    assert record["anchor"] == "average" and [p["scale"] for p in record["points"]] == [0.0, *[1.0, 2.0] * 3]
+    assert [repr(rank) for rank in record["ranks"]] == ["1", "0.25", "1.0"]  # one direction, and all of them
+    anchor, *others = [point["correct"] for point in record["points"]]
+    assert others[4] == others[5] == anchor != others[1]  # full rank is the average, one direction is not
     assert "do not report a setting chosen here" in done.stderr
     means = [sum(p["correct"]) / sum(record["images"]) for p in record["points"]]
     assert means[record["best"]] == max(means[1:])
     for method, point in (
-        (["--rank", "0.25", "--scale", "2"], record["points"][2]),
+        (["--rank", "1", "--scale", "2"], record["points"][2]),
+        (["--rank", "0.25", "--scale", "2"], record["points"][4]),
         (["--method", "average"], record["points"][0]),
     ):
         merged = hfcart("merge", *towers, *method, "--eval", task, "--out", "m", "--overwrite", "--json", hub=hub)
@@ -97,16 +115,18 @@ def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, hfcart: Run, tmp
     again = hfcart("sweep", *towers, "--tasks", task, *grid, hub=hub)
     assert again.returncode == 1 and "exists already" in again.stderr
     reverse = hfcart(
-        "sweep", *towers, "--tasks", task, "--rank", "0.5", "--scale", "1", "--reverse", "--out", "r", hub=hub
-    )
+        "sweep", *towers, "--tasks", task, "--rank", "0.5", "--scale", "1", "--reverse", "--limit", "4", "--out", "r",
+        hub=hub,
+    )  # fmt: skip
     assert reverse.returncode == 0 and "hfcart merge" not in reverse.stdout, reverse.stderr
+    assert "Partial: samples of at most 4 images" in reverse.stdout
 
 
 def test_a_killed_sweep_goes_on_and_ends_the_same(zoo, clean_env: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
     hub, root = zoo
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
     script = [sys.executable, str(Path(__file__).with_name("sweeper.py"))]
-    arguments = ["user/t1", "user/t2", f"{root}/images1.yaml", "user/clip"]
+    arguments = [*TOWERS, f"{root}/images1.yaml", "user/clip"]
 
     def run(out: str, at: int) -> int:
         done = subprocess.run(
@@ -134,11 +154,16 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(zoo, clean_env: dict[str, str]
         (["--rank", "500"], 2, ["--rank", "1..32"]),
         (["--method", "task_arithmetic", "--reverse"], 2, ["no singular directions"]),
         (["--part", "dev"], 2, ["--part is 'dev'"]),
+        (["--base", "user/other"], 1, ["user/other is not the CLIP model behind the towers", "at random", "--base"]),
     ],
 )
-def test_errors(zoo, hfcart: Run, options: list[str], code: int, words: list[str]) -> None:  # noqa: F811
+def test_errors(zoo, hfcart: Run, tmp_path: Path, options: list[str], code: int, words: list[str]) -> None:  # noqa: F811
     hub, root = zoo
-    done = hfcart("sweep", "user/t1", "user/t2", "--tasks", f"{root}/images1.yaml", *options, hub=hub)
+    if "user/other" in options:  # the same widths, another patch size
+        other = write_clip(tmp_path / "other", 1, {**TINY, "patch_size": 4})
+        hub.create("user/other")
+        hub.commit("user/other", {path.name: path for path in other.iterdir()})
+    done = hfcart("sweep", *TOWERS, "--tasks", f"{root}/images1.yaml", *options, hub=hub)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
 

@@ -122,7 +122,7 @@ def sweep(
         )
         if json:
             output.data(record.to_json())
-        _show(record, sources, out, output)
+        _show(record, sources, base, out, output)
 
 
 def _numbers(text: str, option: str) -> list[int | float]:
@@ -142,24 +142,22 @@ def _numbers(text: str, option: str) -> list[int | float]:
         raise typer.BadParameter(f"{text!r} is neither a list nor low:high[:count]", param_hint=option) from None
 
 
-def _show(record: SweepRecord, sources: list[str], out: Path, output: Output) -> None:
-    scales = list(dict.fromkeys(point.scale for point in record.points[1:]))
-    ranks = list(dict.fromkeys(point.rank for point in record.points[1:]))
-    reached = {(point.rank, point.scale): f"{100 * record.accuracy(point):.1f}" for point in record.points}
-    best = record.points[record.best]
-    anchor = record.points[0]
+def _show(record: SweepRecord, sources: list[str], base: str | None, out: Path, output: Output) -> None:
+    best, anchor = record.points[record.best], record.points[0]
     output.result()
     rows = []
-    for rank in ranks:
-        cells = [reached[rank, s] + (" *" if (rank, s) == (best.rank, best.scale) else "") for s in scales]
-        rows.append((_rank(rank), *cells))
-    output.table(["rank", *(f"scale {s:g}" for s in scales)], rows)
+    for row in record.rows():
+        cells = [f"{100 * record.accuracy(point):.1f}" + " *" * (point is best) for point in row]
+        rows.append((_rank(row[0].rank), *cells))
+    output.table(["rank", *(f"scale {scale:g}" for scale in record.scales)], rows)
     images = sum(record.images)
     output.result(
         f"Mean accuracy in % over {len(record.tasks)} task{'s' * (len(record.tasks) != 1)}, "
         f"{images:,} {record.part} images; "
         f"the {record.anchor} alone reaches {100 * record.accuracy(anchor):.1f}."
     )
+    if record.limit:
+        output.result(f"Partial: samples of at most {record.limit} images a task.")
     if record.part == "test":
         output.result("Measured on test images: draw the curve, but do not report a setting chosen here.")
     options = ["--scale", f"{best.scale:g}"]
@@ -167,6 +165,7 @@ def _show(record: SweepRecord, sources: list[str], out: Path, output: Output) ->
         options = ["--rank", str(best.rank), *options]
     options += ["--method", record.method] if record.method != "cart" else []
     options += ["--qkv", record.qkv] if record.qkv != "split" else []
+    options += ["--base", base] if base and record.anchor == "base" else []
     if not record.reverse:
         output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
     output.result(f"  curve    {out / 'figures' / 'curve.png'}")

@@ -107,6 +107,7 @@ class Method:
             rules need nothing but the group itself.
         task_vectors: whether the result is the base plus a merged task vector that `lines` may scale block by block.
         exactly: the number of sources it is defined for; 0 for any.
+        fewest: with fewer sources than this (and more than one) it gives their plain average, whatever its parameters.
         decomposes: whether each tower's matrices go through an SVD.
         published: mean accuracy over the eight tasks of CART's tables in per cent, (ViT-B/32, ViT-L/14), as that paper
             prints it or, where `note` says so, the method's own: OpenCLIP's towers, not the Hub's.
@@ -130,6 +131,7 @@ class Method:
     fit: str | None = None
     task_vectors: bool = False
     exactly: int = 0
+    fewest: int = 1
     decomposes: bool = False
     published: tuple[float | None, float | None] = (None, None)
     note: str = ""
