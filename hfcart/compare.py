@@ -7,7 +7,6 @@ are the merge's alone. As many merged towers as fit are then measured side by si
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import torch
 from hfcart.apart import Apart, merge_apart
 from hfcart.compare_table import as_markdown
 from hfcart.data import Part, Split, open_split
-from hfcart.engine import choose_device, current_environment
+from hfcart.engine import choose_device, current_environment, fingerprint
 from hfcart.errors import NonFiniteError, UsageError
 from hfcart.evaluation import precision_for
 from hfcart.heads import Base, make_head, open_base
@@ -32,7 +31,7 @@ from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress
 from hfcart.recipe import make
 from hfcart.records import CompareRecord, CompareRow, Environment
-from hfcart.scoring import Scorer, batch_for, score
+from hfcart.scoring import Scorer, batch_for, score, towers_at_once
 from hfcart.sources import fetch_all, infer_base
 from hfcart.tasks import TaskCard
 from hfcart.towers import load_tower
@@ -43,7 +42,6 @@ TABLE = "compare.md"
 REFERENCES = ("measured", "none")
 _BESIDE = ("pretrained", "individual")
 _JOURNAL = "methods.jsonl"
-_TOWERS_AT_ONCE = 1 << 31  # bytes of weights that may be measured side by side
 
 
 @dataclass
@@ -188,7 +186,7 @@ def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dic
 
 def _run(work: _Work) -> None:
     """Merge as many as may be measured side by side, measure them, and so on until every row is done."""
-    at_once = max(1, _TOWERS_AT_ONCE // (4 * work.plan.parameters))
+    at_once = towers_at_once(work.plan.parameters)
     batch: list[str] = []
     todo = [row for row in work.rows if row not in work.measured]
     for row in todo:
@@ -305,16 +303,12 @@ def _scorer(work: _Work, row: str, ref: str) -> Scorer:
 
 
 def _fingerprint(work: _Work, settings: Mapping[str, Any], environment: Environment) -> str:
-    decides = [
+    return fingerprint(
+        environment,
         sorted(tower.source.sha256 for tower in work.plan.towers),
         [work.base.key, work.precision, work.rows, settings, sorted(work.sources.values())],
-        [
-            [split.task.sha256, dataclasses.asdict(split.dataset), split.part, len(split), split.seed]
-            for split in work.splits
-        ],
-        {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"},
-    ]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        [split.decides() for split in work.splits],
+    )
 
 
 def _read_journal(work: _Work) -> None:

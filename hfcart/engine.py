@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
+import hashlib
+import json
 import platform
 import threading
 from collections import deque
@@ -65,6 +68,12 @@ def current_environment(device: torch.device) -> Environment:
         processor=name,
         solver=default_solver(device),
     )
+
+
+def fingerprint(environment: Environment, *decides: Any) -> str:  # noqa: ANN401 (whatever JSON holds)
+    """Digest of all that decides a result: work with another is not resumed. Python's version decides no bit of it."""
+    where = {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"}
+    return hashlib.sha256(json.dumps([*decides, where], sort_keys=True).encode()).hexdigest()
 
 
 def _processor() -> str:

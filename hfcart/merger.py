@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -130,12 +129,12 @@ def _set_canonical_order(plan: Plan, progress: Progress) -> None:
 
 def _fingerprint(plan: Plan, environment: Environment) -> str:
     """Digest of all that decides the bytes. What only lets a merge through (allow_distant) is left out."""
+    from hfcart.engine import fingerprint  # as above: it imports torch
+
     recipe = {key: value for key, value in plan.recorded_recipe().items() if key != "allow_distant"}
     sources = [tower.source.sha256 for tower in plan.towers]
     headers = {file: hashlib.sha256(header).hexdigest() for file, header in plan.layout.headers.items()}
-    where = {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"}
-    text = json.dumps([recipe, sources, headers, where], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return fingerprint(environment, recipe, sources, headers)
 
 
 def _warn_of_fallbacks(lines: Sequence[dict[str, Any]], progress: Progress) -> None:

@@ -7,7 +7,6 @@ refused before anything is touched.
 from __future__ import annotations
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hfcart import safe_yaml
 from hfcart._cards import cards_dir
 from hfcart.errors import UsageError
+from hfcart.fields import Device, HubRepo, OutFolder, explain
 from hfcart.methods import METHODS
-from hfcart.repo_id import is_repo_id
 
 # Names of every method's parameters: fields of the recipe, and options of the command line.
 PARAMETERS = tuple(dict.fromkeys(p.name for m in METHODS.values() for p in m.parameters))
@@ -70,12 +69,12 @@ class Recipe(BaseModel):
     with_projection: bool = False
     full_clip: bool = False
     allow_distant: bool = False
-    device: str = "auto"
+    device: Device = "auto"
     workers: int | None = Field(default=None, ge=1, le=256)
     stream: bool = False
-    out: str | None = None
+    out: OutFolder | None = None
     overwrite: bool = False
-    push_to: str | None = None
+    push_to: HubRepo | None = None
     private: bool = False
     create_pr: bool = False
     commit_message: str | None = None
@@ -115,30 +114,6 @@ class Recipe(BaseModel):
     @classmethod
     def _shard_size_readable(cls, value: str) -> str:
         parse_size(value)
-        return value
-
-    @field_validator("device")
-    @classmethod
-    def _device_known(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
-            raise ValueError(f"unknown device {value!r}, expected auto, cpu, cuda, cuda:N or mps")
-        return value
-
-    @field_validator("out")
-    @classmethod
-    def _out_is_a_folder_of_its_own(cls, value: str | None) -> str | None:
-        name = Path(value).name if value is not None else "x"
-        if name in ("", "..") or "\0" in name or len(os.fsencode(name)) > 200:
-            raise ValueError(f"{str(value)[:80]!r} names no folder that could be made and replaced as a whole")
-        if name.endswith(".partial"):
-            raise ValueError(f"{value!r} is the name of an unfinished merge")
-        return value
-
-    @field_validator("push_to")
-    @classmethod
-    def _target_is_repo(cls, value: str | None) -> str | None:
-        if value is not None and not is_repo_id(value, namespace=True):
-            raise ValueError(f"{value!r} is not a Hub repo, expected user/name")
         return value
 
     @model_validator(mode="after")
@@ -212,7 +187,7 @@ def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:
     try:
         return Recipe(**fields)
     except (ValidationError, TypeError) as error:
-        raise UsageError(_explain(error, where), hint="hfcart merge --help lists every field.") from None
+        raise UsageError(explain(error, where), hint="hfcart merge --help lists every field.") from None
 
 
 def names() -> list[str]:
@@ -248,17 +223,3 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict) or not all(isinstance(k, str) for k in fields):
         raise UsageError(f"The recipe {path} is not a mapping of fields to values.")
     return fields
-
-
-def _explain(error: ValidationError | TypeError, where: str) -> str:
-    if isinstance(error, TypeError):
-        return f"{where}: {error}."
-    lines: dict[str, str] = {}
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"][:1])
-        if problem["type"] == "extra_forbidden":
-            text = f"unknown field {name!r}"
-        else:
-            text = (f"{name}: " if name else "") + problem["msg"].removeprefix("Value error, ")
-        lines.setdefault(name, text)
-    return f"In {where}: " + "; ".join(lines.values()) + "."

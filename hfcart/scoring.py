@@ -129,6 +129,11 @@ def batch_for(device: torch.device) -> int:
     return 16 if device.type == "cpu" else 256
 
 
+def towers_at_once(parameters: int) -> int:
+    """How many towers of that many parameters are measured side by side: 2 GiB of float32 weights, and at least one."""
+    return max(1, (1 << 31) // (4 * parameters))
+
+
 def score(
     split: Split,
     scorers: Sequence[Scorer],

@@ -8,7 +8,6 @@ for many points. What is done so far survives a kill: tensors by the writer's jo
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfcart.data import Part, Split, open_split
-from hfcart.engine import Worker, choose_device, current_environment, run
+from hfcart.engine import Worker, choose_device, current_environment, fingerprint, run
 from hfcart.errors import SourceError, UsageError
 from hfcart.evaluation import precision_for
 from hfcart.heads import Base, check_architecture, make_head, open_base
@@ -32,7 +31,7 @@ from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress, Within
 from hfcart.recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
-from hfcart.scoring import Scorer, batch_for, score
+from hfcart.scoring import Scorer, batch_for, score, towers_at_once
 from hfcart.sources import fetch_all, infer_base
 from hfcart.tasks import TaskCard
 from hfcart.writer import PartialFolder, explain_os_errors
@@ -44,7 +43,6 @@ RECORD = "sweep.json"
 _POINTS = "points.jsonl"
 _NO_IMAGE = "Look at the dataset's images, and at image_column of the task card."
 _Setting = tuple[int, float]  # place of the rank among the grid's (1 and 1.0 are equal, and different ranks), and scale
-_TOWERS_AT_ONCE = 1 << 31  # bytes of weights that may be measured side by side
 
 
 @dataclass
@@ -209,17 +207,13 @@ def _worker(grid: _Grid) -> type[Worker]:
 
 
 def _fingerprint(grid: _Grid, splits: Sequence[Split], base: Base, precision: str, environment: Environment) -> str:
-    decides = [
+    return fingerprint(
+        environment,
         grid.plan.recorded_recipe(),
         [tower.source.sha256 for tower in grid.plan.towers],
         [grid.ranks, grid.scales, grid.reverse, precision, base.key],
-        [
-            [split.task.sha256, dataclasses.asdict(split.dataset), split.part, len(split), split.seed]
-            for split in splits
-        ],
-        {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"},
-    ]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        [split.decides() for split in splits],
+    )
 
 
 def _measure(
@@ -236,7 +230,7 @@ def _measure(
     journal = partial.path / _POINTS
     done = _read_points(journal)
     todo = [point for point in grid.points if point not in done]
-    at_once = max(1, _TOWERS_AT_ONCE // (4 * grid.plan.parameters))
+    at_once = towers_at_once(grid.plan.parameters)
     heads = [make_head(base, split.task, progress) for split in splits]
     # What the merge of a point would write beside its weights, so that it is measured as it would be used.
     fields = preprocessor_of(grid.plan, Progress()) or base.preprocessor

@@ -158,9 +158,9 @@ def test_json_is_alone_on_stdout(hfcart: Run, tmp_path: Path) -> None:
 
 
 def test_quiet_prints_one_line(hfcart: Run, tmp_path: Path) -> None:
-    for i in (1, 2):
+    for i in (1, 2, 3):
         write_tower(tmp_path / f"t{i}", i)
-    done = hfcart("merge", "t1", "t2", "--quiet")
+    done = hfcart("merge", "t1", "t2", "t3", "--quiet")
     assert (done.stdout, done.stderr) == ("merged\n", "")
 
 

@@ -416,8 +416,13 @@ def test_one_source_and_the_same_twice_are_warned_of(four: list[Path], tmp_path:
     assert listener.warnings == ["Only one source: the result is t1 again under most methods."]
     copy = write_tower(tmp_path / "copy", 1)
     listener = Listener()
-    hfcart.merge([str(four[0]), str(copy)], out=str(tmp_path / "two"), progress=listener)
+    hfcart.merge([str(four[0]), str(copy), str(four[1])], out=str(tmp_path / "copies"), progress=listener)
     assert listener.warnings == ["copy and t1 hold the same weights: they count twice in the merge."]
+    listener = Listener()
+    hfcart.merge([str(s) for s in four[:2]], out=str(tmp_path / "two"), progress=listener)
+    assert listener.warnings == [
+        "cart gives 2 sources their plain average, whatever its parameters: it takes 3 or more."
+    ]
 
 
 def test_pickles_with_code_are_never_run(tmp_path: Path) -> None:

@@ -32,17 +32,10 @@ from test_card import (
 )
 
 from hfcart.card import render_card
-from hfcart.plots import (
-    _TOWERS,
-    _draw_accuracy,
-    _draw_energy,
-    _draw_similarity,
-    _energy_grid,
-    _ink,
-    _short_names,
-    draw_accuracy,
-    draw_figures,
-)
+from hfcart.plots import draw_accuracy, draw_figures
+from hfcart.plots._accuracy import _draw_accuracy
+from hfcart.plots._canvas import TOWERS, _ink, short_names
+from hfcart.plots._merge import _draw_energy, _draw_similarity, _energy_grid
 from hfcart.records import EvalRecord, Reference, Similarity
 from hfcart.scores import wilson
 
@@ -217,13 +210,13 @@ def test_numbers_stand_out_from_every_colour(colours):
 
 
 def test_short_names_tell_towers_apart():
-    assert _short_names(["t/clip-vit_sun397", "t/clip-vit_cars", "u/clip-vit_dtd"]) == ["sun397", "cars", "dtd"]
-    assert _short_names(["a/tower", "b/tower"]) == ["a/tower", "b/tower"]
-    assert _short_names(["a/svhn", "a/svhn2"]) == ["svhn", "svhn2"]
-    assert _short_names(["a/clip_", "a/clip_b"]) == ["clip_", "clip_b"]
-    assert _short_names(["a/x", "a/x"]) == ["x", "x"]
-    assert _short_names(["y" * 40, "z"]) == ["y" * 25 + "…", "z"]
-    assert _short_names(["mnist$^$", "眼\u202e", "Ärger"]) == ["mnist$^$", "??", "Ärger"]
+    assert short_names(["t/clip-vit_sun397", "t/clip-vit_cars", "u/clip-vit_dtd"]) == ["sun397", "cars", "dtd"]
+    assert short_names(["a/tower", "b/tower"]) == ["a/tower", "b/tower"]
+    assert short_names(["a/svhn", "a/svhn2"]) == ["svhn", "svhn2"]
+    assert short_names(["a/clip_", "a/clip_b"]) == ["clip_", "clip_b"]
+    assert short_names(["a/x", "a/x"]) == ["x", "x"]
+    assert short_names(["y" * 40, "z"]) == ["y" * 25 + "…", "z"]
+    assert short_names(["mnist$^$", "眼\u202e", "Ärger"]) == ["mnist$^$", "??", "Ärger"]
 
 
 def test_hostile_names_are_only_drawn(tmp_path):
@@ -291,7 +284,7 @@ def test_the_chart_shows_the_numbers():
 
 
 def test_the_towers_are_told_apart_in_grey_too():
-    light = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(to_rgb, _TOWERS.values()))
+    light = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(to_rgb, TOWERS.values()))
     assert all(high - low > 0.05 for low, high in zip(light, light[1:], strict=False))
 
 

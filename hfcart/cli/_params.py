@@ -22,3 +22,39 @@ MESSAGE = Annotated[
     str | None,
     typer.Option("--commit-message", metavar="TEXT", help="Message of the commit.", rich_help_panel=PUBLISHING),
 ]
+# What measures: eval, sweep and compare.
+IMAGES, MACHINE = "Images", "Machine"
+TASKS = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES",
+        help="Tasks, groups of them (8, 14, 20), your own task cards (FILE.yaml) and folders of them, with commas. "
+        "hfcart tasks lists them.",
+        show_default=False,
+    ),
+]
+LIMIT = Annotated[
+    int | None, typer.Option(help="Score a seeded sample of so many images of each task.", rich_help_panel=IMAGES)
+]
+NO_STREAMING = Annotated[
+    bool,
+    typer.Option(
+        "--no-streaming", help="Keep the images in the cache instead of streaming them.", rich_help_panel=IMAGES
+    ),
+]
+DEVICE = Annotated[
+    str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.", rich_help_panel=MACHINE)
+]
+PRECISION = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|float32|bfloat16",
+        help="Of the forward pass. auto: bfloat16 where the device computes with it. Images whose best two "
+        "classes are too close for it are scored again with more digits.",
+        rich_help_panel=MACHINE,
+    ),
+]
+WORKERS = Annotated[
+    int | None,
+    typer.Option(help="Threads; changes no number. Default: one a core, at most 8.", rich_help_panel=MACHINE),
+]

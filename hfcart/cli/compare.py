@@ -9,22 +9,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfcart.cli._output import Output, reporting
-from hfcart.cli._params import DEBUG, JSON, QUIET
+from hfcart.cli._params import (
+    DEBUG,
+    DEVICE,
+    IMAGES,
+    JSON,
+    LIMIT,
+    NO_STREAMING,
+    PRECISION,
+    QUIET,
+    TASKS,
+    WORKERS,
+)
 from hfcart.methods import METHODS
 
 if TYPE_CHECKING:
     from hfcart.records import CompareRecord
-
-_IMAGES, _MACHINE = "Images", "Machine"
 
 
 def compare(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for hfcart merge.")
     ],
-    tasks: Annotated[
-        str, typer.Option(metavar="NAMES", help="What to measure on, as for hfcart eval.", show_default=False)
-    ],
+    tasks: TASKS,
     methods: Annotated[
         str,
         typer.Option(
@@ -49,36 +56,23 @@ def compare(
         typer.Option(
             metavar="test|validation|train",
             help="Which images. Choose a method on validation images, report it on test images.",
-            rich_help_panel=_IMAGES,
+            rich_help_panel=IMAGES,
         ),
     ] = "test",
-    limit: Annotated[
-        int | None, typer.Option(help="A seeded sample of so many images of each task.", rich_help_panel=_IMAGES)
-    ] = None,
-    no_streaming: Annotated[
-        bool,
-        typer.Option(
-            "--no-streaming", help="Keep the images in the cache instead of streaming them.", rich_help_panel=_IMAGES
-        ),
-    ] = False,
+    limit: LIMIT = None,
+    no_streaming: NO_STREAMING = False,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("compare"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison.")] = False,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.", rich_help_panel=_MACHINE)
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16", help="As for hfcart eval.", rich_help_panel=_MACHINE)
-    ] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(help="Threads. Default: one a core, at most 8.", rich_help_panel=_MACHINE)
-    ] = None,
+    device: DEVICE = "auto",
+    precision: PRECISION = "auto",
+    workers: WORKERS = None,
     quiet: QUIET = False,
     json: JSON = False,
     debug: DEBUG = False,
 ) -> None:
     """Find the best method: merge with each, measure all on the same images, print one table.
 
-    Example:  hfcart compare user/a user/b --tasks 8 --methods cart,average,ties
+    Example:  hfcart compare user/a user/b user/c --tasks 8 --methods cart,average,ties
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
         from hfcart.compare import run_compare

@@ -30,4 +30,4 @@ def demo(
         output.result("Rank and scale were chosen on validation images; the table is of test images.")
         output.result(f"  curve  {tour.curve}")
         output.result(f"  card   {tour.card}")
-        output.result("Now with your own towers:  hfcart merge user/a user/b --push-to user/merged")
+        output.result("Now with your own towers:  hfcart merge user/a user/b user/c --push-to user/merged")

@@ -8,12 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hfcart.cli._output import Output, reporting
-from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PUBLISHING, QUIET
+from hfcart.cli._params import (
+    CREATE_PR,
+    DEBUG,
+    DEVICE,
+    IMAGES,
+    JSON,
+    LIMIT,
+    MACHINE,
+    MESSAGE,
+    NO_STREAMING,
+    PRECISION,
+    PUBLISHING,
+    QUIET,
+    TASKS,
+    WORKERS,
+)
 
 if TYPE_CHECKING:
     from hfcart.records import EvalRecord, Reference
 
-_IMAGES, _COMPARE, _OUTPUT, _MACHINE = "Images", "Comparison", "Output", "Machine"
+_COMPARE, _OUTPUT = "Comparison", "Output"
 
 
 def eval(
@@ -23,14 +38,7 @@ def eval(
             metavar="TOWER", help="A Hub repo (user/name, user/name@revision) or a folder with a CLIP vision tower."
         ),
     ],
-    tasks: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="Tasks, groups of them (8, 14, 20), your own task cards (FILE.yaml) and folders of them, with commas. "
-            "hfcart tasks lists them.",
-        ),
-    ],
+    tasks: TASKS,
     base: Annotated[
         str | None,
         typer.Option(
@@ -44,20 +52,12 @@ def eval(
         typer.Option(
             metavar="test|validation|train",
             help="Which images. Validation is a seeded tenth of the train split: choose settings there.",
-            rich_help_panel=_IMAGES,
+            rich_help_panel=IMAGES,
         ),
     ] = "test",
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Score a seeded sample of so many images of each task.", rich_help_panel=_IMAGES),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of that sample.", rich_help_panel=_IMAGES)] = 0,
-    no_streaming: Annotated[
-        bool,
-        typer.Option(
-            "--no-streaming", help="Keep the images in the cache instead of streaming them.", rich_help_panel=_IMAGES
-        ),
-    ] = False,
+    limit: LIMIT = None,
+    seed: Annotated[int, typer.Option(help="Of that sample.", rich_help_panel=IMAGES)] = 0,
+    no_streaming: NO_STREAMING = False,
     references: Annotated[
         str,
         typer.Option(
@@ -81,31 +81,15 @@ def eval(
     ] = False,
     create_pr: CREATE_PR = False,
     commit_message: MESSAGE = None,
-    device: Annotated[
-        str,
-        typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.", rich_help_panel=_MACHINE),
-    ] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16",
-            help="Of the forward pass. auto: bfloat16 where the device computes with it. Images whose best two "
-            "classes are too close for it are scored again with more digits.",
-            rich_help_panel=_MACHINE,
-        ),
-    ] = "auto",
+    device: DEVICE = "auto",
+    precision: PRECISION = "auto",
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Images a forward pass; changes no number. Default: 16 on a CPU, else 256.", rich_help_panel=_MACHINE
+            help="Images a forward pass; changes no number. Default: 16 on a CPU, else 256.", rich_help_panel=MACHINE
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Worker threads; changes no number. Default: one a core, at most 8.", rich_help_panel=_MACHINE
-        ),
-    ] = None,
+    workers: WORKERS = None,
     quiet: QUIET = False,
     json: JSON = False,
     debug: DEBUG = False,

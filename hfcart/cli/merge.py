@@ -293,7 +293,7 @@ def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
     if not fields.get("sources"):
         raise UsageError(
             "There is nothing to merge: no sources were given.",
-            hint="hfcart merge user/a user/b --out merged   (or: hfcart merge --recipe FILE)",
+            hint="hfcart merge user/a user/b user/c --out merged   (or: hfcart merge --recipe FILE)",
         )
     return make(fields, f"{file} and the command line" if file else "the command line")
 

@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfcart.cli._output import Output, reporting
-from hfcart.cli._params import DEBUG, JSON, QUIET
+from hfcart.cli._params import (
+    DEBUG,
+    DEVICE,
+    IMAGES,
+    JSON,
+    LIMIT,
+    NO_STREAMING,
+    PRECISION,
+    QUIET,
+    TASKS,
+    WORKERS,
+)
 
 if TYPE_CHECKING:
     from hfcart.records import SweepRecord
 
-_GRID, _IMAGES, _MACHINE = "Grid", "Images", "Machine"
+_GRID = "Grid"
 _RANKS = (0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
 _SCALES = {"cart": (1.0, 1.5, 2.0, 2.5), "task_arithmetic": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}
 
@@ -23,9 +34,7 @@ def sweep(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for hfcart merge.")
     ],
-    tasks: Annotated[
-        str, typer.Option(metavar="NAMES", help="What to measure on, as for hfcart eval.", show_default=False)
-    ],
+    tasks: TASKS,
     method: Annotated[
         str, typer.Option(help="cart, or task_arithmetic (which has scales only).", rich_help_panel=_GRID)
     ] = "cart",
@@ -64,36 +73,23 @@ def sweep(
         typer.Option(
             metavar="validation|test|train",
             help="Which images. What is chosen on test images is no result.",
-            rich_help_panel=_IMAGES,
+            rich_help_panel=IMAGES,
         ),
     ] = "validation",
-    limit: Annotated[
-        int | None, typer.Option(help="A seeded sample of so many images of each task.", rich_help_panel=_IMAGES)
-    ] = None,
-    no_streaming: Annotated[
-        bool,
-        typer.Option(
-            "--no-streaming", help="Keep the images in the cache instead of streaming them.", rich_help_panel=_IMAGES
-        ),
-    ] = False,
+    limit: LIMIT = None,
+    no_streaming: NO_STREAMING = False,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("sweep"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier sweep.")] = False,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.", rich_help_panel=_MACHINE)
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16", help="As for hfcart eval.", rich_help_panel=_MACHINE)
-    ] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(help="Threads. Default: one a core, at most 8.", rich_help_panel=_MACHINE)
-    ] = None,
+    device: DEVICE = "auto",
+    precision: PRECISION = "auto",
+    workers: WORKERS = None,
     quiet: QUIET = False,
     json: JSON = False,
     debug: DEBUG = False,
 ) -> None:
     """Find the best rank and scale: one decomposition, every point of a grid measured on validation images.
 
-    Example:  hfcart sweep user/a user/b --tasks 8 --rank 0.02:0.5 --scale 0.5:2.5
+    Example:  hfcart sweep user/a user/b user/c --tasks 8 --rank 0.02:0.5 --scale 0.5:2.5
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
         from hfcart.evaluation import check_options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class Split:
         if limit is not None and limit < self.rows:
             numbers = [numbers[i] for i in sorted(random.Random(seed).sample(range(self.rows), limit))]
         self._numbers = numbers
+
+    def decides(self) -> list[Any]:
+        """What decides which examples these are and how they are scored, as JSON holds it: a part of fingerprints."""
+        return [self.task.sha256, dataclasses.asdict(self.dataset), self.part, len(self), self.seed]
 
     def __len__(self) -> int:
         """Examples it yields: `rows`, or the limit where that is less."""

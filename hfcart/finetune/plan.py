@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,6 +10,7 @@ import torch
 
 from hfcart.architecture import expected_shapes
 from hfcart.data import Split, open_split
+from hfcart.engine import fingerprint
 from hfcart.finetune.checkpoints import digest_of
 from hfcart.finetune.recipe import FinetuneRecipe
 from hfcart.heads import Base, make_head, open_base
@@ -78,15 +76,10 @@ class FinetunePlan:
 
     def fingerprint(self, environment: Environment, processes: int) -> str:
         """Digest of all that decides the bytes: a checkpoint of another training is not resumed."""
-        data = [
-            [task.sha256, dataclasses.asdict(split.dataset), len(split)]
-            for task, split in zip(self.tasks, self.splits, strict=True)
-        ]
         heads = digest_of({str(i): values for i, values in enumerate(self.heads)})
-        where = {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"}
         base = [self.base.source.sha256, self.base.preprocessor, self.base.logit_scale]
-        text = json.dumps([self.recorded_recipe(), base, data, heads, where, processes], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        data = [split.decides() for split in self.splits]
+        return fingerprint(environment, self.recorded_recipe(), base, data, heads, processes)
 
 
 def make_finetune_plan(recipe: FinetuneRecipe, precision: str, progress: Progress) -> FinetunePlan:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hfcart.errors import UsageError
-from hfcart.repo_id import is_repo_id
+from hfcart.fields import Device, HubRepo, OutFolder, explain
 
 # Ilharco et al. 2022 (arXiv 2212.04089) and their released code, which the papers' towers come from.
 WARMUP = 500
@@ -52,37 +50,13 @@ class FinetuneRecipe(BaseModel):
     max_grad_norm: float = Field(default=1.0, ge=0, strict=False, allow_inf_nan=False)
     save_every: int = Field(default=100, ge=1)
     workers: int | None = Field(default=None, ge=1, le=256)
-    device: str = "auto"
-    out: str | None = None
+    device: Device = "auto"
+    out: OutFolder | None = None
     overwrite: bool = False
-    push_to: str | None = None
+    push_to: HubRepo | None = None
     private: bool = False
     create_pr: bool = False
     commit_message: str | None = None
-
-    @field_validator("device")
-    @classmethod
-    def _device_known(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
-            raise ValueError(f"unknown device {value!r}, expected auto, cpu, cuda, cuda:N or mps")
-        return value
-
-    @field_validator("out")
-    @classmethod
-    def _out_is_a_folder_of_its_own(cls, value: str | None) -> str | None:
-        name = Path(value).name if value is not None else "x"
-        if name in ("", "..") or "\0" in name or len(os.fsencode(name)) > 200:
-            raise ValueError(f"{str(value)[:80]!r} names no folder that could be made and replaced as a whole")
-        if name.endswith(".partial"):
-            raise ValueError(f"{value!r} is the name of unfinished work")
-        return value
-
-    @field_validator("push_to")
-    @classmethod
-    def _target_is_repo(cls, value: str | None) -> str | None:
-        if value is not None and not is_repo_id(value, namespace=True):
-            raise ValueError(f"{value!r} is not a Hub repo, expected user/name")
-        return value
 
     @model_validator(mode="after")
     def _fields_fit(self) -> FinetuneRecipe:
@@ -108,14 +82,4 @@ def make(fields: dict[str, Any], where: str = "the command line") -> FinetuneRec
     try:
         return FinetuneRecipe(**fields)
     except (ValidationError, TypeError) as error:
-        raise UsageError(_explain(error, where), hint="hfcart finetune --help lists every field.") from None
-
-
-def _explain(error: ValidationError | TypeError, where: str) -> str:
-    if isinstance(error, TypeError):
-        return f"{where}: {error}."
-    lines: dict[str, str] = {}
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"][:1])
-        lines.setdefault(name, (f"{name}: " if name else "") + problem["msg"].removeprefix("Value error, "))
-    return f"In {where}: " + "; ".join(lines.values()) + "."
+        raise UsageError(explain(error, where), hint="hfcart finetune --help lists every field.") from None

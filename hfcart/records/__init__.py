@@ -1,0 +1,37 @@
+"""The frozen records that travel between the floors, and the MergeRecord that is written as hfcart.json.
+
+Nothing here computes, reads or talks to anything: plain data, plain types, no dates, no paths of the
+machine that made it.
+"""
+
+from hfcart.records._format import RECORD_FORMAT
+from hfcart.records._merge import MergeRecord, MethodRecord, Similarity, TensorRecord
+from hfcart.records._results import ClassScore, EvalRecord, Reference, TaskResult
+from hfcart.records._search import CompareRecord, CompareRow, SweepPoint, SweepRecord
+from hfcart.records._sources import Architecture, CardFacts, DatasetRecord, Environment, FileRecord, SourceRecord
+from hfcart.records._training import FinetuneRecord, TrainedTask, TrainingRecord
+
+__all__ = [
+    "Architecture",
+    "CardFacts",
+    "ClassScore",
+    "CompareRecord",
+    "CompareRow",
+    "DatasetRecord",
+    "Environment",
+    "EvalRecord",
+    "FileRecord",
+    "FinetuneRecord",
+    "MergeRecord",
+    "MethodRecord",
+    "RECORD_FORMAT",
+    "Reference",
+    "Similarity",
+    "SourceRecord",
+    "SweepPoint",
+    "SweepRecord",
+    "TaskResult",
+    "TensorRecord",
+    "TrainedTask",
+    "TrainingRecord",
+]

@@ -1,0 +1,161 @@
+"""What a search over settings or methods found: sweep.json and compare.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hfcart.records._format import canonical_json
+from hfcart.records._sources import Environment
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One setting and what it reaches.
+
+    Attributes:
+        rank: as in the recipe; None for a method without one, and for the anchor alone.
+        scale: λ; 0 for the anchor alone.
+        correct: images recognised, one number a task.
+    """
+
+    rank: int | float | None
+    scale: float
+    correct: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A sweep; written as sweep.json.
+
+    Attributes:
+        method: its registry name.
+        anchor: what scale 0 gives: `average` or `base`.
+        reverse: whether the lowest singular directions were kept.
+        qkv: split or fused.
+        sources: label and commit (None for a folder) of each tower.
+        base: label of the CLIP model behind the heads.
+        part: which images the points were measured on.
+        tasks: their ids.
+        images: how many of each could be decoded and scored.
+        limit: how many of each were asked for (a seeded sample), None for all.
+        ranks: as in the recipe, () for a method without one.
+        scales: values of λ.
+        points: the anchor alone, then rank by rank, scale by scale.
+        best: index of the point with the highest mean accuracy; the first of equal ones.
+        environment: versions and device.
+    """
+
+    method: str
+    anchor: str
+    reverse: bool
+    qkv: str
+    sources: tuple[tuple[str, str | None], ...]
+    base: str
+    part: str
+    tasks: tuple[str, ...]
+    images: tuple[int, ...]
+    limit: int | None
+    ranks: tuple[int | float, ...]
+    scales: tuple[float, ...]
+    points: tuple[SweepPoint, ...]
+    best: int
+    environment: Environment
+    format: int = 1
+
+    def rows(self) -> list[tuple[SweepPoint, ...]]:
+        """The grid: a row for each rank (one row for a method without), a point for each scale.
+
+        By place, never by value: k = 1 and full rank, 1 and 1.0, are equal numbers.
+        """
+        wide = len(self.scales)
+        return [self.points[start : start + wide] for start in range(1, len(self.points), wide)]
+
+    def accuracy(self, point: SweepPoint) -> float:
+        """Mean over tasks, in [0, 1]."""
+        return sum(right / n for right, n in zip(point.correct, self.images, strict=True)) / len(self.images)
+
+    def to_json(self) -> str:
+        """Canonical JSON: same record, same bytes."""
+        return canonical_json(self)
+
+
+@dataclass(frozen=True)
+class CompareRow:
+    """One line of a comparison.
+
+    Attributes:
+        name: a method's registry name, or `pretrained` or `individual` (each task by the tower fine-tuned on it).
+        needs: what the method needs; "" for the other two.
+        parameters: every parameter that has a value, and the value.
+        correct: images recognised, one number a task; None for a task it was not measured on.
+        seconds: wall time of the merge in a process of its own; None for what is no merge.
+        peak: bytes of memory that this process took at its peak.
+        sha256: digest of the merged weights, as SourceRecord.sha256.
+        error: why there is no result; None if there is one.
+    """
+
+    name: str
+    needs: str
+    parameters: dict[str, Any]
+    correct: tuple[int | None, ...]
+    seconds: float | None = None
+    peak: int | None = None
+    sha256: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class CompareRecord:
+    """A comparison of methods; written as compare.json.
+
+    Attributes:
+        sources: label and commit (None for a folder) of each tower.
+        base: label of the CLIP model behind the heads, which is also the base of the methods that need one.
+        base_commit: its commit, None for a local folder.
+        part: which images it was measured on.
+        limit: how many images of each task were asked for, None for all.
+        tasks: id and title of each.
+        images: how many of each could be decoded and scored.
+        precision: `float32` or `bfloat16` (autocast).
+        rows: what was measured beside the merges first, then the methods in the order asked for.
+        environment: versions and device.
+    """
+
+    sources: tuple[tuple[str, str | None], ...]
+    base: str
+    base_commit: str | None
+    part: str
+    limit: int | None
+    tasks: tuple[tuple[str, str], ...]
+    images: tuple[int, ...]
+    precision: str
+    rows: tuple[CompareRow, ...]
+    environment: Environment
+    format: int = 1
+
+    def accuracies(self, row: CompareRow) -> tuple[float | None, ...]:
+        """In [0, 1], one a task; None where nothing was measured."""
+        pairs = zip(row.correct, self.images, strict=True)
+        return tuple(right / n if right is not None and n else None for right, n in pairs)
+
+    def average(self, row: CompareRow) -> float | None:
+        """Mean over the tasks, in [0, 1]; None unless every task was measured: another mean would be no comparison."""
+        known = [value for value in self.accuracies(row) if value is not None]
+        return sum(known) / len(known) if len(known) == len(self.tasks) else None
+
+    def normalised(self, row: CompareRow) -> float | None:
+        """Mean over tasks of accuracy by the individual tower's; None where one of either is not known."""
+        individual = next((self.accuracies(other) for other in self.rows if other.name == "individual"), ())
+        ratios = [a / b for a, b in zip(self.accuracies(row), individual, strict=False) if a is not None and b]
+        return sum(ratios) / len(ratios) if len(ratios) == len(self.tasks) else None
+
+    @property
+    def best(self) -> CompareRow | None:
+        """The merge with the highest average; the first of equal ones."""
+        merges = [row for row in self.rows if row.seconds is not None and self.average(row) is not None]
+        return max(merges, key=lambda row: self.average(row) or 0.0, default=None)
+
+    def to_json(self) -> str:
+        """Canonical JSON: same record, same bytes."""
+        return canonical_json(self)

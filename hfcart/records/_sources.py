@@ -1,0 +1,98 @@
+"""What is read: a source pinned, what its card says, the shape of a tower, and where bytes were computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a repo's model card says of itself: untrusted text, never more than these fields.
+
+    `licenses` keeps the Hub's identifiers in lower case; None or () where the card is silent.
+    """
+
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    datasets: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    base_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One weight file of a source: its name inside the source, bytes, and sha256 (64 hex digits)."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One source, pinned: a Hub repo at a commit, or a local folder known by its base name and content.
+
+    Attributes:
+        label: `user/name` for a Hub repo, the folder's base name for a local one. Used in every message.
+        repo: the Hub id, None for a local folder.
+        revision: what the user asked for (branch, tag, sha, refs/pr/N), None if nothing was asked.
+        commit: 40 hex digits, None for a local folder.
+        sha256: digest of the weight files' digests in name order; sets the canonical order of sources.
+        files: the weight files read.
+        facts: what its card says.
+    """
+
+    label: str
+    repo: str | None
+    revision: str | None
+    commit: str | None
+    sha256: str
+    files: tuple[FileRecord, ...]
+    facts: CardFacts = CardFacts()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that decides the function a CLIP vision tower computes, shapes included."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_channels: int
+    image_size: int
+    patch_size: int
+    hidden_act: str
+    layer_norm_eps: float
+    projection_dim: int
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where the bytes were computed, as far as it can change them. No host names, no paths, no dates."""
+
+    hfcart: str
+    torch: str
+    python: str
+    platform: str
+    device: str
+    processor: str
+    solver: str
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """One split of a Hub dataset, pinned.
+
+    Attributes:
+        repo: `user/name`.
+        config: the configuration, None for the dataset's only one.
+        split: the Hub's name of the split that was read.
+        commit: 40 hex digits.
+    """
+
+    repo: str
+    config: str | None
+    split: str
+    commit: str
