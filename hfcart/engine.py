@@ -318,6 +318,7 @@ class Worker:
         # Where LiNeS scales each block, nothing else does: a recipe with `lines` has no scale.
         whole = {"scale": 1.0} if self._plan.recipe.lines is not None else {}
         offered = {**whole, **self._plan.settings, **self.known, "base": base, "key": group.key}
+        offered["coefficients"] = self._plan.coefficients_of(group)
         return keywords_of(self._rule(group), offered)
 
     def _stacked_shape(self, group: Group) -> tuple[int, ...]:
@@ -365,6 +366,10 @@ class Worker:
                 )
             digests[prefix + name] = self._partial.write(prefix + name, _bytes_of(part))
         return digests
+
+    def write_whole(self, name: str, tensor: torch.Tensor) -> dict[str, str]:
+        """Write a float32 tensor into the slot of that name. Returns its sha256, by name."""
+        return {name: self._partial.write(name, _bytes_of(tensor.cpu().contiguous()))}
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

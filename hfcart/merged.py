@@ -21,7 +21,7 @@ MAX_RECORD = 50_000_000  # bytes
 # What Plan.recorded_recipe writes, besides the method's own parameters.
 _RECORDED = {
     *("sources", "method", "base", "qkv", "dtype", "max_shard_size"),
-    *("with_projection", "full_clip", "allow_distant", "lines"),
+    *("with_projection", "full_clip", "allow_distant", "lines", "coefficients"),
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -8,11 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from hfcart.architecture import output_config
 from hfcart.card import render_card
@@ -25,13 +24,17 @@ from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
 from hfcart.preprocessor import FILE as PREPROCESSOR
 from hfcart.preprocessor import clip_default, read_preprocessor, to_json
 from hfcart.progress import Progress
-from hfcart.recipe import Recipe
+from hfcart.recipe import Recipe, as_yaml
 from hfcart.records import Environment, MergeRecord, MethodRecord, Similarity, TensorRecord
 from hfcart.similarity import compare
 from hfcart.sources import fetch_all
 from hfcart.stores import LocalStore
 from hfcart.writer import PartialFolder, explain_os_errors, read_back
 
+if TYPE_CHECKING:
+    from hfcart.adapt.loop import Learned
+
+LOG = "results/adaptation.csv"
 _FARTHEST = 0.5  # ‖θ_t − ref‖ / ‖ref‖; fine-tuning moves a tower by a few per cent, another ancestor by more than 1
 
 
@@ -66,17 +69,44 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> M
                 f"The visual projection of {', '.join(others)} is not the base's, which the CLIPModel gets: what such "
                 "a tower learned may fit its text side less well."
             )
+        learned = _adapt(plan, partial, progress) if recipe.adapt else None
         environment = current_environment(device)
         partial.open(plan.layout, _fingerprint(plan, environment))
         if partial.done:
             progress.note(f"Resuming: {len(partial.done)} of {len(plan.groups)} groups are done already.")
         run(plan, partial, device, recipe.workers or default_workers(), progress)
-        return _finish(partial, plan, environment, progress)
+        return _finish(partial, plan, environment, learned, progress)
     finally:
         plan.close()
 
 
-def _finish(partial: PartialFolder, plan: Plan, environment: Environment, progress: Progress) -> MergeRecord:
+def _adapt(plan: Plan, partial: PartialFolder, progress: Progress) -> Learned:
+    """Learn the coefficients, and merge with them from then on."""
+    from hfcart.adapt.loop import adapt  # transformers and accelerate take seconds to import
+
+    learned = adapt(plan, partial.path, preprocessor_of(plan, Progress()), progress)
+    plan.adopt(learned.coefficients)
+    return learned
+
+
+def assist(recipe: Recipe, progress: Progress) -> None:
+    """Take part in the adaptation of a merge that the first of several processes does. Raises as `merge_folder`."""
+    if recipe.adapt is None:
+        return
+    from hfcart.adapt.loop import adapt
+
+    with tempfile.TemporaryDirectory() as converted:
+        plan = make_plan(recipe, Path(converted), progress)
+        try:
+            folder = recipe.folder.with_name(recipe.folder.name + ".partial")
+            adapt(plan, folder, preprocessor_of(plan, Progress()), progress)
+        finally:
+            plan.close()
+
+
+def _finish(
+    partial: PartialFolder, plan: Plan, environment: Environment, learned: Learned | None, progress: Progress
+) -> MergeRecord:
     """Every group is in place: prove it, write what goes beside the weights, and rename the folder."""
     from hfcart.plots import draw_figures  # matplotlib's memory must not add to the merge's own
 
@@ -88,7 +118,9 @@ def _finish(partial: PartialFolder, plan: Plan, environment: Environment, progre
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
     files = dict(read_back(partial.path, plan.shapes, digests))
     files |= _write_small_files(partial, plan, progress)
-    record = _record(plan, lines, similarity, environment, files)
+    record = _record(plan, lines, similarity, environment, files, learned)
+    if learned is not None:
+        partial.add(LOG, adaptation_log(record, learned.history))
     partial.add(RECORD, record.to_json().encode())
     with explain_os_errors(partial.path):
         draw_figures(record, partial.path)
@@ -179,7 +211,7 @@ def _write_small_files(partial: PartialFolder, plan: Plan, progress: Progress) -
     contents = {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
         PREPROCESSOR: to_json(found or clip_default(plan.architecture.image_size)),
-        RECIPE: yaml.safe_dump(plan.recorded_recipe(), sort_keys=False, allow_unicode=True).encode(),
+        RECIPE: as_yaml(plan.recorded_recipe()).encode(),
     }
     if plan.parts:
         contents |= plan.parts.tokenizer
@@ -196,9 +228,12 @@ def _record(
     similarity: Similarity | None,
     environment: Environment,
     files: dict[str, str],
+    learned: Learned | None,
 ) -> MergeRecord:
     method = plan.method
+    adaptive = method.adaptive if plan.recipe.coefficients is not None else None
     lines_too = plan.recipe.lines is not None
+    citations = [*([LINES_CITATION] if lines_too else []), *([adaptive.citation] if adaptive else [])]
     tensors = {
         name: TensorRecord(
             name=name,
@@ -218,13 +253,13 @@ def _record(
         recipe=plan.recorded_recipe(),
         method=MethodRecord(
             name=method.name,
-            title=method.title + (" with LiNeS" if lines_too else ""),
-            formula=method.formula,
-            matrices=method.matrices,
-            others=method.others,
+            title=adaptive.title if adaptive else method.title + (" with LiNeS" if lines_too else ""),
+            formula=adaptive.formula if adaptive else method.formula,
+            matrices=adaptive.matrices if adaptive else method.matrices,
+            others=adaptive.matrices if adaptive and method.alike else method.others,
             parameters=plan.settings,
-            arxiv=method.arxiv,
-            citation=method.citation + (f"\n{LINES_CITATION}" if lines_too else ""),
+            arxiv=adaptive.arxiv if adaptive else method.arxiv,
+            citation="\n".join([method.citation, *citations]),
             uses_base=method.needs_base,
         ),
         sources=tuple(tower.source for tower in plan.towers),
@@ -237,7 +272,19 @@ def _record(
         similarity=similarity,
         environment=environment,
         files=dict(sorted(files.items())),
+        adaptation=learned.record if learned else None,
     )
+
+
+def adaptation_log(record: MergeRecord, history: Sequence[Sequence[float]]) -> bytes:
+    """An adaptation as CSV, one row a step: every task's mean entropy in nats, then every tower's mean coefficient."""
+    if record.adaptation is None:
+        return b""
+    names = [f"entropy of {task.task}" for task in record.adaptation.tasks]
+    names += [f"mean coefficient of tower {i + 1}" for i in range(len(record.sources))]
+    lines = [",".join(["step", *names])]
+    lines += [",".join([str(step + 1), *(f"{value:.8g}" for value in row)]) for step, row in enumerate(history)]
+    return ("\n".join(lines) + "\n").encode()
 
 
 def _rounded(value: float) -> float:

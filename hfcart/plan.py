@@ -85,6 +85,43 @@ class Plan:
                 out[parameter.name] = tuple(values[id(tower)] for tower in self.towers)
         return out
 
+    def has_coefficients(self, group: Group) -> bool:
+        """Whether a group has a coefficient for each tower, once there are any (recipe.coefficients, or adapt)."""
+        method = self.method
+        return method.adaptive is not None and not group.copied and (group.matrix or method.alike)
+
+    def coefficients_of(self, group: Group) -> tuple[float, ...] | None:
+        """Each tower's coefficient of a group, in the towers' present order; None where there is none."""
+        given = (self.recipe.coefficients or {}).get(group.key)
+        if given is None:
+            return None
+        values = dict(zip(map(id, self.given), given, strict=True))
+        return tuple(values[id(tower)] for tower in self.towers)
+
+    def adopt(self, coefficients: dict[str, tuple[float, ...]]) -> None:
+        """Merge with these from now on. Args: group's key -> one for each tower, in the towers' present order."""
+        place = {id(tower): i for i, tower in enumerate(self.towers)}
+        given = [place[id(tower)] for tower in self.given]
+        as_given = {key: tuple(values[i] for i in given) for key, values in coefficients.items()}
+        self.recipe = self.recipe.model_copy(
+            update={"adapt": None, "steps": None, "lr": None, "seed": None, "scale": None, "coefficients": as_given}
+        )
+
+    @property
+    def clip_ref(self) -> str:
+        """What opens the CLIP model behind the towers: the base at its commit, else what their cards or shape tell.
+
+        Raises:
+            UsageError: nothing tells.
+        """
+        if self.base is None:
+            return infer_base(self.towers)
+        store = self.base.store
+        if store.repo:
+            return f"{store.repo}@{store.commit}"
+        asked = self.recipe.base
+        return asked if isinstance(asked, str) else asked.path if asked else infer_base(self.towers)
+
     @property
     def towers_and_base(self) -> list[Tower]:
         """Every tower that is read."""
@@ -138,6 +175,9 @@ class Plan:
 
         out: dict[str, Any] = {"sources": [name(tower) for tower in self.towers], "method": self.method.name}
         out |= {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()}
+        if self.recipe.coefficients is not None:
+            found = ((group.key, self.coefficients_of(group)) for group in self.groups)
+            out["coefficients"] = {key: list(values) for key, values in found if values is not None}
         if self.base:
             out["base"] = name(self.base)
         out |= {
@@ -193,6 +233,7 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
         tuple(towers),
     )
     _check_rank(plan)
+    _check_coefficients(plan)
     return plan
 
 
@@ -229,3 +270,17 @@ def _check_rank(plan: Plan) -> None:
                     f"rank {rank} is above the size of {group.key}, which has {full} singular directions.",
                     hint=f"Give --rank of at most {full}, or a fraction in (0, 1].",
                 )
+
+
+def _check_coefficients(plan: Plan) -> None:
+    if plan.recipe.coefficients is None:
+        return
+    wanted = {group.key for group in plan.groups if plan.has_coefficients(group)}
+    found = set(plan.recipe.coefficients)
+    if wanted != found:
+        what = f"lack {min(wanted - found)}" if wanted - found else f"name {min(found - wanted)[:120]}"
+        has = "has one for each tower" if wanted - found else f"has none with {plan.method.name}"
+        raise UsageError(
+            f"The coefficients {what}, which {has}.",
+            hint="They were learned for another architecture, method or --qkv: learn them anew with --adapt.",
+        )

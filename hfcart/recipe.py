@@ -18,7 +18,7 @@ from hfcart import safe_yaml
 from hfcart._cards import cards_dir
 from hfcart.errors import UsageError
 from hfcart.fields import Device, HubRepo, OutFolder, explain
-from hfcart.methods import METHODS
+from hfcart.methods import ADAPTING, METHODS
 
 # Names of every method's parameters: fields of the recipe, and options of the command line.
 PARAMETERS = tuple(dict.fromkeys(p.name for m in METHODS.values() for p in m.parameters))
@@ -62,6 +62,12 @@ class Recipe(BaseModel):
     common: float | None = None
     steps: int | None = None
     lr: float | None = None
+    coefficients: dict[str, tuple[float, ...]] | None = Field(default=None, strict=False)
+    adapt: str | None = None
+    adapt_split: Literal["train", "validation", "test"] = "train"
+    adapt_per: Literal["tensor", "task"] = "tensor"
+    batch_size: int = Field(default=16, ge=1, le=100_000)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     base: str | LocalSource | None = None
     qkv: Literal["split", "fused"] = "split"
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
@@ -120,6 +126,8 @@ class Recipe(BaseModel):
     def _parameters_fit(self) -> Recipe:
         method = METHODS[self.method]
         known = {p.name: p for p in method.parameters}
+        if self.adapt is not None:
+            known = {**known, **{p.name: p for p in ADAPTING}}
         for name in PARAMETERS:
             value = getattr(self, name)
             if value is None:
@@ -140,6 +148,7 @@ class Recipe(BaseModel):
                 raise ValueError("lines gives each block a scale of its own: leave scale out")
             if not math.isfinite(self.lines):
                 raise ValueError(f"lines: {self.lines} is not a finite number")
+        self._coefficients_fit()
         if method.exactly and len(self.sources) != method.exactly:
             raise ValueError(f"{self.method} merges {method.exactly} sources, not {len(self.sources)}")
         if self.full_clip and self.with_projection:
@@ -150,6 +159,28 @@ class Recipe(BaseModel):
             raise ValueError("create_pr needs push_to")
         return self
 
+    def _coefficients_fit(self) -> None:
+        asked = "adapt" if self.adapt is not None else "coefficients"
+        if self.adapt is None and self.coefficients is None:
+            return
+        able = [name for name, line in METHODS.items() if line.adaptive]
+        adaptive = METHODS[self.method].adaptive
+        if adaptive is None:
+            raise ValueError(f"{asked} goes with {', '.join(able)}: {self.method} has no coefficient for each tower")
+        if self.adapt is not None and self.coefficients is not None:
+            raise ValueError("adapt learns the coefficients that are given already: leave one of them out")
+        if self.lines is not None:
+            raise ValueError(
+                f"lines gives each block a scale of its own, and {asked} each tensor: leave one of them out"
+            )
+        for name, values in (self.coefficients or {}).items():
+            if len(values) != len(self.sources):
+                raise ValueError(f"coefficients: {len(values)} of {name[:120]} for {len(self.sources)} sources")
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"coefficients: {name[:120]} has one that is not a finite number")
+        if self.coefficients is not None and self.scale is not None:
+            raise ValueError("coefficients are the scales of each tower: leave scale out")
+
     @property
     def parameters(self) -> dict[str, Any]:
         """The method's keyword arguments: what was set, and the method's defaults for the rest, if it has one."""
@@ -157,6 +188,9 @@ class Recipe(BaseModel):
             p.name: p.default if getattr(self, p.name) is None else getattr(self, p.name)
             for p in METHODS[self.method].parameters
         }
+        adaptive = METHODS[self.method].adaptive
+        if adaptive and (self.adapt is not None or self.coefficients is not None):
+            values = {name: value for name, value in values.items() if name not in adaptive.replaces}
         if self.lines is not None:
             values = {**values, "scale": None, "lines": self.lines}
         return {name: value for name, value in values.items() if value is not None}
@@ -188,6 +222,18 @@ def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:
         return Recipe(**fields)
     except (ValidationError, TypeError) as error:
         raise UsageError(explain(error, where), hint="hfcart merge --help lists every field.") from None
+
+
+def as_yaml(fields: dict[str, Any]) -> str:
+    """A recorded recipe as YAML: a line for each field, and one for each tensor's coefficients."""
+    coefficients = fields.get("coefficients")
+    rest = {key: value for key, value in fields.items() if key != "coefficients"}
+    text = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True)
+    if coefficients is None:
+        return text
+    return text + yaml.safe_dump(
+        {"coefficients": coefficients}, sort_keys=False, default_flow_style=None, width=math.inf
+    )
 
 
 def names() -> list[str]:

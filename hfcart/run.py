@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hfcart.errors import HfcartError
-from hfcart.merger import merge_folder
+from hfcart.merged import RECORD, read_record
+from hfcart.merger import assist, merge_folder
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe
 from hfcart.records import EvalRecord, MergeRecord
@@ -14,6 +16,8 @@ from hfcart.tuned import commit_message
 from hfcart.writer import refuse_existing
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from hfcart.hub import Published, Target
 
 
@@ -29,6 +33,9 @@ class Done:
 def run_merge(recipe: Recipe, progress: Progress) -> Done:
     """Merge, verify and write the folder; evaluate it and publish it in one commit, as far as the recipe says.
 
+    Under `accelerate launch` the processes share what runs images through towers, adaptation and evaluation; the
+    first alone merges, writes and publishes, and all get the same record.
+
     Raises:
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
         KeyboardInterrupt: with a note that says how to go on.
@@ -37,10 +44,27 @@ def run_merge(recipe: Recipe, progress: Progress) -> Done:
         from hfcart.tasks import read_tasks
 
         read_tasks([recipe.eval])  # an unknown task is refused before the work
+    processes = _processes()
+    if processes is not None and not processes.is_main_process:
+        assist(recipe, Progress())
+        processes.wait_for_everyone()
+        record = read_record((recipe.folder / RECORD).read_bytes(), RECORD)
+        return Done(record, _evaluated(recipe, Progress()) if recipe.eval else None, None)
     target = _target(recipe, progress) if recipe.push_to else None
     record = merge_folder(recipe, progress)
+    if processes is not None:
+        processes.wait_for_everyone()
     results = _evaluated(recipe, progress) if recipe.eval else None
     return Done(record, results, _published(recipe, target, record, progress) if target else None)
+
+
+def _processes() -> PartialState | None:
+    """Those that were started together with this one; None if it is alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from accelerate import PartialState
+
+    return PartialState()
 
 
 def _target(recipe: Recipe, progress: Progress) -> Target:

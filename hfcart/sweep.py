@@ -61,7 +61,7 @@ class _Grid:
 
     def updated(self, group: Group) -> bool:
         """Whether the method adds anything to this group's anchor."""
-        return group.matrix or self.plan.method.matrix_rule == self.plan.method.other_rule
+        return group.matrix or self.plan.method.alike
 
     def layout(self) -> Layout:
         """Where the anchor and each rank's update of every tensor lie."""

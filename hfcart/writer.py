@@ -23,6 +23,10 @@ from hfcart.errors import OutputError, VerifyError
 from hfcart.layout import Layout
 from hfcart.reader import LocalFile, parse_header
 
+# Beside the output while it is made: pickles converted, and the work of an adaptation. They stay while a merge is begun
+# anew with other settings, and go when it is done.
+_ASIDE = ("converted", "adaptation.partial")
+
 
 class PartialFolder:
     """`<out>.partial/` while it is being filled. Use as a context manager.
@@ -135,7 +139,8 @@ class PartialFolder:
             refuse_existing(self.out, overwrite=self.overwrite)  # another run may have finished meanwhile
             for name in ("journal.jsonl", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "converted", ignore_errors=True)
+            for name in _ASIDE:
+                shutil.rmtree(self.path / name, ignore_errors=True)
             for path in sorted(self.path.rglob("*")):
                 _fsync(path)
             _fsync(self.path)
@@ -161,7 +166,7 @@ class PartialFolder:
 
     def _clear(self) -> None:
         for path in self.path.iterdir():
-            if path.name in (".lock", "converted"):
+            if path.name in (".lock", *_ASIDE):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -188,7 +193,7 @@ def _refuse_foreign(partial: Path) -> None:
     """Raise OutputError for a `.partial` that hfcart did not make: it would be emptied."""
     if not partial.exists() and not partial.is_symlink():
         return
-    known = (".lock", "journal.jsonl", "hfcart.json", "converted")
+    known = (".lock", "journal.jsonl", "hfcart.json", *_ASIDE)
     ours = partial.is_dir() and not partial.is_symlink()
     if not ours or (any(partial.iterdir()) and not any((partial / name).exists() for name in known)):
         raise OutputError(

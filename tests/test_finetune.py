@@ -21,14 +21,14 @@ from torch.nn import functional
 from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
 
 from hfcart.architecture import expected_shapes
+from hfcart.checkpoints import Checkpoints
 from hfcart.demo.hub import EmbeddedHub
 from hfcart.errors import UsageError, VerifyError
 from hfcart.facts import card_facts
-from hfcart.finetune.checkpoints import Checkpoints
-from hfcart.finetune.mixture import Mixture
 from hfcart.finetune.objective import example_losses, learning_rate, weights
 from hfcart.finetune.recipe import make
 from hfcart.finetune_card import render_finetune_card
+from hfcart.loader import Mixture
 from hfcart.tuned import is_finetune_record, read_finetune_record
 
 TOKEN = "hf_user_secret"

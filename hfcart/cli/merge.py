@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from hfcart.cli._output import Output, reporting, size
 from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, PUBLISHING, QUIET
 from hfcart.cli.eval import show_results
-from hfcart.methods import METHODS
+from hfcart.methods import ADAPTING, METHODS
 
 if TYPE_CHECKING:
     from hfcart.hub import Published
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from hfcart.recipe import Recipe
     from hfcart.records import MergeRecord
 
-_METHOD, _OUTPUT, _MACHINE = "Method", "Output", "Machine"
+_METHOD, _ADAPTATION, _OUTPUT, _MACHINE = "Method", "Adaptation", "Output", "Machine"
 
 
 def _parameter_help(name: str) -> str:
     takers = [(m.name, p) for m in METHODS.values() if (p := m.parameter(name))]
+    takers += [("--adapt", p) for p in ADAPTING if p.name == name]
     defaults = ", ".join(f"{p.default} for {method}" for method, p in takers if p.default is not None)
     return takers[0][1].help + (f" Default: {defaults}." if defaults else f" For {', '.join(m for m, _ in takers)}.")
 
@@ -119,6 +121,44 @@ def merge(
             help="LiNeS: scale what is added to the base by α + β·l/(L−1) in block l of L, in place of --scale; α is "
             "computed. For methods that add to a base.",
             rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Learn a coefficient for each tower and tensor on unlabelled images of these tasks (as hfcart eval "
+            "--tasks), in place of --scale, where they begin. With cart that is CART++, with task_arithmetic "
+            "AdaMerging, with ties AdaMerging++. Takes --steps, --lr and --seed.",
+            rich_help_panel=_ADAPTATION,
+        ),
+    ] = None,
+    adapt_split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="train|validation|test",
+            help="Which images. The papers take test images; the card then says so. Default: train.",
+            rich_help_panel=_ADAPTATION,
+        ),
+    ] = None,
+    adapt_per: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tensor|task",
+            help="A coefficient for each tower and tensor, or one for each tower. Default: tensor.",
+            rich_help_panel=_ADAPTATION,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images of each task in a batch. Default: 16.", rich_help_panel=_ADAPTATION),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|float32|bfloat16",
+            help="Of adaptation's forward pass. Default: bfloat16 on a GPU that has it, else float32.",
+            rich_help_panel=_ADAPTATION,
         ),
     ] = None,
     base: Annotated[
@@ -234,11 +274,17 @@ def merge(
 
     Example:  hfcart merge user/a user/b user/c --rank 0.08 --push-to user/merged
     """
-    with reporting(quiet=quiet, json=json, debug=debug) as output:
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports
+    with reporting(quiet=quiet or not first, json=json and first, debug=debug) as output:
         given: dict[str, Any] = {
             "sources": tuple(sources) if sources else None,
             "method": method,
             **_typed(parameters),
+            "adapt": adapt,
+            "adapt_split": adapt_split,
+            "adapt_per": adapt_per,
+            "batch_size": batch_size,
+            "precision": precision,
             "lines": lines,
             "base": base,
             "qkv": qkv,
@@ -267,6 +313,8 @@ def merge(
         from hfcart.run import run_merge
 
         done = run_merge(asked, output)
+        if not first:
+            return
         _show_result(asked, done.record, done.published, output)
         if done.results is not None:
             show_results(done.results, output)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hfcart.architecture import output_config
-from hfcart.finetune.checkpoints import FOLDER as CHECKPOINTS
+from hfcart.checkpoints import FOLDER as CHECKPOINTS
 from hfcart.finetune.objective import learning_rate
 from hfcart.finetune.plan import FinetunePlan
 from hfcart.finetune.state import BETAS, EPSILON, TrainingState

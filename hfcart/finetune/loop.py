@@ -17,16 +17,16 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
+from hfcart.checkpoints import FOLDER, Checkpoints
 from hfcart.engine import choose_device, current_environment
 from hfcart.errors import HfcartError, SourceError, UsageError
-from hfcart.finetune.checkpoints import FOLDER, Checkpoints
 from hfcart.finetune.folder import LOG, finish, training_log
-from hfcart.finetune.mixture import Batch, Loader, Mixture
 from hfcart.finetune.objective import example_losses, learning_rate, weights
 from hfcart.finetune.plan import FinetunePlan, make_finetune_plan
 from hfcart.finetune.recipe import FinetuneRecipe
 from hfcart.finetune.state import TrainingState
 from hfcart.hub import Published, check_target, publish, set_notifier
+from hfcart.loader import Batch, Loader, Mixture
 from hfcart.pixels import normalised
 from hfcart.plan import default_workers
 from hfcart.progress import Progress
@@ -175,7 +175,7 @@ class _Training:
         """Train from the current step to the last. Raises HfcartError if it diverges."""
         recipe, accelerator, start = self._recipe, self._accelerator, self.state.step
         loader = Loader(
-            mixture=Mixture([len(split) for split in self._plan.splits], recipe.seed),
+            order=Mixture([len(split) for split in self._plan.splits], recipe.seed),
             splits=self._plan.splits,
             preprocessor=self._plan.base.preprocessor,
             side=self._plan.tower.architecture.image_size,

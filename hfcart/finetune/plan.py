@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from hfcart.architecture import expected_shapes
+from hfcart.checkpoints import digest_of
 from hfcart.data import Split, open_split
 from hfcart.engine import fingerprint
-from hfcart.finetune.checkpoints import digest_of
 from hfcart.finetune.recipe import FinetuneRecipe
 from hfcart.heads import Base, make_head, open_base
 from hfcart.layout import Layout, lay_out

@@ -6,7 +6,8 @@ imports no torch: a rule is loaded when it is first needed.
 
 from __future__ import annotations
 
-from hfcart.methods._contract import Measure, Merged, Method, Parameter, function, keywords_of
+from hfcart.methods._adaptive import ADAMERGING, ADAPTING, CART
+from hfcart.methods._contract import Adaptive, Measure, Merged, Method, Parameter, Parts, function, keywords_of
 from hfcart.methods._interpolation import INTERPOLATION
 from hfcart.methods._sparse import SPARSE
 from hfcart.methods._spectral import SCALE_HELP, SPECTRAL
@@ -72,6 +73,7 @@ METHODS: dict[str, Method] = {
             decomposes=True,
             published=(83.0, 90.8),
             note="The authors' README has 84.7 and 92.6, with another rank and scale.",
+            adaptive=CART,
         ),
         Method(
             name="average",
@@ -104,6 +106,7 @@ METHODS: dict[str, Method] = {
             updates="task_arithmetic:updates",
             task_vectors=True,
             published=(69.1, 84.5),
+            adaptive=ADAMERGING,
         ),
         *SPARSE,
         *SPECTRAL,
@@ -111,4 +114,20 @@ METHODS: dict[str, Method] = {
     )
 }
 
-__all__ = ["LINES_CITATION", "METHODS", "Measure", "Merged", "Method", "Parameter", "function", "keywords_of"]
+# What `adapt` makes of a method, by its own name: -> the method's.
+ADAPTIVE = {method.adaptive.name: method.name for method in METHODS.values() if method.adaptive}
+
+__all__ = [
+    "ADAPTING",
+    "ADAPTIVE",
+    "LINES_CITATION",
+    "METHODS",
+    "Adaptive",
+    "Measure",
+    "Merged",
+    "Method",
+    "Parameter",
+    "Parts",
+    "function",
+    "keywords_of",
+]

@@ -33,6 +33,56 @@ class Merged(NamedTuple):
     fallback: bool = False
 
 
+class Parts(NamedTuple):
+    """A group taken apart for coefficients that are learned: merged = anchor + Σ_t c_t · component_t.
+
+    Attributes:
+        anchor: what nothing is added to, of the group's shape.
+        left: T × m × k, a factor of each component; or T × the group's shape, the components themselves.
+        right: T × n × k, the other factor: component_t = left_t right_tᵀ. None where `left` is all there is.
+    """
+
+    anchor: Tensor
+    left: Tensor
+    right: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """What a method becomes when a coefficient for each tower and tensor is learned on unlabelled images.
+
+    Attributes:
+        name: as `hfcart compare --methods` takes it.
+        title: the paper's name for it.
+        parts: "module:function" in this package: (thetas, **keywords) -> Parts; it gets what the rules get. Groups that
+            the matrix rule applies to have parts, and the others if their rule is the same.
+        formula: LaTeX of the rule, with λ_t^l.
+        matrices: one sentence: what the attention and MLP weights get.
+        start: what every coefficient begins at, if the recipe gives no scale.
+        clamped: whether coefficients act within [0, 1] only.
+        rounds: batches of each task a step, their losses added.
+        replaces: the method's parameters that have no meaning beside coefficients.
+        arxiv: id of the paper whose adaptation this is.
+        citation: BibTeX of the adaptation, which stands beside the method's own.
+        published: as Method.published.
+        note: where the figures come from.
+    """
+
+    name: str
+    title: str
+    parts: str
+    formula: str
+    matrices: str
+    start: float
+    clamped: bool
+    rounds: int
+    replaces: tuple[str, ...]
+    arxiv: str
+    citation: str
+    published: tuple[float | None, float | None]
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One keyword argument of a method, as the recipe, the help and the card show it.
@@ -113,6 +163,8 @@ class Method:
             prints it or, where `note` says so, the method's own: OpenCLIP's towers, not the Hub's.
         note: where the figures come from; what else is to be said of the settings.
         copies: float32 copies of a group that its algebra takes beside the towers' own, for the estimate of memory.
+        adaptive: what it becomes with `adapt`; None if its result is no sum over towers with coefficients. Its rules
+            then take `coefficients`, one for each tower, in place of what `replaces` names.
     """
 
     name: str
@@ -136,12 +188,18 @@ class Method:
     published: tuple[float | None, float | None] = (None, None)
     note: str = ""
     copies: int = 4
+    adaptive: Adaptive | None = None
 
     @property
     def needs(self) -> str:
         """What it takes beside the towers, in a few words."""
         exactly = f", {self.exactly} sources" if self.exactly else ""
         return ("base model" if self.needs_base else "towers only") + exactly
+
+    @property
+    def alike(self) -> bool:
+        """Whether every tensor gets what the attention and MLP weights get."""
+        return self.matrix_rule == self.other_rule
 
     def load(self) -> tuple[Callable[..., Merged], Callable[..., Merged]]:
         """Import and return (matrix rule, other rule): functions (thetas, **keywords) -> Merged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hfcart.methods._adaptive import ADAMERGING_PP
 from hfcart.methods._contract import Method, Parameter
 from hfcart.methods._spectral import SCALE_HELP
 
@@ -78,6 +79,7 @@ SPARSE = (
         task_vectors=True,
         published=(72.4, 86.0),
         note="The authors search the scale over 0.8 to 1.8 with the mean; others take the sum and 0.3.",
+        adaptive=ADAMERGING_PP,
     ),
     Method(
         name="consensus",

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from hfcart.methods._contract import Measure, Merged
+from hfcart.methods._contract import Measure, Merged, Parts
 from hfcart.methods._vectors import (
     agreeing,
     chunks_of,
@@ -35,6 +35,7 @@ def ties(
     density: float = 0.2,
     trim: str = "global",
     combine: str = "mean",
+    coefficients: Sequence[float] | None = None,
 ) -> Merged:
     """θ_0 + λ times the mean (or sum) of the trimmed task vectors' entries that have the elected sign.
 
@@ -49,16 +50,35 @@ def ties(
         density: share of each task vector that stays, in (0, 1]; used where there are no thresholds yet.
         trim: `global` over the whole tower, by `gather`; `tensor` over each tensor.
         combine: `mean` over the towers that agree, or `sum`.
+        coefficients: a λ_t for each tower's entries that agree, which are then summed, in place of `scale` and
+            `combine` (AdaMerging++, arXiv 2310.02575).
     """
     least = thresholds if thresholds is not None else _own_thresholds(thetas, base, density)
+    weights = None if coefficients is None else torch.tensor(list(coefficients), dtype=torch.float64)
 
     def rule(taus: Tensor, _: slice) -> Tensor:
-        kept = _trimmed(taus, least)
-        sign = kept.sum(0).sign()
-        kept = agreeing(kept, torch.where(sign == 0, float(majority), sign))
+        kept = _elected(taus, least, majority)
+        if weights is not None:
+            return weights.to(taus.device) @ kept
         return scale * (kept.sum(0) if combine == "sum" else disjoint_mean(kept))
 
     return Merged(merge_chunks(thetas, base, rule))
+
+
+def parts(
+    thetas: Float[Tensor, " task *shape"],
+    thresholds: Sequence[float] | None,
+    majority: int,
+    *,
+    base: Float[Tensor, " *shape"],
+    density: float = 0.2,
+) -> Parts:
+    """The base, and of each task vector what trimming and the election of signs leave. Arguments as for `ties`."""
+    least = thresholds if thresholds is not None else _own_thresholds(thetas, base, density)
+    kept = torch.empty_like(thetas).reshape(len(thetas), -1)
+    for taus, part in chunks_of(thetas, base):
+        kept[:, part] = _elected(taus, least, majority).to(kept.device, kept.dtype)
+    return Parts(base, kept.reshape(thetas.shape))
 
 
 def gather(*, density: float, trim: str) -> Generator[Measure, Tensor, dict[str, Any]]:
@@ -132,6 +152,14 @@ def _own_thresholds(
     thetas: Float[Tensor, " task *shape"], base: Float[Tensor, " *shape"], density: float
 ) -> list[float]:
     return [kth_largest(magnitudes_of(theta, base), density) for theta in thetas]
+
+
+def _elected(
+    taus: Float64[Tensor, "task entry"], least: Sequence[float], majority: int
+) -> Float64[Tensor, "task entry"]:
+    kept = _trimmed(taus, least)
+    sign = kept.sum(0).sign()
+    return agreeing(kept, torch.where(sign == 0, float(majority), sign))
 
 
 def _trimmed(taus: Float64[Tensor, "task entry"], least: Sequence[float]) -> Float64[Tensor, "task entry"]:

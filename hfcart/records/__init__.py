@@ -4,6 +4,7 @@ Nothing here computes, reads or talks to anything: plain data, plain types, no d
 machine that made it.
 """
 
+from hfcart.records._adaptation import AdaptationRecord, AdaptedTask
 from hfcart.records._format import RECORD_FORMAT
 from hfcart.records._merge import MergeRecord, MethodRecord, Similarity, TensorRecord
 from hfcart.records._results import ClassScore, EvalRecord, Reference, TaskResult
@@ -12,6 +13,8 @@ from hfcart.records._sources import Architecture, CardFacts, DatasetRecord, Envi
 from hfcart.records._training import FinetuneRecord, TrainedTask, TrainingRecord
 
 __all__ = [
+    "AdaptationRecord",
+    "AdaptedTask",
     "Architecture",
     "CardFacts",
     "ClassScore",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hfcart.records._adaptation import AdaptationRecord
 from hfcart.records._format import RECORD_FORMAT, canonical_json
 from hfcart.records._sources import Architecture, Environment, SourceRecord
 
@@ -97,6 +98,7 @@ class MergeRecord:
         similarity: of the task vectors; None for one source.
         environment: versions and device.
         files: sha256 of every file of the folder but hfcart.json itself, README.md, figures and results.
+        adaptation: how the recipe's coefficients were learned; None if it has none, or they were given.
     """
 
     recipe: dict[str, Any]
@@ -111,6 +113,7 @@ class MergeRecord:
     similarity: Similarity | None
     environment: Environment
     files: dict[str, str]
+    adaptation: AdaptationRecord | None = None
     format: int = RECORD_FORMAT
 
     def to_json(self) -> str:

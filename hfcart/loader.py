@@ -1,8 +1,7 @@
-"""The images a fine-tuning sees, in an order that is a pure function of the seed and the step.
+"""Batches of several tasks' images for whatever learns from them, read ahead in threads.
 
-All tasks' training images form one list. Each epoch is a seeded shuffle of it; the epochs, one after another,
-are cut into batches, so a task is seen as often as it has images. Nothing of the order has to be saved: a
-resumed training asks for the batch of its step.
+Their order is a pure function of the seed and the step. Nothing of it has to be saved: resumed work asks for the
+batch of its step.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -24,21 +23,30 @@ from hfcart.data import Split
 from hfcart.images import UndecodableImage, decode
 from hfcart.pixels import to_pixels
 
-AHEAD = 2  # batches that are decoded while one is trained on
+AHEAD = 2  # batches that are decoded while one is learned from
 CHUNK = 16  # images decoded by one thread at a time
 
 Place = tuple[int, int]  # (number of the task, index of the image in its split)
 
 
+class Order(Protocol):
+    """Which images each step sees."""
+
+    def batch(self, step: int, size: int) -> list[Place]:
+        """The images of one step: where each of them is."""
+
+
 class Mixture:
-    """The order of the images.
+    """One shuffled list of all tasks' images, so a task is seen as often as it has images.
+
+    Each epoch is a seeded shuffle of the list; the epochs, one after another, are cut into batches.
 
     Args:
         sizes: training images of each task, all above 0.
         seed: of the shuffles.
     """
 
-    def __init__(self, sizes: Sequence[int], seed: int) -> None:
+    def __init__(self, sizes: Sequence[int], seed: int | str) -> None:
         """Take the sizes and the seed; nothing is drawn yet."""
         self._ends = torch.tensor(list(accumulate(sizes)))
         self._total = sum(sizes)
@@ -63,6 +71,24 @@ class Mixture:
         return torch.randperm(self._total, generator=generator)
 
 
+class EveryTask:
+    """As many images of every task in each step, a task after the other; each task's in a shuffled order of its own.
+
+    Args:
+        sizes: images of each task, all above 0.
+        seed: of the shuffles.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int) -> None:
+        """Take the sizes and the seed; nothing is drawn yet."""
+        self._orders = [Mixture([size], f"{seed}/task {number}") for number, size in enumerate(sizes)]
+
+    def batch(self, step: int, size: int) -> list[Place]:
+        """The images of one step; `size` is a multiple of the number of tasks."""
+        share = size // len(self._orders)
+        return [(task, row) for task, order in enumerate(self._orders) for _, row in order.batch(step, share)]
+
+
 @dataclass(frozen=True)
 class Batch:
     """One process's share of a step's images.
@@ -82,10 +108,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loader:
-    """Reads, decodes and preprocesses batches in threads, a little ahead of the training.
+    """Reads, decodes and preprocesses batches in threads, a little ahead of who learns from them.
 
     Attributes:
-        mixture: the order.
+        order: which images each step sees.
         splits: where the images are, one a task, without streaming.
         preprocessor: in the canonical form of `hfcart.preprocessor`.
         side: of the square it gives, in pixels.
@@ -95,7 +121,7 @@ class Loader:
         workers: threads.
     """
 
-    mixture: Mixture
+    order: Order
     splits: Sequence[Split]
     preprocessor: dict[str, Any]
     side: int
@@ -111,7 +137,7 @@ class Loader:
         try:
             for step in range(start, stop + AHEAD):
                 if step < stop:
-                    places = self.mixture.batch(step, self.batch_size)
+                    places = self.order.batch(step, self.batch_size)
                     share = self.batch_size // self.processes
                     own = places[self.process * share : (self.process + 1) * share]
                     chunks = [own[i : i + CHUNK] for i in range(0, share, CHUNK)]

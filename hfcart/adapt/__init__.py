@@ -1,0 +1,1 @@
+"""Coefficients learned on unlabelled images: CART++ (arXiv 2412.12153, Eq. 6) and AdaMerging(++) (2310.02575)."""
