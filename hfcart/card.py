@@ -76,7 +76,8 @@ def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRe
         licenses=_by_license(record),
         accuracy=accuracy_section(results) if results else None,
         # Escapes for everything beyond ASCII: exact, and no invisible character can disguise a source.
-        recipe=yaml.safe_dump(record.recipe, sort_keys=False, width=math.inf),
+        recipe=yaml.safe_dump(_short(record.recipe), sort_keys=False, width=math.inf),
+        coefficients=_coefficient_range(record),
         checksums="\n".join(f"{digest}  {name}" for name, digest in sorted(record.files.items())),
     )
 
@@ -116,6 +117,25 @@ def front_matter(record: MergeRecord, *, repo: str | None = None, results: EvalR
         name = repo.partition("/")[2] if repo else f"{record.method.name}-merge"
         metadata["model-index"] = model_index(results, name, repo)
     return {key: value for key, value in metadata.items() if value}
+
+
+def _short(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without its coefficients, of which there are hundreds: recipe.yaml has them."""
+    return {key: value for key, value in recipe.items() if key != "coefficients"}
+
+
+def _coefficient_range(record: MergeRecord) -> dict[str, Any] | None:
+    """How many tensors have coefficients, and the lowest and highest of them; None without."""
+    found = record.recipe.get("coefficients")
+    if not found:
+        return None
+    values = [value for row in found.values() for value in row]
+    return {
+        "tensors": len(found),
+        "low": f"{min(values):.3g}",
+        "high": f"{max(values):.3g}",
+        "drawn": any(map(layer_and_matrix, found)),
+    }
 
 
 def _unique(values: Iterable[str]) -> list[str]:

@@ -123,7 +123,7 @@ def _finish(
         partial.add(LOG, adaptation_log(record, learned.history))
     partial.add(RECORD, record.to_json().encode())
     with explain_os_errors(partial.path):
-        draw_figures(record, partial.path)
+        draw_figures(record, partial.path, learned.history if learned else ())
     partial.add("README.md", render_card(record, repo=plan.recipe.push_to).encode())
     partial.commit()
     return record

@@ -102,7 +102,7 @@ class Plan:
         """Merge with these from now on. Args: group's key -> one for each tower, in the towers' present order."""
         place = {id(tower): i for i, tower in enumerate(self.towers)}
         given = [place[id(tower)] for tower in self.given]
-        as_given = {key: tuple(values[i] for i in given) for key, values in coefficients.items()}
+        as_given = {key: [values[i] for i in given] for key, values in coefficients.items()}
         self.recipe = self.recipe.model_copy(
             update={"adapt": None, "steps": None, "lr": None, "seed": None, "scale": None, "coefficients": as_given}
         )

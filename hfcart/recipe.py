@@ -62,7 +62,7 @@ class Recipe(BaseModel):
     common: float | None = None
     steps: int | None = None
     lr: float | None = None
-    coefficients: dict[str, tuple[float, ...]] | None = Field(default=None, strict=False)
+    coefficients: dict[str, list[float]] | None = None
     adapt: str | None = None
     adapt_split: Literal["train", "validation", "test"] = "train"
     adapt_per: Literal["tensor", "task"] = "tensor"

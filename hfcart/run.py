@@ -44,7 +44,7 @@ def run_merge(recipe: Recipe, progress: Progress) -> Done:
         from hfcart.tasks import read_tasks
 
         read_tasks([recipe.eval])  # an unknown task is refused before the work
-    processes = _processes()
+    processes = _processes(recipe)
     if processes is not None and not processes.is_main_process:
         assist(recipe, Progress())
         processes.wait_for_everyone()
@@ -58,13 +58,14 @@ def run_merge(recipe: Recipe, progress: Progress) -> Done:
     return Done(record, results, _published(recipe, target, record, progress) if target else None)
 
 
-def _processes() -> PartialState | None:
+def _processes(recipe: Recipe) -> PartialState | None:
     """Those that were started together with this one; None if it is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    return PartialState()
+    return PartialState(cpu=recipe.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _target(recipe: Recipe, progress: Progress) -> Target:

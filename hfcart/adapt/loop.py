@@ -324,7 +324,7 @@ class _Learning:
             features, usable.to(work.device), self._heads[task], self._projection, work.base.logit_scale
         )
         self._accelerator.backward(loss)
-        return float(loss)
+        return float(loss.detach())
 
     @torch.no_grad()
     def _gradient(self, number: int) -> Tensor:

@@ -7,7 +7,7 @@ from hfcart.methods._contract import Method, Parameter
 from hfcart.methods._spectral import SCALE_HELP
 
 _SAME = "the same as the matrices"
-_SEED = Parameter("seed", 0, "Of the random masks.", kind="whole", least=0.0, most=2.0**53)
+_SEED = Parameter("seed", 0, "Of what is drawn at random.", kind="whole", least=0.0, most=2.0**53)
 _DENSITY = "Share of each task vector's entries that stays, in (0, 1]."
 
 _YADAV = """@inproceedings{yadav2023ties,

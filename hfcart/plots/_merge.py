@@ -11,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from hfcart.names import layer_and_matrix
+from hfcart.plots._adaptation import coefficient_grid, draw_coefficients, draw_entropy
 from hfcart.plots._canvas import (
     Grid,
     blank,
@@ -26,11 +27,12 @@ from hfcart.records import MergeRecord, Similarity, SourceRecord
 _MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
-def draw_figures(record: MergeRecord, folder: Path) -> list[str]:
+def draw_figures(record: MergeRecord, folder: Path, history: Sequence[Sequence[float]] = ()) -> list[str]:
     """Draw what applies to this merge: energy needs a low-rank method, similarity two towers or more.
 
     Args:
         record: the merge.
+        history: of its adaptation, a row for each step that begins with every task's entropy.
         folder: the output folder; the figures go to `folder/figures/`.
 
     Returns:
@@ -44,6 +46,10 @@ def draw_figures(record: MergeRecord, folder: Path) -> list[str]:
             figures["figures/energy.png"] = _draw_energy(energy, rows)
         if record.similarity is not None and _tells_anything(record.similarity):
             figures["figures/similarity.png"] = _draw_similarity(record.similarity, record.sources)
+        if (coefficients := coefficient_grid(record)).size:
+            figures["figures/coefficients.png"] = draw_coefficients(record, coefficients)
+        if record.adaptation is not None and history:
+            figures["figures/entropy.png"] = draw_entropy(record.adaptation, history)
         for name, figure in figures.items():
             save(figure, folder / name)
     return list(figures)
