@@ -153,10 +153,11 @@ def test_parameters_declared_are_the_functions_own() -> None:
             keywords = {
                 name: p.default
                 for name, p in inspect.signature(rule).parameters.items()
-                if p.kind is inspect.Parameter.KEYWORD_ONLY and name != "base"
+                if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in ("base", "coefficients")
             }
             assert keywords == {p.name: p.default for p in method.parameters}
             assert ("base" in inspect.signature(rule).parameters) == method.needs_base
+            assert ("coefficients" in inspect.signature(rule).parameters) == (method.adaptive is not None)
 
 
 def test_readme_documents_every_command_option_and_method() -> None:
