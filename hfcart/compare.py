@@ -26,6 +26,7 @@ from hfcart.errors import NonFiniteError, UsageError
 from hfcart.evaluation import precision_for
 from hfcart.heads import Base, make_head, open_base
 from hfcart.layout import Layout
+from hfcart.matching import known, own_task
 from hfcart.methods import METHODS
 from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress
@@ -177,10 +178,9 @@ def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dic
     """What opens each source at its commit, and the one of these tasks that it says it was fine-tuned on, or ""."""
     found: dict[str, str] = {}
     for text, tower in zip(given, plan.given, strict=True):
-        known = {tower.store.repo, *(tower.facts.datasets if len(tower.facts.datasets) == 1 else ())}
-        own = [task.id for task in tasks if known & {*task.fine_tuned.values(), task.dataset.repo}]
+        own = own_task(known(tower), tasks)
         ref = f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else text
-        found[ref] = own[0] if own else ""
+        found[ref] = own.id if own else ""
     return found
 
 

@@ -17,6 +17,7 @@ from hfcart.data import Part, Split, open_split
 from hfcart.engine import choose_device, current_environment
 from hfcart.errors import HfcartError, SourceError, UsageError
 from hfcart.heads import Base, base_of, check_base, make_head, open_base
+from hfcart.matching import Known, own_tower
 from hfcart.merged import MAX_RECORD, RECORD, pinned, read_record
 from hfcart.merger import merge_folder
 from hfcart.plan import default_workers
@@ -203,18 +204,17 @@ class _Others:
 
     Attributes:
         shared: those measured on every task, by the field of TaskResult that they fill.
-        sources: dataset or tower's repo -> the source of the merge that was fine-tuned for it.
+        sources: what opens each source of the merge again, and what it is known by.
     """
 
     shared: Mapping[str, LoadedTower]
-    sources: Mapping[str, str]
+    sources: Sequence[tuple[str, Known]]
 
     def individual(self, task: TaskCard, progress: Progress) -> LoadedTower | None:
         """The source that was fine-tuned on this task, and on no other, as far as its card says."""
         if not self.sources:
             return None
-        names = (*task.fine_tuned.values(), task.dataset.repo)
-        found = next((self.sources[name] for name in names if name in self.sources), None)
+        found = own_tower(task, self.sources)
         if found is None:
             progress.warn(f"None of the towers merged says that it was fine-tuned on {task.dataset.repo} alone.")
             return None
@@ -224,7 +224,7 @@ class _Others:
 @contextmanager
 def _others(tower: LoadedTower, base: Base, references: str, progress: Progress) -> Iterator[_Others]:
     if references != "measured":
-        yield _Others({}, {})
+        yield _Others({}, ())
         return
     record = _merge_record(tower)
     shared = {}
@@ -233,7 +233,7 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
     if record is None:
         what = "only its base" if shared else "nothing"
         progress.warn(f"{tower.label} is not a merge of hfcart's: {what} is measured beside it.")
-        yield _Others(shared, {})
+        yield _Others(shared, ())
         return
     with tempfile.TemporaryDirectory(prefix="hfcart-average-") as folder:
         fields = {key: value for key, value in record.recipe.items() if key not in record.method.parameters}
@@ -246,7 +246,9 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
             raise
         shared["average"] = replace(load_tower(average["out"], Progress()), label="average")
         check_base(shared["average"], base, progress)
-        yield _Others(shared, _by_task(record))
+        yield _Others(
+            shared, [(ref, (source.repo, source.facts)) for source in record.sources if (ref := pinned(source))]
+        )
 
 
 def _merge_record(tower: LoadedTower) -> MergeRecord | None:
@@ -255,16 +257,6 @@ def _merge_record(tower: LoadedTower) -> MergeRecord | None:
         return read_record(data, f"{tower.label}/{RECORD}") if data is not None else None
     except HfcartError:
         return None
-
-
-def _by_task(record: MergeRecord) -> dict[str, str]:
-    out: dict[str, str] = {}
-    for source in record.sources:
-        if (ref := pinned(source)) and source.repo:
-            out[source.repo] = ref
-            if len(source.facts.datasets) == 1:
-                out.setdefault(source.facts.datasets[0], ref)
-    return out
 
 
 def check_options(options: Mapping[str, Any]) -> None:

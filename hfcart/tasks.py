@@ -199,7 +199,7 @@ def read_tasks(names: Sequence[str]) -> list[TaskCard]:
         UsageError: an unknown name, a card that is not valid, two different cards with one id, or no name at all.
     """
     found: dict[str, TaskCard] = {}
-    for name in [part for text in names for part in _parts(text)]:
+    for name in [part for text in names for part in parts(text)]:
         for task in _named(name):
             if found.setdefault(task.id, task) != task:
                 raise UsageError(
@@ -211,7 +211,8 @@ def read_tasks(names: Sequence[str]) -> list[TaskCard]:
     return list(found.values())
 
 
-def _parts(text: str) -> list[str]:
+def parts(text: str) -> list[str]:
+    """What a text with commas names, one by one; the name of a file is one, commas and all."""
     if _is_path(text) and Path(text).is_file():  # a comma may be part of a file's name
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -42,7 +42,7 @@ FLOORS = [
     ],
     ["stores", "card", "plots", "merged", "data"],
     ["sources", "preprocessor", "tuned", "finetune_card", "drafts"],
-    ["headers", "alike", "results"],
+    ["headers", "alike", "results", "matching"],
     ["full_clip", "publish"],
     ["plan", "towers"],
     ["engine", "heads", "scoring", "checkpoints", "loader"],
