@@ -18,7 +18,7 @@ from hfcart.card_results import HUB, accuracy_section, model_index
 from hfcart.errors import UsageError
 from hfcart.markdown import code, text
 from hfcart.names import layer_and_matrix
-from hfcart.records import Architecture, EvalRecord, MergeRecord, Similarity, SourceRecord, TensorRecord
+from hfcart.records import Architecture, EvalRecord, MergeRecord, Similarity, SourceData, SourceRecord, TensorRecord
 from hfcart.repo_id import is_repo_id
 from hfcart.scores import belongs
 from hfcart.template import front_matter as as_yaml
@@ -74,6 +74,7 @@ def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRe
         energy=_energy_range(record.tensors),
         similarity=_similarity_range(record.similarity),
         licenses=_by_license(record),
+        images=[_images(data) for data in record.data],
         accuracy=accuracy_section(results) if results else None,
         # Escapes for everything beyond ASCII: exact, and no invisible character can disguise a source.
         recipe=yaml.safe_dump(_short(record.recipe), sort_keys=False, width=math.inf),
@@ -228,6 +229,22 @@ def _tower(source: SourceRecord, record: MergeRecord, index: int | None) -> dict
 
 def _dataset(name: str) -> str:
     return f"[{text(name)}]({HUB}/datasets/{name})" if is_repo_id(name) else code(name, 60)
+
+
+def _images(data: SourceData) -> dict[str, str]:
+    """One row of the table of images that the method looked at, each cell as Markdown."""
+    dataset = data.dataset
+    pinned = is_repo_id(dataset.repo) and _COMMIT.fullmatch(dataset.commit) is not None
+    page = f"{HUB}/datasets/{dataset.repo}/tree/{dataset.commit}"
+    return {
+        "tower": code(data.source, 60),
+        "task": text(data.title),
+        "dataset": _dataset(dataset.repo),
+        "pin": f"[`{dataset.commit[:7]}`]({page})" if pinned else code(dataset.commit, 40),
+        "split": code(dataset.split, 40),
+        "images": f"{data.images:,}" + (f" ({data.undecodable:,} more are broken)" if data.undecodable else ""),
+        "sha256": code(data.sha256[:12]),
+    }
 
 
 def _size(architecture: Architecture) -> str:

@@ -319,6 +319,8 @@ class Worker:
         whole = {"scale": 1.0} if self._plan.recipe.lines is not None else {}
         offered = {**whole, **self._plan.settings, **self.known, "base": base, "key": group.key}
         offered["coefficients"] = self._plan.coefficients_of(group)
+        if gathered := self._plan.gathered:
+            offered |= {**gathered.known, **gathered.of(group, self._device)}
         return keywords_of(self._rule(group), offered)
 
     def _stacked_shape(self, group: Group) -> tuple[int, ...]:

@@ -236,7 +236,7 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
         yield _Others(shared, ())
         return
     with tempfile.TemporaryDirectory(prefix="hfcart-average-") as folder:
-        fields = {key: value for key, value in record.recipe.items() if key not in record.method.parameters}
+        fields = {key: value for key, value in record.recipe.items() if key not in {*record.method.parameters, "tasks"}}
         average = {**fields, "method": "average", "full_clip": False, "out": str(Path(folder) / "average")}
         progress.step("Averaging the towers that were merged")
         try:

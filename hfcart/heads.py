@@ -28,7 +28,8 @@ from hfcart.names import PROJECTION
 from hfcart.preprocessor import clip_default, read_preprocessor
 from hfcart.progress import Progress, Within
 from hfcart.records import Architecture, FinetuneRecord, MergeRecord, SourceRecord
-from hfcart.sources import known_base
+from hfcart.sources import Tower, known_base
+from hfcart.stores import LocalStore
 from hfcart.tasks import TaskCard
 from hfcart.towers import LoadedTower, opened, read_tensor
 from hfcart.tuned import read_any
@@ -83,19 +84,24 @@ def open_base(ref: str, progress: Progress) -> Base:
         SourceError: it is gone, holds a vision tower only, or is damaged.
     """
     with opened(ref, progress, whole=False) as tower:
-        parts = read_base_parts(tower)
-        size = tower.architecture.image_size
-        return Base(
-            label=tower.label,
-            ref=f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else ref,
-            source=tower.source,
-            architecture=tower.architecture,
-            projection=read_tensor(tower, parts.tensors[PROJECTION]),
-            logit_scale=float(read_tensor(tower, parts.tensors["logit_scale"]).exp()),
-            preprocessor=read_preprocessor(tower.store, size) or clip_default(size),
-            text_config={**parts.text_config, "projection_dim": tower.architecture.projection_dim},
-            tokenizer=parts.tokenizer,
-        )
+        return as_base(tower)
+
+
+def as_base(tower: Tower) -> Base:
+    """The same of a source that is open already, its headers read. Raises as `open_base` does."""
+    parts = read_base_parts(tower)
+    size, store = tower.architecture.image_size, tower.store
+    return Base(
+        label=tower.label,
+        ref=str(store.folder) if isinstance(store, LocalStore) else f"{store.repo}@{store.commit}",
+        source=tower.source,
+        architecture=tower.architecture,
+        projection=read_tensor(tower, parts.tensors[PROJECTION]),
+        logit_scale=float(read_tensor(tower, parts.tensors["logit_scale"]).exp()),
+        preprocessor=read_preprocessor(store, size) or clip_default(size),
+        text_config={**parts.text_config, "projection_dim": tower.architecture.projection_dim},
+        tokenizer=parts.tokenizer,
+    )
 
 
 def base_of(tower: LoadedTower) -> str:

@@ -69,6 +69,10 @@ def _check_recipe(recipe: dict[str, Any], where: str) -> None:
     """Refuse what no merge records: a stranger's recipe must not choose paths of ours, nor publish in our name."""
     method = METHODS.get(str(recipe.get("method")))
     known = _RECORDED | {p.name for p in method.parameters} if method else _RECORDED
+    if method and method.statistics:
+        known |= {"tasks"}
+        if not all(isinstance(task, dict) for task in recipe.get("tasks") or [None]):
+            raise UsageError(f"{where}: it does not say which task each source was fine-tuned on.")
     if unknown := sorted(set(recipe) - known):
         raise UsageError(f"{where}: no merge records {', '.join(map(repr, unknown))}.")
     sources = recipe.get("sources")

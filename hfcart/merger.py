@@ -71,10 +71,15 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> M
             )
         learned = _adapt(plan, partial, progress) if recipe.adapt else None
         environment = current_environment(device)
+        workers = recipe.workers or default_workers()
+        if plan.method.statistics:
+            from hfcart.statistics import gather  # the client of data sets takes time that other merges need not spend
+
+            plan.gathered = gather(plan, device, workers, progress)
         partial.open(plan.layout, _fingerprint(plan, environment))
         if partial.done:
             progress.note(f"Resuming: {len(partial.done)} of {len(plan.groups)} groups are done already.")
-        run(plan, partial, device, recipe.workers or default_workers(), progress)
+        run(plan, partial, device, workers, progress)
         return _finish(partial, plan, environment, learned, progress)
     finally:
         plan.close()
@@ -166,7 +171,8 @@ def _fingerprint(plan: Plan, environment: Environment) -> str:
     recipe = {key: value for key, value in plan.recorded_recipe().items() if key != "allow_distant"}
     sources = [tower.source.sha256 for tower in plan.towers]
     headers = {file: hashlib.sha256(header).hexdigest() for file, header in plan.layout.headers.items()}
-    return fingerprint(environment, recipe, sources, headers)
+    statistics = [data.sha256 for data in plan.gathered.data] if plan.gathered else []
+    return fingerprint(environment, recipe, sources, headers, statistics)
 
 
 def _warn_of_fallbacks(lines: Sequence[dict[str, Any]], progress: Progress) -> None:
@@ -273,6 +279,7 @@ def _record(
         environment=environment,
         files=dict(sorted(files.items())),
         adaptation=learned.record if learned else None,
+        data=plan.gathered.data if plan.gathered else (),
     )
 
 

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfcart.alike import check_alike
 from hfcart.architecture import expected_shapes
@@ -16,12 +16,16 @@ from hfcart.errors import UsageError
 from hfcart.full_clip import BaseParts, read_base_parts
 from hfcart.headers import read_headers
 from hfcart.layout import Layout, lay_out
+from hfcart.matching import match
 from hfcart.methods import METHODS, Method
 from hfcart.names import Group, groups
 from hfcart.progress import Progress
-from hfcart.recipe import Recipe, parse_size
+from hfcart.recipe import Recipe, SourceTask, parse_size
 from hfcart.records import Architecture
 from hfcart.sources import Tower, infer_base, pin, pin_all
+
+if TYPE_CHECKING:
+    from hfcart.statistics import Gathered
 
 TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
@@ -37,6 +41,9 @@ class Plan:
         method: its registry line.
         towers: the sources, in the order given until they are fetched, in canonical order from then on.
         given: the sources in the order given.
+        tasks: the task that each of them was fine-tuned on, if the method looks at images, and the dataset's commit,
+            if the recipe says one.
+        gathered: what the method knows of those images, once it is gathered.
         base: the base model, if the method needs one or one was given.
         architecture: shared by all of them.
         shapes: name -> shape of every output tensor, in output order.
@@ -57,6 +64,8 @@ class Plan:
     layout: Layout
     parts: BaseParts | None
     given: tuple[Tower, ...]
+    tasks: tuple[SourceTask, ...] = ()
+    gathered: Gathered | None = None
 
     @property
     def model_class(self) -> str:
@@ -123,6 +132,12 @@ class Plan:
         return asked if isinstance(asked, str) else asked.path if asked else infer_base(self.towers)
 
     @property
+    def own_tasks(self) -> list[SourceTask]:
+        """The tasks in the towers' present order."""
+        own = dict(zip(map(id, self.given), self.tasks, strict=True))
+        return [own[id(tower)] for tower in self.towers]
+
+    @property
     def towers_and_base(self) -> list[Tower]:
         """Every tower that is read."""
         return [*self.towers, *([self.base] if self.base else [])]
@@ -153,6 +168,10 @@ class Plan:
         What is copied is held once as stored and once as written: the largest, the token embedding, by one worker.
         """
         largest = 4 * max(self.group_elements(group) for group in self.groups if not group.copied)
+        if self.method.statistics == "fisher":
+            largest *= 2  # as many numbers again
+        if self.method.statistics == "gram":
+            largest = 4 * max(self.shapes[g.key][1] ** 2 for g in self.groups if g.matrix)
         copied = 8 * max((self.group_elements(group) for group in self.groups if group.copied), default=0)
         return _BASELINE + workers * largest * (len(self.towers) + self.method.copies) + copied
 
@@ -160,6 +179,8 @@ class Plan:
         """Close the files of every tower."""
         for tower in self.towers_and_base:
             tower.close()
+        if self.gathered:
+            self.gathered.close()
 
     def recorded_recipe(self) -> dict[str, Any]:
         """The recipe that reproduces the bytes: pinned sources, no paths, nothing that cannot change them.
@@ -178,6 +199,9 @@ class Plan:
         if self.recipe.coefficients is not None:
             found = ((group.key, self.coefficients_of(group)) for group in self.groups)
             out["coefficients"] = {key: list(values) for key, values in found if values is not None}
+        if self.gathered:
+            pairs = zip(self.own_tasks, self.gathered.data, strict=True)
+            out["tasks"] = [SourceTask.of(own.found, data.dataset.commit).plain() for own, data in pairs]
         if self.base:
             out["base"] = name(self.base)
         out |= {
@@ -203,8 +227,9 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
     """
     method = METHODS[recipe.method]
     towers = pin_all(recipe.sources, progress)
+    tasks = _tasks(recipe, towers)
     base_ref = recipe.base
-    if base_ref is None and (method.needs_base or recipe.full_clip):
+    if base_ref is None and (method.needs_base or method.heads or recipe.full_clip):
         base_ref = infer_base(towers)
         progress.note(f"Base model: {base_ref} (give --base to choose another).")
     base = pin(base_ref, progress) if base_ref else None
@@ -231,10 +256,20 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
         lay_out(shapes, dtype, parse_size(recipe.max_shard_size)),
         parts,
         tuple(towers),
+        tasks,
     )
     _check_rank(plan)
     _check_coefficients(plan)
     return plan
+
+
+def _tasks(recipe: Recipe, towers: list[Tower]) -> tuple[SourceTask, ...]:
+    """The task of each source, in the order given; () if the recipe names none."""
+    told = [task for task in recipe.tasks or () if isinstance(task, SourceTask)]
+    entries = [task for task in recipe.tasks or () if isinstance(task, str)]
+    if not entries:
+        return tuple(told)
+    return tuple(SourceTask.of(task, None) for task in match(towers, recipe.sources, entries))
 
 
 def dry_run(recipe: Recipe, progress: Progress) -> Plan:

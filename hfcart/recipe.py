@@ -19,6 +19,7 @@ from hfcart._cards import cards_dir
 from hfcart.errors import UsageError
 from hfcart.fields import Device, HubRepo, OutFolder, explain
 from hfcart.methods import ADAPTING, METHODS
+from hfcart.tasks import TaskCard, benchmark_task
 
 # Names of every method's parameters: fields of the recipe, and options of the command line.
 PARAMETERS = tuple(dict.fromkeys(p.name for m in METHODS.values() for p in m.parameters))
@@ -33,6 +34,55 @@ class LocalSource(BaseModel):
 
     path: str = Field(min_length=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+# Fields of a task card that say which images it is about and what may be seen on them.
+_DECIDES = ("id", "title", "dataset", "templates", "classnames")
+
+
+class SourceTask(BaseModel):
+    """The task of one source in a recorded recipe: the id of a benchmark's card or a whole card, and the commit.
+
+    Attributes:
+        task: id of a card that comes with hfcart.
+        card: any other card.
+        commit: of the dataset; None to take what the card says.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    task: str | None = None
+    card: TaskCard | None = None
+    commit: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+
+    @model_validator(mode="after")
+    def _one_card(self) -> SourceTask:
+        if (self.task is None) == (self.card is None):
+            raise ValueError("expected either the id of a task or a card")
+        if self.task is not None and benchmark_task(self.task) is None:
+            raise ValueError(f"there is no task {self.task[:80]!r}")
+        return self
+
+    @property
+    def found(self) -> TaskCard:
+        """The card."""
+        card = self.card or benchmark_task(self.task or "")
+        assert card is not None  # checked above
+        return card
+
+    @classmethod
+    def of(cls, card: TaskCard, commit: str | None) -> SourceTask:
+        """A card in the shortest form that says everything."""
+        if benchmark_task(card.id) == card:
+            return cls(task=card.id, commit=commit)
+        return cls(card=card, commit=commit)
+
+    def plain(self) -> dict[str, Any]:
+        """As YAML and JSON have it; of a card what decides which images it is about, and how they are classified."""
+        found = self.model_dump(mode="json", exclude_defaults=True)
+        if self.card is not None:
+            found["card"] = {k: v for k, v in found["card"].items() if k in _DECIDES}
+        return found
 
 
 class Recipe(BaseModel):
@@ -59,6 +109,10 @@ class Recipe(BaseModel):
     epsilon: float | None = None
     seed: int | None = None
     weights: tuple[float, ...] | None = Field(default=None, strict=False)
+    floor: float | None = None
+    off_diagonal: float | None = None
+    examples: int | None = None
+    tasks: tuple[str | SourceTask, ...] | None = Field(default=None, strict=False)
     common: float | None = None
     steps: int | None = None
     lr: float | None = None
@@ -92,6 +146,11 @@ class Recipe(BaseModel):
         if any(isinstance(s, str) and not s.strip() for s in value):
             raise ValueError("a source has no name")
         return value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _one_text(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("method")
     @classmethod
@@ -149,6 +208,7 @@ class Recipe(BaseModel):
             if not math.isfinite(self.lines):
                 raise ValueError(f"lines: {self.lines} is not a finite number")
         self._coefficients_fit()
+        self._check_tasks()
         if method.exactly and len(self.sources) != method.exactly:
             raise ValueError(f"{self.method} merges {method.exactly} sources, not {len(self.sources)}")
         if self.full_clip and self.with_projection:
@@ -180,6 +240,21 @@ class Recipe(BaseModel):
                 raise ValueError(f"coefficients: {name[:120]} has one that is not a finite number")
         if self.coefficients is not None and self.scale is not None:
             raise ValueError("coefficients are the scales of each tower: leave scale out")
+
+    def _check_tasks(self) -> None:
+        needed = METHODS[self.method].statistics is not None
+        if self.tasks is None:
+            if needed:
+                raise ValueError(
+                    f"{self.method} looks at images of each source's own task: say which tasks these are, such as "
+                    "tasks: 8, or --tasks 8"
+                )
+            return
+        if not needed:
+            raise ValueError(f"{self.method} looks at no images: leave tasks out")
+        recorded = sum(isinstance(task, SourceTask) for task in self.tasks)
+        if recorded not in (0, len(self.tasks)) or (recorded and recorded != len(self.sources)):
+            raise ValueError(f"tasks: {recorded} of a recorded recipe for {len(self.sources)} sources")
 
     @property
     def parameters(self) -> dict[str, Any]:

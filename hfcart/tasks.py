@@ -180,6 +180,11 @@ def _benchmark_task(name: str) -> TaskCard:
     return read_card(cards_dir() / "tasks" / f"{name}.yaml")
 
 
+def benchmark_task(name: str) -> TaskCard | None:
+    """A task that comes with hfcart by its id; None if there is none."""
+    return _benchmark_task(name) if name in _BENCHMARK else None
+
+
 def all_tasks() -> list[TaskCard]:
     """The 20 tasks of the benchmark, in its order."""
     return [_benchmark_task(name) for name in _BENCHMARK]

@@ -82,24 +82,28 @@ def load_tower(ref: str, progress: Progress) -> LoadedTower:
     Raises:
         SourceError: it is gone, no CLIP tower, damaged, or holds NaN or Inf.
     """
-    from hfcart.clip import vision_model  # transformers takes seconds to import: a wrong name is refused before
-
     with opened(ref, progress) as tower:
         own = tower.tensors.get(PROJECTION)
         projection = read_tensor(tower, own) if own and own.dtype in FLOATS else None
         architecture = check_alike([tower], None, projection=False)
-        names = expected_shapes(architecture, projection=False)
-        model = vision_model(architecture, {name: read_tensor(tower, tower.tensors[name]) for name in names})
         return LoadedTower(
             label=tower.label,
             source=tower.source,
             store=tower.store,
             architecture=architecture,
-            model=model,
+            model=running(tower),
             preprocessor=read_preprocessor(tower.store, architecture.image_size),
             projection=projection,
             is_clip=any(spec.name.startswith("text_model.") for spec in tower.stored),
         )
+
+
+def running(tower: Tower) -> CLIPVisionModel:
+    """The tower of an opened source as a model: float32, on the CPU, in eval mode. Raises as `load_tower` does."""
+    from hfcart.clip import vision_model  # transformers takes seconds to import: a wrong name is refused before
+
+    names = expected_shapes(tower.architecture, projection=False)
+    return vision_model(tower.architecture, {name: read_tensor(tower, tower.tensors[name]) for name in names})
 
 
 def read_tensor(tower: Tower, spec: TensorSpec) -> torch.Tensor:

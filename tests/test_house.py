@@ -46,7 +46,7 @@ FLOORS = [
     ["full_clip", "publish"],
     ["plan", "towers"],
     ["engine", "heads", "scoring", "checkpoints", "loader"],
-    ["adapt", "finetune"],
+    ["statistics", "adapt", "finetune"],
     ["merger"],
     ["verify", "evaluation", "apart"],
     ["measure", "sweep", "compare"],
@@ -155,7 +155,10 @@ def test_parameters_declared_are_the_functions_own() -> None:
                 for name, p in inspect.signature(rule).parameters.items()
                 if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in ("base", "coefficients")
             }
-            assert keywords == {p.name: p.default for p in method.parameters}
+            assert keywords == {p.name: p.default for p in method.parameters if not p.gathering}
+            known = inspect.signature(rule).parameters
+            assert ("fishers" in known) == ("norms" in known) == (method.statistics == "fisher")
+            assert ("grams" in known) == (method.statistics == "gram")
             assert ("base" in inspect.signature(rule).parameters) == method.needs_base
             assert ("coefficients" in inspect.signature(rule).parameters) == (method.adaptive is not None)
 

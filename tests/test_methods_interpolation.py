@@ -227,6 +227,7 @@ def test_every_parameter_is_a_field_of_the_recipe_and_takes_its_default() -> Non
                 continue
             parameter.check(parameter.default)
             fields = {"sources": ("a", "b"), "method": method.name, parameter.name: parameter.default}
+            fields |= {"tasks": "8"} if method.statistics else {}
             assert Recipe(**fields).parameters[parameter.name] == parameter.default
 
 

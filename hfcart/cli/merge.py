@@ -161,6 +161,16 @@ def merge(
             rich_help_panel=_ADAPTATION,
         ),
     ] = None,
+    own_tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAMES",
+            help="For methods that look at images (fisher, regmean): the tasks that the sources were fine-tuned on, as "
+            "hfcart eval takes them. Each source finds its own by the cards; SOURCE=TASK says it.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -286,6 +296,7 @@ def merge(
             "batch_size": batch_size,
             "precision": precision,
             "lines": lines,
+            "tasks": (own_tasks,) if own_tasks else None,
             "base": base,
             "qkv": qkv,
             "with_projection": with_projection,
@@ -329,7 +340,11 @@ def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
         output.note(f"{file} asks to publish the result to {recorded['push_to']}.")
     if method := METHODS.get(given.get("method", "")):
         # Another method than the file's: what only the file's takes is not asked of it.
-        names = {"lines": method.task_vectors, **dict.fromkeys(PARAMETERS, False)}
+        names = {
+            "lines": method.task_vectors,
+            "tasks": method.statistics is not None,
+            **dict.fromkeys(PARAMETERS, False),
+        }
         names |= dict.fromkeys((p.name for p in method.parameters), True)
         for name in [name for name, taken in names.items() if not taken]:
             if recorded.pop(name, None) is not None:
@@ -365,6 +380,7 @@ def _show_plan(plan: Plan, output: Output) -> None:
     output.result()
     facts = [
         ("method", plan.method.title + (f", {settings}" if settings else "")),
+        *([("images", _images(plan))] if plan.tasks else []),
         ("tensors", f"{len(plan.shapes)} ({plan.parameters:,} parameters)"),
         ("through the SVD", f"{plan.low_rank_groups} matrices of each source"),
         *([("copied from the base", _copied(plan))] if plan.parts else []),
@@ -373,6 +389,13 @@ def _show_plan(plan: Plan, output: Output) -> None:
         ("memory, about", f"{size(plan.peak_bytes(workers))} at the peak, with {workers} worker(s)"),
     ]
     output.table(["plan", ""], facts)
+
+
+def _images(plan: Plan) -> str:
+    """Which images are looked at, as far as it is known before a dataset is opened."""
+    towers = zip(plan.given, plan.tasks, strict=True)
+    own = ", ".join(f"{tower.label} on {task.found.id}" for tower, task in towers)
+    return f"{plan.settings['examples']} of each task, of the train split, without labels: {own}"
 
 
 def _copied(plan: Plan) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from hfcart.methods._adaptive import ADAMERGING, ADAPTING, CART
 from hfcart.methods._contract import Adaptive, Measure, Merged, Method, Parameter, Parts, function, keywords_of
+from hfcart.methods._informed import INFORMED
 from hfcart.methods._interpolation import INTERPOLATION
 from hfcart.methods._sparse import SPARSE
 from hfcart.methods._spectral import SCALE_HELP, SPECTRAL
@@ -111,6 +112,7 @@ METHODS: dict[str, Method] = {
         *SPARSE,
         *SPECTRAL,
         *INTERPOLATION,
+        *INFORMED,
     )
 }
 

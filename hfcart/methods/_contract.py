@@ -96,6 +96,7 @@ class Parameter:
         above: the value that every allowed one exceeds.
         most: the largest value allowed.
         choices: the values allowed, for a `choice`.
+        gathering: whether it decides only what the method's statistics are gathered on, and no rule takes it.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Parameter:
     above: float | None = None
     most: float | None = None
     choices: tuple[str, ...] = ()
+    gathering: bool = False
 
     @property
     def option(self) -> str:
@@ -156,6 +158,10 @@ class Method:
             measures' sum over all groups, and returns keyword arguments of the rules, as JSON has them. None if the
             rules need nothing but the group itself.
         task_vectors: whether the result is the base plus a merged task vector that `lines` may scale block by block.
+        statistics: what its rules must know of each tower on images of its own task, without labels: `fisher` (they
+            take `fishers`, task × shape, and `norms`) or `gram` (the matrix rule takes `grams` of the layers' inputs,
+            task × n × n); gathered by hfcart.statistics. None if it needs no images.
+        heads: whether those statistics take the tasks' zero-shot heads, and so the base's text side.
         exactly: the number of sources it is defined for; 0 for any.
         fewest: with fewer sources than this (and more than one) it gives their plain average, whatever its parameters.
         decomposes: whether each tower's matrices go through an SVD.
@@ -182,6 +188,8 @@ class Method:
     updates: str | None = None
     fit: str | None = None
     task_vectors: bool = False
+    statistics: Literal["fisher", "gram"] | None = None
+    heads: bool = False
     exactly: int = 0
     fewest: int = 1
     decomposes: bool = False
@@ -194,7 +202,10 @@ class Method:
     def needs(self) -> str:
         """What it takes beside the towers, in a few words."""
         exactly = f", {self.exactly} sources" if self.exactly else ""
-        return ("base model" if self.needs_base else "towers only") + exactly
+        examples = self.parameter("examples")
+        images = f", {examples.default} unlabelled images a task" if self.statistics and examples else ""
+        base = "base model" if self.needs_base else "base's text tower" if self.heads else "towers only"
+        return base + exactly + images
 
     @property
     def alike(self) -> bool:

@@ -6,7 +6,7 @@ machine that made it.
 
 from hfcart.records._adaptation import AdaptationRecord, AdaptedTask
 from hfcart.records._format import RECORD_FORMAT
-from hfcart.records._merge import MergeRecord, MethodRecord, Similarity, TensorRecord
+from hfcart.records._merge import MergeRecord, MethodRecord, Similarity, SourceData, TensorRecord
 from hfcart.records._results import ClassScore, EvalRecord, Reference, TaskResult
 from hfcart.records._search import CompareRecord, CompareRow, SweepPoint, SweepRecord
 from hfcart.records._sources import Architecture, CardFacts, DatasetRecord, Environment, FileRecord, SourceRecord
@@ -30,6 +30,7 @@ __all__ = [
     "RECORD_FORMAT",
     "Reference",
     "Similarity",
+    "SourceData",
     "SourceRecord",
     "SweepPoint",
     "SweepRecord",

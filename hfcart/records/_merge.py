@@ -7,7 +7,7 @@ from typing import Any
 
 from hfcart.records._adaptation import AdaptationRecord
 from hfcart.records._format import RECORD_FORMAT, canonical_json
-from hfcart.records._sources import Architecture, Environment, SourceRecord
+from hfcart.records._sources import Architecture, DatasetRecord, Environment, SourceRecord
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,35 @@ class Similarity:
 
 
 @dataclass(frozen=True)
+class SourceData:
+    """The images that a method looked at for one source.
+
+    Attributes:
+        source: label of the source.
+        task: id of the task card.
+        title: its title.
+        dataset: what was read.
+        part: which part of it: `train`.
+        images: how many images were looked at.
+        undecodable: images of the sample that could not be decoded; not among `images`.
+        card_sha256: digest of the task card: prompts, class names, split.
+        statistics: what was gathered: `fisher` or `gram`.
+        sha256: digest of every value gathered.
+    """
+
+    source: str
+    task: str
+    title: str
+    dataset: DatasetRecord
+    part: str
+    images: int
+    undecodable: int
+    card_sha256: str
+    statistics: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class MergeRecord:
     """Everything a stranger needs to trust and repeat a merge; written as hfcart.json.
 
@@ -99,6 +128,7 @@ class MergeRecord:
         environment: versions and device.
         files: sha256 of every file of the folder but hfcart.json itself, README.md, figures and results.
         adaptation: how the recipe's coefficients were learned; None if it has none, or they were given.
+        data: the images that the method looked at, one entry a source in their order; () if it needs none.
     """
 
     recipe: dict[str, Any]
@@ -114,6 +144,7 @@ class MergeRecord:
     environment: Environment
     files: dict[str, str]
     adaptation: AdaptationRecord | None = None
+    data: tuple[SourceData, ...] = ()
     format: int = RECORD_FORMAT
 
     def to_json(self) -> str:
