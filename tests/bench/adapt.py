@@ -1,0 +1,159 @@
+"""A step of adaptation against the plain way: time and peak memory for 2, 4 and 8 towers, as ratios of one run.
+
+    python tests/bench/adapt.py [layers]
+
+The plain way is functional_call over anchor + Σ λ component, every tower's component in memory and every task's graph
+held until one backward pass. Both learn CART++'s coefficients on ViT-B/32 (of 12 layers by default), one task a tower,
+16 images a task, float32, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+STEPS, BATCH, CLASSES = 4, 16, 4
+B32 = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "projection_dim": 512,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+
+
+def peak() -> int:
+    """Bytes of resident memory at this process's peak."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return next(1024 * int(words[1]) for words in lines if words[0] == "VmHWM:")
+
+
+def ours(towers: list[str], tasks: list[str]) -> list[float]:
+    """Seconds of each step of hfcart's own loop."""
+    from hfcart.adapt.loop import adapt
+    from hfcart.plan import make_plan
+    from hfcart.progress import Progress
+    from hfcart.recipe import make
+    from hfcart.sources import fetch_all
+
+    class Clock(Progress):
+        at: list[float] = []
+        counting = False
+
+        def start(self, label: str, total: int, unit: str) -> None:
+            self.counting = unit == "steps"
+
+        def advance(self, amount: int) -> None:
+            if self.counting:
+                self.at.append(time.perf_counter())
+
+    fields: dict[str, Any] = {"sources": tuple(towers), "adapt": ",".join(tasks), "base": "user/clip"}
+    plan = make_plan(make(fields | {"steps": STEPS, "batch_size": BATCH, "out": "ours"}), Path("c"), Progress())
+    fetch_all(plan.towers_and_base, Progress(), stream=False)
+    Path("ours.partial").mkdir(exist_ok=True)
+    clock = Clock()
+    adapt(plan, Path("ours.partial"), None, clock)
+    return [after - before for before, after in zip(clock.at, clock.at[1:], strict=False)]
+
+
+def plain(towers: list[str], tasks: list[str]) -> list[float]:
+    """Seconds of each step of the plain way."""
+    import torch
+    from safetensors.torch import load_file
+    from torch.func import functional_call
+    from transformers import CLIPVisionModel
+
+    states = [load_file(Path(tower) / "model.safetensors") for tower in towers]
+    model = CLIPVisionModel.from_pretrained(towers[0]).eval().requires_grad_(False)
+    prefix = "" if "embeddings.class_embedding" in dict(model.named_parameters()) else "vision_model."
+    anchors = {n.removeprefix("vision_model."): torch.stack([s[n] for s in states]).mean(0) for n in states[0]}
+    names = [n for n in anchors if ".layers." in n and anchors[n].ndim == 2]
+    components = {n: torch.stack([s[f"vision_model.{n}"] - anchors[n] for s in states]) for n in names}
+    del states
+    raw = torch.ones(len(towers), len(names), requires_grad=True)
+    adam = torch.optim.Adam([raw], lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.functional.normalize(torch.randn(CLASSES, 512, generator=generator), dim=-1)
+    projection = torch.randn(512, 768, generator=generator) * 0.02
+    seconds = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        weights = {prefix + name: anchor for name, anchor in anchors.items()}
+        for i, name in enumerate(names):
+            weights[prefix + name] = anchors[name] + torch.tensordot(raw[:, i], components[name], 1)
+        total = torch.zeros(())
+        for _ in tasks:
+            pixels = torch.randn(BATCH, 3, 224, 224, generator=generator)
+            features = functional_call(model, weights, kwargs={"pixel_values": pixels}).pooler_output @ projection.T
+            log_p = torch.log_softmax(100 * torch.nn.functional.normalize(features, dim=-1) @ head.T, dim=-1)
+            total = total - (log_p.exp() * log_p).sum(-1).mean()
+        adam.zero_grad()
+        total.backward()
+        adam.step()
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def child() -> None:
+    """One way, in this process: its seconds a step and its peak as JSON."""
+    way, towers, tasks = json.loads(sys.argv[2])
+    seconds = {"ours": ours, "plain": plain}[way](towers, tasks)
+    print(json.dumps([statistics.median(seconds), peak()]))
+
+
+def main() -> None:
+    """Make towers and data on a Hub of this machine, and measure both ways in turn."""
+    from clips import write_clip, write_images
+    from towers import write_tower
+
+    from hfcart.demo.hub import EmbeddedHub
+
+    config = {**B32, "num_hidden_layers": int(sys.argv[1]) if len(sys.argv) > 1 else 12}
+    with tempfile.TemporaryDirectory() as folder, EmbeddedHub(Path(folder) / "hub") as hub:
+        root = Path(folder)
+        hub.add_user("user", token="hf_user")
+        hub.create("user/clip")
+        clip = write_clip(root / "clip", 0, config)
+        hub.commit("user/clip", {path.name: path for path in clip.iterdir()})
+        towers = [str(write_tower(root / f"t{i}", i, config, delta=1e-4)) for i in range(1, 9)]
+        names = [f"class {i}" for i in range(CLASSES)]
+        files = {f"data/{part}-00000-of-00001.parquet": write_images(200, CLASSES, 1, names=names)
+                 for part in ("train", "test")}  # fmt: skip
+        tasks = []
+        for i in range(1, 9):
+            hub.create(f"user/data{i}", repo_type="dataset")
+            hub.commit(f"user/data{i}", files, repo_type="dataset")
+            card = {"id": f"data{i}", "title": f"Data {i}", "dataset": {"repo": f"user/data{i}"}}
+            (root / f"data{i}.yaml").write_text(json.dumps(card | {"templates": ["a {}."], "classnames": names}))
+            tasks.append(str(root / f"data{i}.yaml"))
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"), "HF_HUB_DISABLE_XET": "1"}
+        env["PYTHONPATH"] = str(Path(__file__).parents[2])
+        print(f"CART++ on ViT-B/32 of {config['num_hidden_layers']} layers, {BATCH} images of each task a step")
+        print("towers   plain s/step, GB    hfcart s/step, GB    plain / hfcart: time, memory")
+        for count in (2, 4, 8):
+            found = {}
+            for way in ("plain", "ours"):
+                argument = json.dumps([way, towers[:count], tasks[:count]])
+                command = [sys.executable, __file__, "child", argument]
+                done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True)
+                found[way] = json.loads(done.stdout.splitlines()[-1])
+            (a, b), (c, d) = found["plain"], found["ours"]
+            print(f"{count:6d}{a:15.2f}{b / 1e9:8.2f}{c:17.2f}{d / 1e9:8.2f}{a / c:21.2f}{b / d:9.2f}", flush=True)
+            subprocess.run(["rm", "-rf", str(root / "ours.partial")], check=True)
+
+
+if __name__ == "__main__":
+    child() if sys.argv[1:2] == ["child"] else main()
