@@ -282,7 +282,7 @@ def _treated(tensors: list[TensorRecord], *, fused: bool) -> dict[str, Any]:
     first = tensors[0]
     matrices = _unique(matrix[1] for tensor in tensors if (matrix := layer_and_matrix(tensor.name)))
     energies = [tensor.energy for tensor in tensors if tensor.energy is not None]
-    shape = _shape(first.shape) if matrices else ""
+    shape = _shape(first.shape) if matrices or first.rank else ""
     return {
         "what": ", ".join(map(code, matrices)) if matrices else _kind(first.name),
         "shape": f"{shape}, fused to {_shape((3 * first.shape[0], first.shape[1]))}" if fused else shape,

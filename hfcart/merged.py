@@ -20,7 +20,7 @@ RECIPE = "recipe.yaml"
 MAX_RECORD = 50_000_000  # bytes
 # What Plan.recorded_recipe writes, besides the method's own parameters.
 _RECORDED = {
-    *("sources", "method", "base", "qkv", "dtype", "max_shard_size"),
+    *("sources", "method", "base", "qkv", "matrices", "dtype", "max_shard_size"),
     *("with_projection", "full_clip", "allow_distant", "lines", "coefficients"),
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")

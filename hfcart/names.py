@@ -8,7 +8,7 @@ CLIPModel. The prefixed form is canonical: transformers 4.x silently re-initiali
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 PREFIX = "vision_model."
@@ -64,12 +64,13 @@ class Group:
         return self.names[0]
 
 
-def groups(names: Iterable[str], qkv: str) -> list[Group]:
+def groups(names: Iterable[str], qkv: str, also: Container[str] = ()) -> list[Group]:
     """Cut the tower's names into groups, in output order.
 
     Args:
         names: canonical names in output order.
         qkv: "split" merges q, k and v one by one; "fused" as one 3d × d matrix, as OpenCLIP stores them.
+        also: names that get the matrix rule although they are no attention or MLP weights.
     """
     out: list[Group] = []
     for name in names:
@@ -78,5 +79,5 @@ def groups(names: Iterable[str], qkv: str) -> list[Group]:
         elif qkv == "fused" and name.endswith(("self_attn.k_proj.weight", "self_attn.v_proj.weight")):
             continue
         else:
-            out.append(Group((name,), matrix=is_matrix(name)))
+            out.append(Group((name,), matrix=is_matrix(name) or name in also))
     return out

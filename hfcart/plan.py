@@ -211,6 +211,8 @@ class Plan:
             "with_projection": self.recipe.with_projection,
             "allow_distant": self.recipe.allow_distant,
         }
+        if self.recipe.matrices != "blocks":
+            out["matrices"] = self.recipe.matrices
         return out | ({"full_clip": True} if self.parts else {})
 
 
@@ -236,7 +238,8 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
     read_headers([*towers, *([base] if base else [])], converted, progress)
     architecture = check_alike(towers, base, projection=recipe.with_projection)
     shapes = expected_shapes(architecture, projection=recipe.with_projection)
-    to_do = groups(shapes, recipe.qkv)
+    also = {name for name, shape in shapes.items() if len(shape) == 2} if recipe.matrices == "all-2d" else ()
+    to_do = groups(shapes, recipe.qkv, also)
     dtype = _SAFE_NAME[recipe.dtype] if recipe.dtype else _widest(towers)
     parts = read_base_parts(base) if recipe.full_clip and base else None
     if parts and base:

@@ -124,6 +124,7 @@ class Recipe(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     base: str | LocalSource | None = None
     qkv: Literal["split", "fused"] = "split"
+    matrices: Literal["blocks", "all-2d"] = "blocks"
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     max_shard_size: str = "5GB"
     with_projection: bool = False
@@ -207,6 +208,9 @@ class Recipe(BaseModel):
                 raise ValueError("lines gives each block a scale of its own: leave scale out")
             if not math.isfinite(self.lines):
                 raise ValueError(f"lines: {self.lines} is not a finite number")
+        if self.matrices != "blocks" and not method.any_matrix:
+            able = ", ".join(name for name, line in METHODS.items() if line.any_matrix)
+            raise ValueError(f"matrices: {self.matrices} goes with {able}, not with {self.method}")
         self._coefficients_fit()
         self._check_tasks()
         if method.exactly and len(self.sources) != method.exactly:

@@ -461,7 +461,23 @@ def test_methods_lists_all(hfcart: Run) -> None:
     assert all(m["name"] in text and m["arxiv"] in text for m in listed)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["merge", "--help"], ["methods"]])
+def test_one_method_in_full(hfcart: Run) -> None:
+    shown = hfcart("methods", "iso_cts")
+    assert shown.returncode == 0, shown.stderr
+    method, text = METHODS["iso_cts"], " ".join(shown.stdout.split())
+    assert method.title in text and "needs base model" in text and "goes with --lines BETA, --matrices all-2d" in text
+    assert "--common 0.8 a number, above 0, at most 1" in text and method.citation in shown.stdout
+    assert "every other tensor gets the base plus" in text and "marczak2025no" in text
+    assert json.loads(hfcart("methods", "ties", "--json").stdout)["parameters"]["trim"]["choices"] == [
+        "global",
+        "tensor",
+    ]
+    assert "CART++" in hfcart("methods", "cart++").stdout  # what cart becomes with --adapt
+    unknown = hfcart("methods", "tie")
+    assert unknown.returncode == 2 and "no method 'tie'. Known: cart, " in " ".join(unknown.stderr.split())
+
+
+@pytest.mark.parametrize("args", [["--help"], ["merge", "--help"], ["methods"], ["methods", "ties"]])
 def test_help_imports_nothing_heavy(clean_env: dict[str, str], args: list[str]) -> None:
     code = (
         "import sys\nfrom hfcart.cli import main\n"

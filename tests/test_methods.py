@@ -128,4 +128,6 @@ def test_groups() -> None:
     fused = groups(names, "fused")
     assert [len(g.names) for g in fused] == [3, 1, 3, 1]
     assert fused[2].names == tuple(names[4:7]) and all(g.matrix for g in fused)
-    assert [g.matrix for g in groups(["vision_model.embeddings.position_embedding.weight"], "split")] == [False]
+    position = "vision_model.embeddings.position_embedding.weight"
+    assert [g.matrix for g in groups([position], "split")] == [False]
+    assert [g.matrix for g in groups([position], "split", {position})] == [True]

@@ -185,21 +185,6 @@ def test_weights_go_with_their_sources(tmp_path: Path, method: str) -> None:
     assert one == hfcart.merge(again, method=method, weights=recorded["weights"], out=str(tmp_path / "c"))
 
 
-@pytest.mark.parametrize("method", ["linear", "karcher", "model_stock", "sce"])
-def test_whole_towers(tmp_path: Path, method: str) -> None:
-    sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2, 3)]
-    base = str(write_tower(tmp_path / "base", 0))
-    one = hfcart.merge(sources, method=method, base=base, out=str(tmp_path / "a"), workers=1)
-    assert one == hfcart.merge(sources[::-1], method=method, base=base, out=str(tmp_path / "b"), workers=4)
-    assert {tensor.rule for tensor in one.tensors} == {method}
-    found = load_file(tmp_path / "a" / "model.safetensors")
-    order = [int(source.label[1:]) for source in one.sources]
-    rule = METHODS[method].load()[0]
-    for name, start in weights(0).items():
-        options = {"base": start} if METHODS[method].needs_base else {}
-        assert torch.equal(found[name], rule(torch.stack([weights(i)[name] for i in order]), **options).tensor), name
-
-
 @pytest.mark.parametrize(
     ("sources", "fields", "message"),
     [

@@ -16,7 +16,6 @@ from towers import weights, write_tower
 
 import hfcart
 from hfcart.errors import UsageError
-from hfcart.merged import read_record
 from hfcart.merger import merge_folder
 from hfcart.methods import METHODS, function, keywords_of
 from hfcart.methods.breadcrumbs import breadcrumbs
@@ -308,16 +307,6 @@ def test_ties_on_whole_towers(tmp_path: Path, sources: list[str], base: str, tri
         close(found[name], zero[name], update.reshape(zero[name].shape))
 
 
-@pytest.mark.parametrize("name", SPARSE)
-def test_order_workers_and_record(tmp_path: Path, sources: list[str], base: str, name: str) -> None:
-    first = hfcart.merge(sources, method=name, base=base, out=str(tmp_path / "a"), workers=1)
-    other = hfcart.merge(sources[::-1], method=name, base=base, out=str(tmp_path / "b"), workers=4)
-    assert first == other
-    text = (tmp_path / "a" / "hfcart.json").read_bytes()
-    assert dict(first.method.parameters) == {p.name: p.default for p in METHODS[name].parameters}
-    assert dict(make(read_record(text, "it").recipe).parameters) == first.method.parameters
-
-
 @pytest.mark.parametrize("name", ["ties", "consensus"])
 def test_entrywise_methods_do_not_care_how_qkv_are_grouped(
     tmp_path: Path, sources: list[str], base: str, name: str
@@ -365,30 +354,6 @@ def test_a_fit_is_journalled_and_not_gathered_again(tmp_path: Path, sources: lis
     resumed = Stop(0)
     assert merge_folder(recipe("m"), resumed) == expected
     assert "Measuring" not in resumed.stages
-
-
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "tsv_m", "dare"])
-def test_lines(tmp_path: Path, sources: list[str], base: str, method: str) -> None:
-    fields = {"method": method, "base": base}
-    hfcart.merge(sources, **fields, scale=1.0, out=str(tmp_path / "plain"))
-    record = hfcart.merge(sources, **fields, lines=0.5, out=str(tmp_path / "m"), workers=3)
-    assert record.recipe["lines"] == 0.5 and "scale" not in record.recipe
-    assert "LiNeS" in record.method.title and "wang2025lines" in record.method.citation
-    plain, found, zero = merged(tmp_path / "plain"), merged(tmp_path / "m"), weights(0)
-    towers = in_order(record)
-    above = sum(np.abs(sum(differences(t[n][None], zero[n])[0] for t in towers)).sum() for n in zero)
-    below = sum(np.abs(differences(plain[n][None], zero[n])).sum() for n in zero)
-    alpha = above / below / 3
-    if method == "task_arithmetic":
-        assert alpha == pytest.approx(1 / 3, rel=1e-6)
-    for name in zero:
-        block = next((int(part) for part in name.split(".") if part.isdigit()), None)
-        by = alpha + (0.5 * block / 1 if block is not None else 0)  # two blocks: L − 1 is 1
-        update = by * differences(plain[name][None], zero[name])[0]
-        error = np.abs(found[name].double().numpy() - zero[name].double().numpy() - update).max()
-        assert error <= 3e-7 * np.abs(zero[name].numpy()).max()
-    again = hfcart.merge(sources[::-1], **fields, lines=0.5, out=str(tmp_path / "r"), workers=1)
-    assert again == record
 
 
 @pytest.mark.parametrize(

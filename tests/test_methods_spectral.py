@@ -270,6 +270,33 @@ def test_whole_towers(tmp_path: Path, method: str, paper, fields: dict, qkv: str
     assert again == record
 
 
+@pytest.mark.parametrize(("method", "paper", "projection"), [("tsv_m", paper_tsv, True), ("iso_c", paper_iso_c, False)])
+def test_every_matrix_on_request(tmp_path: Path, method: str, paper, projection: bool) -> None:
+    """As in the authors' code: whatever has two dimensions, the position embedding and the projection too."""
+    sources = [str(write_tower(tmp_path / f"t{i}", i, projection=projection)) for i in (1, 2, 3)]
+    base = str(write_tower(tmp_path / "base", 0, projection=projection))
+    fields = {"method": method, "base": base, "with_projection": projection, "scale": 0.9}
+    record = hfcart.merge(sources, **fields, matrices="all-2d", out=str(tmp_path / "m"))
+    hfcart.merge(sources, **fields, out=str(tmp_path / "blocks"))
+    assert record.recipe["matrices"] == "all-2d"
+    found, plain = (load_file(tmp_path / folder / "model.safetensors") for folder in ("m", "blocks"))
+    zero, others = weights(0, projection=projection), [weights(i, projection=projection) for i in (1, 2, 3)]
+    more = {"vision_model.embeddings.position_embedding.weight"} | (
+        {"visual_projection.weight"} if projection else set()
+    )
+    assert {name for name in found if not torch.equal(found[name], plain[name])} == more
+    for name in more:
+        close(found[name], zero[name], 0.9 * paper(differences(torch.stack([o[name] for o in others]), zero[name])))
+        tau = sum(o[name].double() - zero[name].double() for o in others).numpy() / 3
+        close(plain[name], zero[name], 0.9 * tau, 1e-6)
+    also = "the position embedding and the projection" if projection else "the position embedding"
+    card, usual = ((tmp_path / folder / "README.md").read_text() for folder in ("m", "blocks"))
+    assert f"The attention and MLP weights, and the other matrices ({also}), get the base plus" in card
+    assert f"every other tensor, {also} among them, gets the base plus" in usual
+    again = hfcart.merge(sources[::-1], **fields, matrices="all-2d", out=str(tmp_path / "r"), workers=1)
+    assert again == record
+
+
 def test_wudi_on_whole_towers(tmp_path: Path) -> None:
     sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2, 3)]
     base = str(write_tower(tmp_path / "base", 0))
@@ -291,6 +318,7 @@ def test_wudi_on_whole_towers(tmp_path: Path) -> None:
         ({"method": "wudi", "lr": float("nan")}, "lr: nan is not a finite number"),
         ({"method": "wudi", "steps": 2.5}, "steps: "),
         ({"method": "wudi", "scale": 1.0}, "wudi has no scale: it takes lr, steps"),
+        ({"method": "wudi", "matrices": "all-2d"}, "all-2d goes with cart, tsv_m, iso_c, iso_cts, not with wudi"),
         ({"method": "cart", "common": 0.8}, "cart has no common: it takes rank, scale"),
     ],
 )

@@ -188,6 +188,15 @@ def merge(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    matrices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="blocks|all-2d",
+            help="What counts as a matrix, for methods that look at spectra: the blocks' attention and MLP weights, or "
+            "every tensor of two dimensions, so the position embedding too, as in TSV-M's own code. Default: blocks.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     with_projection: Annotated[
         bool | None,
         typer.Option(
@@ -299,6 +308,7 @@ def merge(
             "tasks": (own_tasks,) if own_tasks else None,
             "base": base,
             "qkv": qkv,
+            "matrices": matrices,
             "with_projection": with_projection,
             "full_clip": full_clip,
             "allow_distant": allow_distant,
@@ -342,6 +352,7 @@ def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
         # Another method than the file's: what only the file's takes is not asked of it.
         names = {
             "lines": method.task_vectors,
+            "matrices": method.any_matrix,
             "tasks": method.statistics is not None,
             **dict.fromkeys(PARAMETERS, False),
         }

@@ -8,64 +8,57 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcart.cli._output import reporting
-from hfcart.methods import ADAPTING, METHODS, Adaptive, Parameter
+from hfcart.cli._output import Output, reporting
+from hfcart.errors import UsageError
+from hfcart.methods import ADAPTING, METHODS, Adaptive, Method, Parameter
+
+_NUMBERS_OF = (
+    "published: mean accuracy over the eight tasks of CART's paper in per cent, ViT-B/32 / ViT-L/14. They are for "
+    "OpenCLIP's fine-tuned towers: the Hub's give others. Compare only what you measured yourself."
+)
 
 
-def methods(json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
-    """List the merge methods: what they do, what they need, their parameters and papers."""
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, with all there is to know.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the list, or the one, as JSON.")] = False,
+) -> None:
+    """List the merge methods: what they do, what they need, their parameters and papers.
+
+    Example:  hfcart methods ties
+    """
     with reporting() as output:
+        named = {m.adaptive.name: m for m in METHODS.values() if m.adaptive} | METHODS
+        if name is not None and name not in named:
+            raise UsageError(f"There is no method {name!r}. Known: {', '.join(METHODS)}.", hint="hfcart methods")
         if json:
-            listed = [
-                {
-                    "name": m.name,
-                    "title": m.title,
-                    "summary": m.summary,
-                    "formula": m.formula,
-                    "needs_base": m.needs_base,
-                    "lines": m.task_vectors,
-                    "parameters": {
-                        p.name: {"default": p.default, "help": p.help} | ({"choices": p.choices} if p.choices else {})
-                        for p in m.parameters
-                    },
-                    "arxiv": m.arxiv,
-                    "published": {"vit-b-32": m.published[0], "vit-l-14": m.published[1]},
-                    "note": m.note,
-                    "adaptive": _adaptive(m.adaptive) if m.adaptive else None,
-                }
-                for m in METHODS.values()
-            ]
-            output.data(json_module.dumps(listed, indent=2, ensure_ascii=False) + "\n")
-            return
-        rows = []
-        for m in METHODS.values():
-            rows.append((m.name, m.needs, _options(m.parameters), _figures(m.published), f"arXiv {m.arxiv}", m.summary))
-            if a := m.adaptive:
-                own = f"--method {m.name}\n--adapt NAMES\n"
-                learned = f"{m.name} with coefficients learned on unlabelled images."
-                needs = f"{m.needs}, images"
-                rows.append(
-                    (a.name, needs, own + _options(ADAPTING), _figures(a.published), f"arXiv {a.arxiv}", learned)
-                )
-        output.table(["method", "needs", "parameters", "published", "paper", "what it does"], rows)
-        output.result()
-        output.result(
-            "published: mean accuracy over the eight tasks of CART's paper in per cent, ViT-B/32 / ViT-L/14. They are "
-            "for OpenCLIP's fine-tuned towers: the Hub's give others. Compare only what you measured yourself."
-        )
-        for m in METHODS.values():
-            for each in (m, m.adaptive):
-                if each and each.note:
-                    output.result(f"{each.name}: {each.note}")
-        output.result("--lines BETA goes with " + ", ".join(m.name for m in METHODS.values() if m.task_vectors) + ".")
+            found: Any = _as_json(named[name]) if name else [_as_json(m) for m in METHODS.values()]
+            output.data(json_module.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        elif name:
+            _show_one(named[name], output)
+        else:
+            _show_all(output)
 
 
-def _options(parameters: Sequence[Parameter]) -> str:
-    return "\n".join(p.option + ("" if p.default is None else f" {p.default}") for p in parameters) or "none"
-
-
-def _figures(published: tuple[float | None, float | None]) -> str:
-    return " / ".join("–" if f is None else f"{f:.1f}" for f in published) if any(published) else ""
+def _as_json(m: Method) -> dict[str, Any]:
+    return {
+        "name": m.name,
+        "title": m.title,
+        "summary": m.summary,
+        "formula": m.formula,
+        "matrices": m.matrices,
+        "others": m.others,
+        "needs_base": m.needs_base,
+        "lines": m.task_vectors,
+        "all_2d": m.any_matrix,
+        "parameters": {
+            p.name: {"default": p.default, "help": p.help} | ({"choices": p.choices} if p.choices else {})
+            for p in m.parameters
+        },
+        "arxiv": m.arxiv,
+        "published": {"vit-b-32": m.published[0], "vit-l-14": m.published[1]},
+        "note": m.note,
+        "adaptive": _adaptive(m.adaptive) if m.adaptive else None,
+    }
 
 
 def _adaptive(a: Adaptive) -> dict[str, Any]:
@@ -81,3 +74,75 @@ def _adaptive(a: Adaptive) -> dict[str, Any]:
         "published": {"vit-b-32": a.published[0], "vit-l-14": a.published[1]},
         "note": a.note,
     }
+
+
+def _show_all(output: Output) -> None:
+    rows = []
+    for m in METHODS.values():
+        rows.append((m.name, m.needs, _options(m.parameters), _figures(m.published), f"arXiv {m.arxiv}", m.summary))
+        if a := m.adaptive:
+            own = f"--method {m.name}\n--adapt NAMES\n"
+            learned = f"{m.name} with coefficients learned on unlabelled images."
+            needs = f"{m.needs}, images"
+            rows.append((a.name, needs, own + _options(ADAPTING), _figures(a.published), f"arXiv {a.arxiv}", learned))
+    output.table(["method", "needs", "parameters", "published", "paper", "what it does"], rows)
+    output.result()
+    output.result(_NUMBERS_OF)
+    for m in METHODS.values():
+        for each in (m, m.adaptive):
+            if each and each.note:
+                output.result(f"{each.name}: {each.note}")
+    output.result("--lines BETA goes with " + ", ".join(m.name for m in METHODS.values() if m.task_vectors) + ".")
+    output.result("--matrices all-2d goes with " + ", ".join(m.name for m in METHODS.values() if m.any_matrix) + ".")
+    output.result("All about one of them: hfcart methods NAME")
+
+
+def _show_one(m: Method, output: Output) -> None:
+    """One method in full: what its card will say of it, its parameters and their ranges."""
+    output.result(m.title)
+    output.result()
+    options = [("--lines BETA", m.task_vectors), ("--matrices all-2d", m.any_matrix), ("--adapt NAMES", m.adaptive)]
+    tensors = [("every tensor gets", m.matrices)]
+    if not m.alike:
+        tensors = [("attention and MLP weights get", m.matrices), ("every other tensor gets", m.others)]
+    facts = [
+        ("needs", m.needs),
+        *tensors,
+        ("formula", m.formula),
+        (
+            "goes with",
+            ", ".join(option for option, taken in options if taken) or "none of --lines, --matrices, --adapt",
+        ),
+        ("published", _figures(m.published) or "no figure for those towers and tasks"),
+        *([("note", m.note)] if m.note else []),
+        *([("with --adapt", f"{m.adaptive.title}, {_figures(m.adaptive.published)}")] if m.adaptive else []),
+        ("paper", f"https://arxiv.org/abs/{m.arxiv}"),
+    ]
+    output.table(["method", m.name], facts)
+    if m.parameters:
+        output.result()
+        shown = [(p.option, "" if p.default is None else str(p.default), _values(p), p.help) for p in m.parameters]
+        output.table(["parameter", "default", "takes", "meaning"], shown)
+    output.result()
+    output.result(m.citation)
+    if any(m.published):
+        output.result()
+        output.result(_NUMBERS_OF)
+
+
+def _options(parameters: Sequence[Parameter]) -> str:
+    return "\n".join(p.option + ("" if p.default is None else f" {p.default}") for p in parameters) or "none"
+
+
+def _figures(published: tuple[float | None, float | None]) -> str:
+    return " / ".join("–" if f is None else f"{f:.1f}" for f in published) if any(published) else ""
+
+
+def _values(p: Parameter) -> str:
+    """What a parameter takes, in a few words: a choice, or a range."""
+    if p.choices:
+        return " or ".join(p.choices)
+    kind = {"rank": "a share or a whole number", "whole": "a whole number", "numbers": "one for each source"}
+    bounds = [("at least", p.least), ("above", p.above), ("at most", p.most)]
+    limits = [f"{word} {bound:.6g}" for word, bound in bounds if bound is not None]
+    return ", ".join([kind.get(p.kind, "a number"), *limits])

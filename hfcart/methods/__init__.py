@@ -72,6 +72,7 @@ METHODS: dict[str, Method] = {
             updates="cart:updates",
             fewest=3,  # two centred task vectors are opposite, and so are their approximations
             decomposes=True,
+            any_matrix=True,
             published=(83.0, 90.8),
             note="The authors' README has 84.7 and 92.6, with another rank and scale.",
             adaptive=CART,

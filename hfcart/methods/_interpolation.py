@@ -102,6 +102,7 @@ INTERPOLATION = (
         needs_base=True,
         arxiv="2403.19522",
         citation=_JANG,
+        task_vectors=True,
     ),
     Method(
         name="sce",
@@ -123,6 +124,7 @@ INTERPOLATION = (
         needs_base=True,
         arxiv="2408.07990",
         citation=_WAN,
+        task_vectors=True,
         copies=8,
     ),
 )

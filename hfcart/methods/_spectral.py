@@ -46,6 +46,7 @@ SPECTRAL = (
         citation=_GARGIULO,
         task_vectors=True,
         decomposes=True,
+        any_matrix=True,
         copies=16,
     ),
     Method(
@@ -65,6 +66,7 @@ SPECTRAL = (
         citation=_MARCZAK,
         task_vectors=True,
         decomposes=True,
+        any_matrix=True,
         copies=16,
         note="The paper's α for 8, 14, 20 tasks: ViT-B/32 1.3, 1.0, 0.9; ViT-L/14 1.5, 1.3, 1.0.",
     ),
@@ -94,6 +96,7 @@ SPECTRAL = (
         citation=_MARCZAK,
         task_vectors=True,
         decomposes=True,
+        any_matrix=True,
         copies=16,
         note="The paper's α for 8, 14, 20 tasks: ViT-B/32 1.5, 1.2, 1.1; ViT-L/14 1.9, 1.5, 1.2.",
     ),
