@@ -10,6 +10,8 @@ from conftest import Run
 from towers import write_tower
 
 from hfcart._cards import cards_dir
+from hfcart.cli._output import Output
+from hfcart.cli.merge import _recipe
 from hfcart.errors import UsageError
 from hfcart.recipe import make, names, read
 from hfcart.tasks import read_tasks
@@ -87,3 +89,10 @@ def test_the_command_line_overrides_a_named_recipe(hfcart: Run, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     written = (tmp_path / "m" / "recipe.yaml").read_text()
     assert "rank: 0.12" in written and "scale: 2.0" in written and "qkv: fused" in written
+
+
+def test_another_method_takes_only_the_towers_of_a_recipe() -> None:
+    for name in names():
+        for method in ("average", "model_stock"):
+            asked = _recipe(Path(name), {"method": method}, Output(quiet=True))
+            assert asked == make({"sources": asked.sources, "base": asked.base, "qkv": asked.qkv, "method": method})

@@ -354,6 +354,7 @@ def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
             "lines": method.task_vectors,
             "matrices": method.any_matrix,
             "tasks": method.statistics is not None,
+            "adapt": method.adaptive is not None,
             **dict.fromkeys(PARAMETERS, False),
         }
         names |= dict.fromkeys((p.name for p in method.parameters), True)
