@@ -124,6 +124,7 @@ SPARSE = (
         arxiv="2312.06795",
         citation=_DAVARI,
         task_vectors=True,
+        note="Entries are ranked over each tensor; the authors' code ranks within each row of it.",
     ),
     Method(
         name="dare",
@@ -170,5 +171,6 @@ SPARSE = (
         arxiv="2406.11617",
         citation=_DEEP,
         task_vectors=True,
+        note="The probabilities spread over ε, as in the paper; the authors' code, and mergekit, spread them over 2 ε.",
     ),
 )

@@ -48,6 +48,7 @@ SPECTRAL = (
         decomposes=True,
         any_matrix=True,
         copies=16,
+        note="Its authors' code takes the position embedding for a matrix as well: --matrices all-2d.",
     ),
     Method(
         name="iso_c",
@@ -68,7 +69,8 @@ SPECTRAL = (
         decomposes=True,
         any_matrix=True,
         copies=16,
-        note="The paper's α for 8, 14, 20 tasks: ViT-B/32 1.3, 1.0, 0.9; ViT-L/14 1.5, 1.3, 1.0.",
+        note="The paper's α for 8, 14, 20 tasks: ViT-B/32 1.3, 1.0, 0.9; ViT-L/14 1.5, 1.3, 1.0. With the Hub's "
+        "ViT-B/32 towers 1.5 is used. Every 2-D tensor is a matrix to its code: --matrices all-2d.",
     ),
     Method(
         name="iso_cts",
@@ -98,7 +100,8 @@ SPECTRAL = (
         decomposes=True,
         any_matrix=True,
         copies=16,
-        note="The paper's α for 8, 14, 20 tasks: ViT-B/32 1.5, 1.2, 1.1; ViT-L/14 1.9, 1.5, 1.2.",
+        note="The paper's α for 8, 14, 20 tasks: ViT-B/32 1.5, 1.2, 1.1; ViT-L/14 1.9, 1.5, 1.2. Every 2-D tensor "
+        "is a matrix to its code: --matrices all-2d.",
     ),
     Method(
         name="wudi",
