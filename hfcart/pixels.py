@@ -39,7 +39,7 @@ def normalised(pixels: UInt8[torch.Tensor, "b 3 side side"], fields: dict[str, A
         out *= fields["rescale_factor"]
     if fields["do_normalize"]:
         mean, std = (out.new_tensor(fields[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
-        out = (out - mean) / std
+        out.sub_(mean).div_(std)
     return out
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, UInt8
 
 from hfcart.data import Example, Split
 from hfcart.errors import NonFiniteError
+from hfcart.forward import pooled
 from hfcart.images import UndecodableImage, decode
 from hfcart.linalg import one_blas_thread
 from hfcart.pixels import normalised, to_pixels
@@ -74,10 +75,10 @@ class Scorer:
         """Unit vectors in CLIP's joint space: pooled output, projection, L2."""
         if precision == "float64":
             model, projection = self._in_float64()
-            found = model(pixel_values=pixels.cpu().double()).pooler_output @ projection.T
+            found = pooled(model, pixels.cpu().double()) @ projection.T
         else:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                found = self._model(pixel_values=pixels).pooler_output @ self._projection.T
+                found = pooled(self._model, pixels) @ self._projection.T
             found = found.float()
         return torch.nn.functional.normalize(found, dim=-1)
 

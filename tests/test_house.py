@@ -27,7 +27,7 @@ PACKAGE = ROOT / "hfcart"
 FLOORS = [
     ["errors", "records", "progress", "parallel", "repo_id", "safe_yaml", "_cards"],
     ["linalg", "moments", "methods", "names", "architecture", "similarity", "reader", "scores", "markdown", "images"],
-    ["layout", "tasks", "pixels", "fields"],
+    ["layout", "tasks", "pixels", "forward", "fields"],
     [
         "recipe",
         "hub",

@@ -1,0 +1,65 @@
+"""The forward pass of a CLIP vision tower that is only read: transformers' modules and weights, fewer bytes moved.
+
+A model's own `forward` writes each of its steps to fresh memory, and its last block what nobody reads. On a CPU that
+takes a fifth of the time, half of it in the system, which hands pages out, clears them and takes them back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
+    from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
+
+_QUICK = 1.702  # of QuickGELU, x * sigmoid(1.702 x)
+
+
+@torch.inference_mode()
+def pooled(model: CLIPVisionModel, pixels: Float[torch.Tensor, "b 3 side side"]) -> Float[torch.Tensor, "b width"]:
+    """The tower's `pooler_output` without its gradient, equal to the model's own but for rounding.
+
+    Residuals are added in place, and the last block computes queries, output and MLP of the class token alone: the
+    pooled output reads no other. Under autocast the matrix products are autocast's, as in the model.
+
+    Args:
+        model: in eval mode.
+        pixels: normalised, on the model's device.
+    """
+    x: torch.Tensor = model.pre_layrnorm(model.embeddings(pixels))
+    blocks: list[Any] = list(model.encoder.layers)
+    for block in blocks:
+        tokens = 1 if block is blocks[-1] else x.shape[1]
+        update = _attention(block.self_attn, block.layer_norm1(x), tokens)
+        x = x[:, :tokens]
+        x += update
+        x += _mlp(block.mlp, block.layer_norm2(x), quick=model.config.hidden_act == "quick_gelu")
+    out: torch.Tensor = model.post_layernorm(x[:, 0])
+    return out
+
+
+def _attention(
+    module: CLIPAttention, x: Float[torch.Tensor, "b token width"], tokens: int
+) -> Float[torch.Tensor, "b {tokens} width"]:
+    """Self-attention, of the first `tokens` tokens to all."""
+    split = (module.num_heads, module.head_dim)
+    projected = module.q_proj(x[:, :tokens]), module.k_proj(x), module.v_proj(x)
+    q, k, v = (part.unflatten(-1, split).transpose(1, 2) for part in projected)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    out: torch.Tensor = module.out_proj(mixed.transpose(1, 2).flatten(2))
+    return out
+
+
+def _mlp(
+    module: CLIPMLP, x: Float[torch.Tensor, "b token width"], *, quick: bool
+) -> Float[torch.Tensor, "b token width"]:
+    if not quick:
+        out: torch.Tensor = module.fc2(module.activation_fn(module.fc1(x)))
+        return out
+    # x * sigmoid(1.702 x) = silu(1.702 x) / 1.702: one pass in place, for the products take the factors along.
+    wide = torch.addmm(module.fc1.bias, x.flatten(0, 1), module.fc1.weight.T, beta=_QUICK, alpha=_QUICK)
+    torch.nn.functional.silu(wide, inplace=True)
+    return torch.addmm(module.fc2.bias, wide, module.fc2.weight.T, alpha=1 / _QUICK).view_as(x)
