@@ -25,15 +25,15 @@ def coefficient_grid(record: MergeRecord) -> Grid:
 
 def draw_coefficients(record: MergeRecord, grid: Grid) -> Figure:
     """`grid`: as `coefficient_grid` gives it."""
-    figure, axes = blank(min(10.0, 1.6 + 0.38 * len(grid)))
+    figure, axes = blank(min(10.0, 1.9 + 0.34 * len(grid)))
     low, high = float(grid.min()), float(grid.max())
     start = record.adaptation.start if record.adaptation else float(grid.mean())
     reach = max(abs(low - start), abs(high - start), 0.01)
     scale: Normalize = TwoSlopeNorm(start, start - reach, start + reach)
     heat_map(axes, grid, "PuOr_r", scale, 2)
-    white = "where they began" if record.adaptation else "their mean"
-    colour_bar(figure, axes, "PuOr_r", scale, f"coefficient (white: {start:.2f}, {white})")
-    axes.set_title("Coefficients, mean of a layer's attention and MLP weights")
+    white = "where all began" if record.adaptation else "their mean"
+    colour_bar(figure, axes, "PuOr_r", scale, "coefficient")
+    axes.set_title(f"Coefficients, mean of a layer's attention and MLP weights (white: {start:.2f}, {white})")
     axes.set_xlabel("layer (0 is next to the input)")
     axes.set_xticks(ticks(grid.shape[1]))
     names = short_names([source.label for source in record.sources])
