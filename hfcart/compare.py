@@ -30,7 +30,7 @@ from hfcart.matching import known, own_task
 from hfcart.methods import METHODS
 from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress
-from hfcart.recipe import make
+from hfcart.recipe import SourceTask, make
 from hfcart.records import CompareRecord, CompareRow, Environment
 from hfcart.scoring import Scorer, batch_for, score, towers_at_once
 from hfcart.sources import fetch_all, infer_base
@@ -50,7 +50,7 @@ class _Work:
     """What is merged and measured on what: fixed before the work. And what came of it so far."""
 
     plan: Plan
-    sources: dict[str, str]  # what opens a source at its commit -> id of the task that it was fine-tuned on, or ""
+    sources: dict[str, TaskCard | None]  # what opens a source at its commit -> the task that it was fine-tuned on
     base: Base
     splits: list[Split]
     rows: tuple[str, ...]
@@ -128,7 +128,7 @@ def run_compare(
     if references not in REFERENCES:
         raise UsageError(f"--references is {references!r}, expected one of {', '.join(REFERENCES)}.")
     names = tuple(dict.fromkeys(methods)) or tuple(offered(len(sources)))
-    settings = {name: _settings(sources, name) for name in names}
+    settings = {name: _settings(sources, name, tasks[0]) for name in names}
     where, threads = choose_device(device), workers or default_workers()
     with PartialFolder(out, overwrite=overwrite) as partial:
         asked = make({"sources": tuple(sources), "method": "task_arithmetic", "base": base})
@@ -136,9 +136,14 @@ def run_compare(
         try:
             fetch_all(plan.towers_and_base, progress, stream=False)
             bound = open_base(_reopened(plan, base), progress)
+            own = _sources(plan, sources, tasks)
+            if not methods and (blind := _blind(own)):
+                left = [name for name in names if METHODS[name].statistics]
+                progress.warn(f"{' and '.join(left)} are left out. {blind}")
+                names = tuple(name for name in names if name not in left)
             work = _Work(
                 plan=plan,
-                sources=_sources(plan, sources, tasks),
+                sources=own,
                 base=bound,
                 splits=[open_split(task, part, limit=limit, streaming=streaming, progress=progress) for task in tasks],
                 rows=(*(_BESIDE if references == "measured" else ()), *names),
@@ -163,8 +168,10 @@ def run_compare(
             plan.close()
 
 
-def _settings(sources: Sequence[str], name: str) -> dict[str, Any]:
-    return make({"sources": tuple(sources), "method": name}).parameters
+def _settings(sources: Sequence[str], name: str, any_task: TaskCard) -> dict[str, Any]:
+    # Which tasks decides no parameter; whether a method takes some is known here already.
+    told = {"tasks": [SourceTask.of(any_task, None)] * len(sources)} if METHODS[name].statistics else {}
+    return make({"sources": tuple(sources), "method": name, **told}).parameters
 
 
 def _reopened(plan: Plan, base: str | None) -> str:
@@ -174,13 +181,21 @@ def _reopened(plan: Plan, base: str | None) -> str:
     return base or infer_base(plan.towers)
 
 
-def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[str, str]:
-    """What opens each source at its commit, and the one of these tasks that it says it was fine-tuned on, or ""."""
-    found: dict[str, str] = {}
+def _blind(sources: Mapping[str, TaskCard | None]) -> str | None:
+    """Why methods that look at training images of each source's own task cannot do so; None if they can."""
+    if lost := [ref.partition("@")[0] for ref, task in sources.items() if task is None]:
+        return f"They look at images of each source's own task, and none of these tasks is that of {', '.join(lost)}."
+    if closed := sorted({task.id for task in sources.values() if task and task.dataset.train_split is None}):
+        return f"They look at training images, and {', '.join(closed)} names no train split."
+    return None
+
+
+def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[str, TaskCard | None]:
+    """What opens each source at its commit, and the one of these tasks that it says it was fine-tuned on."""
+    found: dict[str, TaskCard | None] = {}
     for text, tower in zip(given, plan.given, strict=True):
-        own = own_task(known(tower), tasks)
         ref = f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else text
-        found[ref] = own.id if own else ""
+        found[ref] = own_task(known(tower), tasks)
     return found
 
 
@@ -211,7 +226,13 @@ def _merge(work: _Work, name: str) -> bool:
         "device": work.asked_device,
         "workers": work.workers,
     }
-    found = merge_apart(fields | ({"base": work.base.ref} if METHODS[name].needs_base else {}))
+    method, blind = METHODS[name], _blind(work.sources)
+    if method.needs_base or method.heads:
+        fields["base"] = work.base.ref
+    if method.statistics:
+        commits = {split.task.id: split.dataset.commit for split in work.splits}
+        fields["tasks"] = [SourceTask.of(task, commits[task.id]).plain() for task in work.sources.values() if task]
+    found = Apart(0.0, 0, None, blind, ()) if method.statistics and blind else merge_apart(fields)
     for warning in found.warnings:
         work.warn(warning)
     if found.error is not None:
@@ -283,7 +304,7 @@ def _place(work: _Work, row: str) -> str:
 
 
 def _own_tower(work: _Work, task: TaskCard) -> str | None:
-    found = next((ref for ref, own in work.sources.items() if own == task.id), None)
+    found = next((ref for ref, own in work.sources.items() if own == task), None)
     if found is None:
         work.warn(f"None of the towers says that it was fine-tuned on {task.dataset.repo} alone.")
     return found
@@ -303,10 +324,11 @@ def _scorer(work: _Work, row: str, ref: str) -> Scorer:
 
 
 def _fingerprint(work: _Work, settings: Mapping[str, Any], environment: Environment) -> str:
+    own = sorted(task.id if task else "" for task in work.sources.values())
     return fingerprint(
         environment,
         sorted(tower.source.sha256 for tower in work.plan.towers),
-        [work.base.key, work.precision, work.rows, settings, sorted(work.sources.values())],
+        [work.base.key, work.precision, work.rows, settings, own],
         [split.decides() for split in work.splits],
     )
 

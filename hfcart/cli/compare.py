@@ -96,12 +96,12 @@ def compare(
         )
         if json:
             output.data(record.to_json())
-        _show(record, sources, base, out, output)
+        _show(record, sources, tasks, base, out, output)
         if any(row.error for row in record.rows):
             raise typer.Exit(1)
 
 
-def _show(record: CompareRecord, sources: list[str], base: str | None, out: Path, output: Output) -> None:
+def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | None, out: Path, output: Output) -> None:
     from hfcart.compare import RECORD, TABLE
     from hfcart.compare_table import cells, columns, explain
 
@@ -115,7 +115,9 @@ def _show(record: CompareRecord, sources: list[str], base: str | None, out: Path
         output.result("Measured on test images: a method chosen by this table is chosen by them.")
     if record.best:
         options = [] if record.best.name == "cart" else ["--method", record.best.name]
-        options += ["--base", base] if base and METHODS[record.best.name].needs_base else []
+        method = METHODS[record.best.name]
+        options += ["--base", base] if base and (method.needs_base or method.heads) else []
+        options += ["--tasks", tasks] if method.statistics else []
         output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
     output.result(f"  table    {out / TABLE}")
     output.result(f"  chart    {out / 'figures' / 'compare.png'}")
