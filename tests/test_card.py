@@ -913,3 +913,20 @@ def test_the_hub_refuses_bad_cards(tmp_path):
         "model-index": "model-index",
     }.items():
         assert what in refused[name]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_symbol_of_the_formula_is_told(method: str) -> None:
+    """The formula's letters are the paper's: which option each one is, and which tensors get what, stands under it."""
+    used = METHODS[method]
+    text = render_card(make_record(method=method, base=hub_source("b/y", APACHE) if used.needs_base else None))
+    if used.parameter("scale"):
+        factor = "α" if r"\alpha" in used.formula else "λ"
+        assert f" {factor} is `scale`." in text
+    if method == "consensus":
+        assert " λ is `threshold`. k is `agree`." in text and "hfcart's defaults, 0.4 and 0.3, are its own" in text
+    if method in ("dare", "della"):
+        assert " 1 − p is `density`." in text
+    alike = "Every tensor gets" in text and "every other tensor" not in text
+    assert alike is used.alike
+    assert "\n\n\n" not in text

@@ -18,7 +18,7 @@ import hfcart
 from hfcart.demo.hub import EmbeddedHub
 from hfcart.merger import merge_folder
 from hfcart.methods import METHODS, function, keywords_of
-from hfcart.names import is_matrix
+from hfcart.names import groups
 from hfcart.progress import Progress
 from hfcart.recipe import make
 from hfcart.verify import run_verify
@@ -58,28 +58,34 @@ def learned(method: str, settings: dict[str, Any], groups: list[tuple[torch.Tens
 
 
 def by_rules(
-    name: str, cfg: dict[str, Any], order: list[int], dtypes: dict[int, torch.dtype], **changed: float
+    name: str, cfg: dict[str, Any], order: list[int], dtypes: dict[int, torch.dtype], qkv: str, **changed: float
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What a method's rules make of towers read as float32: (merged, all towers stacked, base), by tensor."""
     method = METHODS[name]
     towers = [{n: v.to(dtypes[i]).float() for n, v in weights(i, cfg).items()} for i in order]
     base = {n: v.to(dtypes[0]).float() for n, v in weights(0, cfg).items()}
     stacks = {n: torch.stack([tower[n] for tower in towers]) for n in base}
+    units = [  # a group's tensors one below the other
+        (group, torch.cat([stacks[n] for n in group.names], 1), torch.cat([base[n] for n in group.names]))
+        for group in groups(base, qkv)
+    ]
     settings = {p.name: p.default for p in method.parameters if p.default is not None} | changed
-    known = learned(name, settings, [(stacks[n], base[n]) for n in base])
+    known = learned(name, settings, [(thetas, start) for _, thetas, start in units])
     merged, rules = {}, method.load()
-    for tensor, stack in stacks.items():
-        rule = rules[0] if is_matrix(tensor) else rules[1]
-        offered = {**settings, **known, "key": tensor, "base": base[tensor]}
-        merged[tensor] = rule(stack, **keywords_of(rule, offered)).tensor
+    for group, thetas, start in units:
+        rule = rules[0] if group.matrix else rules[1]
+        offered = {**settings, **known, "key": group.key, "base": start}
+        whole = rule(thetas, **keywords_of(rule, offered)).tensor
+        merged |= dict(zip(group.names, whole.split([len(base[n]) for n in group.names]), strict=True))
     return merged, stacks, base
 
 
-def check_tensors(folder: Path, name: str, dtypes: dict[int, torch.dtype]) -> None:
+def check_tensors(folder: Path, name: str, dtypes: dict[int, torch.dtype], qkv: str) -> None:
     record = json.loads((folder / "hfcart.json").read_text())
     defaults = {p.name: p.default for p in METHODS[name].parameters if p.default is not None}
     assert record["method"]["parameters"] == defaults
-    expected, _, _ = by_rules(name, SMALL, [int(source["label"][-1]) for source in record["sources"]], dtypes)
+    order = [int(source["label"][-1]) for source in record["sources"]]
+    expected, _, _ = by_rules(name, SMALL, order, dtypes, qkv)
     found = load_file(folder / "model.safetensors")
     assert set(found) == set(expected)
     for tensor, value in found.items():
@@ -98,13 +104,13 @@ def test_a_merge_keeps_its_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sources = ["t1", "t2", "t3"][: method.exactly or 3]
 
     def recipe(names: list[str], workers: int) -> Any:
-        return make({"sources": names, "method": name, "base": "t0", "workers": workers, "out": "m"})
+        return make({"sources": names, "method": name, "base": "t0", "workers": workers, "out": "m", "qkv": "fused"})
 
     with pytest.raises(KeyboardInterrupt):
         merge_folder(recipe(sources[::-1], 1), Stop(4))
     assert Path("m.partial").is_dir() and not Path("m").exists()
     merge_folder(recipe(sources, 3), Progress())
-    check_tensors(Path("m"), name, dtypes)
+    check_tensors(Path("m"), name, dtypes, "fused")
     assert run_verify("m", device="cpu", stream=False, progress=Progress()).identical
     card = Path("m/README.md").read_text()
     assert method.citation in card and f"https://arxiv.org/abs/{method.arxiv}" in card
@@ -127,7 +133,7 @@ for name in sys.argv[1:]:
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in names:
-        check_tensors(tmp_path / name, name, dict.fromkeys(range(4), torch.float32))
+        check_tensors(tmp_path / name, name, dict.fromkeys(range(4), torch.float32), "split")
     kept = [p for p in (tmp_path / "hf-home").rglob("*") if p.is_file() and p.stat().st_size > 20_000]
     assert not kept  # nothing of the weights
 
@@ -142,7 +148,7 @@ def test_lines_over_it(tmp_path: Path, name: str) -> None:
     assert "LiNeS" in record.method.title and "wang2025lines" in record.method.citation
     at_one = {"scale": 1.0} if METHODS[name].parameter("scale") else {}
     order = [int(source.label[-1]) for source in record.sources]
-    plain, stacks, zero = by_rules(name, TINY, order, dict.fromkeys(range(4), torch.float32), **at_one)
+    plain, stacks, zero = by_rules(name, TINY, order, dict.fromkeys(range(4), torch.float32), "split", **at_one)
     above = sum(float((stacks[n].double() - zero[n].double()).sum(0).abs().sum()) for n in zero)
     below = sum(float((plain[n].double() - zero[n].double()).abs().sum()) for n in zero)
     alpha = above / below / 3

@@ -86,7 +86,7 @@ SPARSE = (
         title="Consensus task arithmetic (TALL masks)",
         summary="Task arithmetic on the entries that matter to at least two tasks, the base elsewhere.",
         matrices="the base plus α times the sum of the task vectors, in the places that at least `agree` towers' "
-        "TALL masks keep",
+        "TALL masks keep (the paper chooses λ and α on validation images; hfcart's defaults, 0.4 and 0.3, are its own)",
         others=_SAME,
         formula=r"\theta_m = \theta_0 + \alpha \sum_{t=1}^{T} \tau_t \odot \mathbb{1}\Big[\sum_s m_s \ge k\Big],"
         r" \qquad m_t = \mathbb{1}\big[\,|\tau_t| > \lambda\, |\textstyle\sum_s \tau_s - \tau_t|\,\big]",
