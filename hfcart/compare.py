@@ -27,7 +27,7 @@ from hfcart.evaluation import precision_for
 from hfcart.heads import Base, make_head, open_base
 from hfcart.layout import Layout
 from hfcart.matching import known, own_task
-from hfcart.methods import METHODS
+from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
 from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress
 from hfcart.recipe import SourceTask, make
@@ -77,9 +77,10 @@ class _Work:
             self.progress.warn(text)
 
 
-def offered(sources: int) -> list[str]:
-    """Every method that can merge so many sources, in the registry's order."""
-    return [name for name, method in METHODS.items() if method.exactly in (0, sources)]
+def offered(sources: int, *, adapted: bool = False) -> list[str]:
+    """Every method that can merge so many sources, in the registry's order; then what `adapt` makes of them."""
+    found = [name for name, method in METHODS.items() if method.exactly in (0, sources)]
+    return found + [name for name, method in ADAPTIVE.items() if adapted and method in found]
 
 
 def run_compare(
@@ -104,7 +105,8 @@ def run_compare(
     Args:
         sources: as for a merge.
         tasks: what to measure on.
-        methods: names of the registry, each used with its default parameters; () for all that take these sources.
+        methods: names of the registry and of what `adapt` makes of its methods, each used with its default parameters;
+            () for all that take these sources and learn no coefficients, ("all",) for those that do as well.
         base: the CLIP model behind the heads, and the base of the methods that need one. Default: as for a merge.
         part: which images.
         limit: a seeded sample of so many images a task.
@@ -127,7 +129,10 @@ def run_compare(
     """
     if references not in REFERENCES:
         raise UsageError(f"--references is {references!r}, expected one of {', '.join(REFERENCES)}.")
-    names = tuple(dict.fromkeys(methods)) or tuple(offered(len(sources)))
+    every = not methods or tuple(methods) == ("all",)
+    names = tuple(offered(len(sources), adapted=bool(methods)) if every else dict.fromkeys(methods))
+    if unknown := [name for name in names if name not in (*METHODS, *ADAPTIVE)]:
+        raise UsageError(f"unknown method {unknown[0]!r}, expected one of {', '.join((*METHODS, *ADAPTIVE))}, or all.")
     settings = {name: _settings(sources, name, tasks[0]) for name in names}
     where, threads = choose_device(device), workers or default_workers()
     with PartialFolder(out, overwrite=overwrite) as partial:
@@ -137,8 +142,7 @@ def run_compare(
             fetch_all(plan.towers_and_base, progress, stream=False)
             bound = open_base(_reopened(plan, base), progress)
             own = _sources(plan, sources, tasks)
-            if not methods and (blind := _blind(own)):
-                left = [name for name in names if METHODS[name].statistics]
+            for left, blind in _blind_ones(names, own, tasks) if every else ():
                 progress.warn(f"{' and '.join(left)} are left out. {blind}")
                 names = tuple(name for name in names if name not in left)
             work = _Work(
@@ -170,8 +174,12 @@ def run_compare(
 
 def _settings(sources: Sequence[str], name: str, any_task: TaskCard) -> dict[str, Any]:
     # Which tasks decides no parameter; whether a method takes some is known here already.
-    told = {"tasks": [SourceTask.of(any_task, None)] * len(sources)} if METHODS[name].statistics else {}
-    return make({"sources": tuple(sources), "method": name, **told}).parameters
+    one = SourceTask.of(any_task, None)
+    told: dict[str, Any] = {"tasks": [one] * len(sources)} if name in METHODS and METHODS[name].statistics else {}
+    if name in ADAPTIVE:
+        told["adapt"] = (one,)
+    settings = make({"sources": tuple(sources), "method": ADAPTIVE.get(name, name), **told}).parameters
+    return settings | ({p.name: p.default for p in ADAPTING} if name in ADAPTIVE else {})
 
 
 def _reopened(plan: Plan, base: str | None) -> str:
@@ -181,13 +189,27 @@ def _reopened(plan: Plan, base: str | None) -> str:
     return base or infer_base(plan.towers)
 
 
-def _blind(sources: Mapping[str, TaskCard | None]) -> str | None:
-    """Why methods that look at training images of each source's own task cannot do so; None if they can."""
-    if lost := [ref.partition("@")[0] for ref, task in sources.items() if task is None]:
-        return f"They look at images of each source's own task, and none of these tasks is that of {', '.join(lost)}."
-    if closed := sorted({task.id for task in sources.values() if task and task.dataset.train_split is None}):
+def _blind(name: str, sources: Mapping[str, TaskCard | None], tasks: Sequence[TaskCard]) -> str | None:
+    """Why a method that looks at training images cannot do so; None if it can, or needs none."""
+    looks_at: Sequence[TaskCard | None] = tasks if name in ADAPTIVE else ()
+    if name in METHODS and METHODS[name].statistics:
+        looks_at = list(sources.values())
+        if lost := [ref.partition("@")[0] for ref, task in sources.items() if task is None]:
+            return f"They look at images of each source's own task, and none of these is that of {', '.join(lost)}."
+    if closed := sorted({task.id for task in looks_at if task and task.dataset.train_split is None}):
         return f"They look at training images, and {', '.join(closed)} names no train split."
     return None
+
+
+def _blind_ones(
+    names: Sequence[str], sources: Mapping[str, TaskCard | None], tasks: Sequence[TaskCard]
+) -> list[tuple[list[str], str]]:
+    """The methods that cannot look at the images they need, by what keeps them from it."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if why := _blind(name, sources, tasks):
+            found.setdefault(why, []).append(name)
+    return [(left, why) for why, left in found.items()]
 
 
 def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[str, TaskCard | None]:
@@ -221,18 +243,20 @@ def _merge(work: _Work, name: str) -> bool:
         place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=work.towers))
     fields: dict[str, Any] = {
         "sources": list(work.sources),
-        "method": name,
+        "method": ADAPTIVE.get(name, name),
         "out": str(place / "merged"),
         "device": work.asked_device,
         "workers": work.workers,
     }
-    method, blind = METHODS[name], _blind(work.sources)
-    if method.needs_base or method.heads:
+    method, pinned = behind(name), {s.task.id: SourceTask.of(s.task, s.dataset.commit).plain() for s in work.splits}
+    if method.needs_base or method.heads or name in ADAPTIVE:
         fields["base"] = work.base.ref
     if method.statistics:
-        commits = {split.task.id: split.dataset.commit for split in work.splits}
-        fields["tasks"] = [SourceTask.of(task, commits[task.id]).plain() for task in work.sources.values() if task]
-    found = Apart(0.0, 0, None, blind, ()) if method.statistics and blind else merge_apart(fields)
+        fields["tasks"] = [pinned[task.id] for task in work.sources.values() if task]
+    if name in ADAPTIVE:
+        fields["adapt"] = list(pinned.values())
+    blind = _blind(name, work.sources, [split.task for split in work.splits])
+    found = Apart(0.0, 0, None, blind, ()) if blind else merge_apart(fields)
     for warning in found.warnings:
         work.warn(warning)
     if found.error is not None:
@@ -376,7 +400,7 @@ def _record(
         failed, merged = work.failed.get(name), work.merged.get(name)
         correct = work.measured[name]["correct"] if name in work.measured else [None] * len(images)
         row = CompareRow(
-            name, METHODS[name].needs if name in settings else "", settings.get(name, {}), tuple(correct),
+            name, _needs(name) if name in settings else "", settings.get(name, {}), tuple(correct),
             error=failed.error if failed else None,
         )  # fmt: skip
         if merged:
@@ -394,6 +418,10 @@ def _record(
         rows=tuple(rows),
         environment=environment,
     )
+
+
+def _needs(name: str) -> str:
+    return behind(name).needs + (", unlabelled images" if name in ADAPTIVE else "")
 
 
 def _finish(partial: PartialFolder, record: CompareRecord) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -117,7 +117,7 @@ class Recipe(BaseModel):
     steps: int | None = None
     lr: float | None = None
     coefficients: dict[str, list[float]] | None = None
-    adapt: str | None = None
+    adapt: str | Annotated[tuple[SourceTask, ...], Field(strict=False)] | None = None
     adapt_split: Literal["train", "validation", "test"] = "train"
     adapt_per: Literal["tensor", "task"] = "tensor"
     batch_size: int = Field(default=16, ge=1, le=100_000)

@@ -77,6 +77,7 @@ def test_the_chart_is_the_same_bytes_again(tmp_path: Path) -> None:
 def test_all_is_every_method_that_takes_so_many_sources() -> None:
     assert offered(2) == list(METHODS)
     assert offered(3) == [name for name in METHODS if name != "slerp"] and "wudi" in offered(3)
+    assert offered(3, adapted=True) == [*offered(3), "cart++", "adamerging", "adamerging++"]
 
 
 def test_a_merge_apart_is_the_merge(tmp_path: Path) -> None:
@@ -193,3 +194,22 @@ def test_errors(zoo, hfcart: Run, tmp_path: Path, options: list[str], words: lis
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
     assert not list(tmp_path.glob("compare*"))
+
+
+def test_what_adapt_makes_of_a_method_is_a_row_like_any_other(zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
+    """CART++ beside CART: the merge of `--adapt` with its default parameters, on the same dataset commit."""
+    hub, root = zoo
+    task = f"{root}/images1.yaml"
+    done = hfcart(
+        "compare", *TOWERS, "--tasks", task, "--methods", "cart,cart++", "--references", "none", "--json", hub=hub
+    )
+    assert done.returncode == 0, done.stderr
+    cart, adapted = json.loads(done.stdout)["rows"]
+    assert adapted["parameters"] == {"rank": 0.08, "steps": 500, "lr": 0.001, "seed": 0}
+    assert (cart["needs"], adapted["needs"]) == ("towers only", "towers only, unlabelled images")
+    merged = hfcart("merge", *TOWERS, "--adapt", task, "--out", "m", hub=hub)
+    assert merged.returncode == 0, merged.stderr
+    files = json.loads((tmp_path / "m" / "hfcart.json").read_text())["files"]
+    assert adapted["sha256"] == files["model.safetensors"] != cart["sha256"]
+    refused = hfcart("compare", *TOWERS, "--tasks", task, "--methods", "cart+++", hub=hub)
+    assert refused.returncode == 2 and "cart+++" in refused.stderr and "cart++, adamerging" in refused.stderr

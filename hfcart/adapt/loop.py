@@ -24,7 +24,7 @@ from hfcart.adapt.parts import Parts, budget_of, lay_out_parts, taking_apart
 from hfcart.adapt.state import Coefficients
 from hfcart.checkpoints import FOLDER, Checkpoints, digest_of
 from hfcart.clip import vision_model
-from hfcart.data import Split, open_split
+from hfcart.data import Part, Split, open_split
 from hfcart.engine import choose_device, current_environment, fingerprint, run
 from hfcart.errors import HfcartError, SourceError, UsageError
 from hfcart.heads import Base, check_architecture, make_head, open_base
@@ -37,7 +37,7 @@ from hfcart.plan import Plan, default_workers
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe
 from hfcart.records import AdaptationRecord, AdaptedTask
-from hfcart.tasks import read_tasks
+from hfcart.tasks import TaskCard, read_tasks
 from hfcart.writer import PartialFolder
 
 NAME = "adaptation"  # of the folder beside the merge's own work
@@ -150,7 +150,9 @@ class _Work:
 def _prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] | None, progress: Progress) -> _Work:
     recipe, adaptive = plan.recipe, plan.method.adaptive
     assert adaptive is not None and recipe.adapt is not None  # the recipe was checked
-    tasks = read_tasks([recipe.adapt])
+    cards = read_tasks([recipe.adapt]) if isinstance(recipe.adapt, str) else [task.found for task in recipe.adapt]
+    commits = [None] * len(cards) if isinstance(recipe.adapt, str) else [task.commit for task in recipe.adapt]
+    tasks = list(zip(cards, commits, strict=True))
     batches = len(tasks) * adaptive.rounds
     if batches % accelerator.num_processes:
         raise UsageError(
@@ -161,12 +163,19 @@ def _prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] 
     device: torch.device = accelerator.device if several else choose_device(recipe.device)
     base = open_base(plan.clip_ref, progress)
     check_architecture("the towers", plan.architecture, base)
-    splits = [open_split(task, recipe.adapt_split, streaming=False, progress=progress) for task in tasks]
-    heads = [make_head(base, task, progress) for task in tasks]
+    splits = [_open(card, commit, recipe.adapt_split, progress) for card, commit in tasks]
+    heads = [make_head(base, card, progress) for card in cards]
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     return _Work(plan, adaptive, base, splits, heads, preprocessor or base.preprocessor, device, precision)
+
+
+def _open(card: TaskCard, commit: str | None, part: Part, progress: Progress) -> Split:
+    pinned = card.dataset.model_copy(update={"revision": commit}) if commit else card.dataset
+    split = open_split(card.model_copy(update={"dataset": pinned}), part, streaming=False, progress=progress)
+    split.task = card  # as it was given: what it is pinned to stands in the record of the dataset
+    return split
 
 
 class _Learning:

@@ -21,7 +21,7 @@ from hfcart.cli._params import (
     TASKS,
     WORKERS,
 )
-from hfcart.methods import METHODS
+from hfcart.methods import ADAPTIVE, behind
 
 if TYPE_CHECKING:
     from hfcart.records import CompareRecord
@@ -35,9 +35,12 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            metavar="NAMES", help="Such as cart,average,ties (hfcart methods lists them); all that take these sources."
+            metavar="NAMES",
+            help="Such as cart,average,cart++ (hfcart methods lists them), or all. Default: all that take these "
+            "sources and learn no coefficients, which takes long on a CPU.",
+            show_default=False,
         ),
-    ] = "all",
+    ] = "",
     base: Annotated[
         str | None,
         typer.Option(
@@ -84,7 +87,7 @@ def compare(
         record = run_compare(
             sources,
             read_tasks([tasks]),
-            methods=() if methods == "all" else [name.strip() for name in methods.split(",")],
+            methods=[name.strip() for name in methods.split(",") if name.strip()],
             base=base,
             references=references,
             streaming=not no_streaming,
@@ -114,10 +117,11 @@ def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | Non
     if record.part == "test":
         output.result("Measured on test images: a method chosen by this table is chosen by them.")
     if record.best:
-        options = [] if record.best.name == "cart" else ["--method", record.best.name]
-        method = METHODS[record.best.name]
+        method = behind(record.best.name)
+        options = [] if method.name == "cart" else ["--method", method.name]
         options += ["--base", base] if base and (method.needs_base or method.heads) else []
         options += ["--tasks", tasks] if method.statistics else []
+        options += ["--adapt", tasks] if record.best.name in ADAPTIVE else []
         output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
     output.result(f"  table    {out / TABLE}")
     output.result(f"  chart    {out / 'figures' / 'compare.png'}")

@@ -393,6 +393,7 @@ def _show_plan(plan: Plan, output: Output) -> None:
     facts = [
         ("method", plan.method.title + (f", {settings}" if settings else "")),
         *([("images", _images(plan))] if plan.tasks else []),
+        *([("coefficients", _adaptation(plan))] if plan.recipe.adapt else []),
         ("tensors", f"{len(plan.shapes)} ({plan.parameters:,} parameters)"),
         ("through the SVD", f"{plan.low_rank_groups} matrices of each source"),
         *([("copied from the base", _copied(plan))] if plan.parts else []),
@@ -408,6 +409,19 @@ def _images(plan: Plan) -> str:
     towers = zip(plan.given, plan.tasks, strict=True)
     own = ", ".join(f"{tower.label} on {task.found.id}" for tower, task in towers)
     return f"{plan.settings['examples']} of each task, of the train split, without labels: {own}"
+
+
+def _adaptation(plan: Plan) -> str:
+    """How coefficients will be learned, and what that keeps on disk meanwhile."""
+    from hfcart.adapt.parts import part_bytes
+
+    recipe, adaptive = plan.recipe, plan.method.adaptive
+    assert adaptive is not None  # the recipe was checked
+    steps = next(p.default for p in ADAPTING if p.name == "steps") if recipe.steps is None else recipe.steps
+    return (
+        f"{adaptive.name}: {steps} steps, {adaptive.rounds} x {recipe.batch_size} {recipe.adapt_split} images of each "
+        f"task a step, without labels; {size(part_bytes(plan))} on disk while they are learned"
+    )
 
 
 def _copied(plan: Plan) -> str:

@@ -120,6 +120,12 @@ METHODS: dict[str, Method] = {
 # What `adapt` makes of a method, by its own name: -> the method's.
 ADAPTIVE = {method.adaptive.name: method.name for method in METHODS.values() if method.adaptive}
 
+
+def behind(name: str) -> Method:
+    """The method of that name, or the one that `adapt` makes the named one of. Raises KeyError if there is none."""
+    return METHODS[ADAPTIVE.get(name, name)]
+
+
 __all__ = [
     "ADAPTING",
     "ADAPTIVE",
@@ -131,6 +137,7 @@ __all__ = [
     "Method",
     "Parameter",
     "Parts",
+    "behind",
     "function",
     "keywords_of",
 ]
