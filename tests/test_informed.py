@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from clips import parquet
-from conftest import Run
+from conftest import TOKEN
 from safetensors.torch import load_file, save_file
 from test_evaluate import COLOURS, TOWERS, _own_cache, card, clip, zoo  # noqa: F401 (fixtures)
 from transformers import CLIPModel
@@ -247,6 +250,33 @@ def test_statistics_on_disk_are_proven_when_read(tmp_path: Path) -> None:
 
 # --- the command ----------------------------------------------------------------------------------------------------
 
+Commands = Callable[[EmbeddedHub, Sequence[Sequence[str]]], list[subprocess.CompletedProcess[str]]]
+
+_RUNNER = """
+import json, sys
+from typer.testing import CliRunner
+from hfcart.cli import app
+results = [CliRunner().invoke(app, args) for args in json.load(sys.stdin)]
+print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
+"""
+
+
+@pytest.fixture
+def commands(clean_env: dict[str, str], tmp_path: Path) -> Commands:
+    """Several commands one after another in one process: most of the time of each would be the same imports again."""
+
+    def run(hub: EmbeddedHub, lines: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
+        env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN}
+        done = subprocess.run(
+            [sys.executable, "-c", _RUNNER], input=json.dumps(lines), cwd=tmp_path, env=env, capture_output=True,
+            text=True, timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        return [subprocess.CompletedProcess(line, *each) for line, each in zip(lines, found, strict=True)]
+
+    return run
+
 
 def tasks_of(root: Path) -> str:
     return ",".join(f"{root}/images{i}.yaml" for i in (1, 2, 3))
@@ -256,17 +286,22 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def header(file: Path) -> dict[str, str]:
+    data = file.read_bytes()
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+
+
 @pytest.mark.parametrize("method", ["fisher", "regmean"])
-def test_the_whole_way(zoo: Zoo, hfcart: Run, tmp_path: Path, method: str) -> None:  # noqa: F811
-    """Merged, repeated in another order and with other workers, streamed, verified, and held to the formula."""
+def test_the_whole_way(zoo: Zoo, commands: Commands, tmp_path: Path, method: str) -> None:  # noqa: F811
+    """Planned, merged, repeated from nothing with other workers and streamed, verified, and held to the formula."""
     hub, root = zoo
     command = ["merge", *TOWERS, "--method", method, "--tasks", tasks_of(root), "--examples", "30", "--seed", "5"]
-    plan = hfcart(*command, "--dry-run", hub=hub)
-    assert plan.returncode == 0 and "user/t1 on images1" in plan.stdout and not (tmp_path / "hf-home/assets").exists()
-    done = hfcart(*command, "--out", "a", hub=hub)
+    kind = "fisher" if method == "fisher" else "gram"
+    cache = tmp_path / "hf-home" / "assets" / "hfcart" / "statistics" / kind
+    plan, done = commands(hub, [[*command, "--dry-run"], [*command, "--out", "a"]])
+    assert plan.returncode == 0 and "user/t1 on images1" in " ".join(plan.stdout.split()), plan.stderr
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "a" / "hfcart.json").read_text())
-    kind = "fisher" if method == "fisher" else "gram"
     for source, data in zip(record["sources"], record["data"], strict=True):
         number = source["label"][-1]
         assert data["task"] == f"images{number}" and data["source"] == source["label"]
@@ -275,22 +310,19 @@ def test_the_whole_way(zoo: Zoo, hfcart: Run, tmp_path: Path, method: str) -> No
         assert data["statistics"] == kind and data["part"] == "train"
     readme = (tmp_path / "a" / "README.md").read_text()
     assert "looked at images, without their labels" in readme and "datasets/user/images2/tree/" in readme
-
-    cache = tmp_path / "hf-home" / "assets" / "hfcart" / "statistics" / kind
     files = sorted(cache.iterdir())
     assert len(files) == 3 and all(file.suffix == ".safetensors" for file in files)
     before = [file.read_bytes() for file in files]
-    # Again from nothing, in another order, with one worker, from the recorded recipe: not a byte differs.
     shutil.rmtree(cache)
-    again = hfcart("merge", "--recipe", "a/recipe.yaml", "--workers", "1", "--stream", "--out", "b", hub=hub)
+    cache.mkdir()
+    files[0].write_bytes(before[0][:-7])  # what is broken is made again
+    streamed = ["merge", "--recipe", "a/recipe.yaml", "--workers", "1", "--stream", "--out", "b"]
+    again, verified = commands(hub, [streamed, ["verify", "a"]])
     assert again.returncode == 0, again.stderr
+    assert verified.returncode == 0 and "Identical" in verified.stdout, verified.stderr
     assert [file.read_bytes() for file in sorted(cache.iterdir())] == before
     repeated = json.loads((tmp_path / "b" / "hfcart.json").read_text())
     assert repeated["files"] == record["files"] and repeated["data"] == record["data"]
-    files[0].write_bytes(before[0][:-7])  # a broken cache is made again
-    verified = hfcart("verify", "a", hub=hub)
-    assert verified.returncode == 0 and "Identical" in verified.stdout, verified.stderr
-    assert files[0].read_bytes() == before[0]
 
     found, towers = loaded(tmp_path / "a"), [loaded(root / source["label"][5:]) for source in record["sources"]]
     by_digest = {json.loads(header(file)["hfcart"])["sha256"]: file for file in files}
@@ -313,90 +345,81 @@ def test_the_whole_way(zoo: Zoo, hfcart: Run, tmp_path: Path, method: str) -> No
     assert moved > 0.1
 
 
-def header(file: Path) -> dict[str, str]:
-    data = file.read_bytes()
-    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-
-
-def test_fused_qkv_share_their_gram(zoo: Zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
-    """RegMean treats each row by itself: split or fused is the same merge, up to rounding."""
+def test_fused_qkv_share_their_gram(zoo: Zoo, commands: Commands, tmp_path: Path) -> None:  # noqa: F811
+    """RegMean treats each row by itself, Fisher each entry: split or fused is the same merge, up to rounding."""
     hub, root = zoo
+    ways = [(method, qkv) for method in ("regmean", "fisher") for qkv in ("split", "fused")]
+    command = ["merge", *TOWERS, "--tasks", tasks_of(root), "--examples", "12"]
+    lines = [[*command, "--method", method, "--qkv", qkv, "--out", f"{method}-{qkv}"] for method, qkv in ways]
+    assert [done.returncode for done in commands(hub, lines)] == [0] * 4
     for method in ("regmean", "fisher"):
-        command = ["merge", *TOWERS, "--method", method, "--tasks", tasks_of(root), "--examples", "12"]
-        for qkv in ("split", "fused"):
-            done = hfcart(*command, "--qkv", qkv, "--out", f"{method}-{qkv}", hub=hub)
-            assert done.returncode == 0, done.stderr
         one, other = loaded(tmp_path / f"{method}-split"), loaded(tmp_path / f"{method}-fused")
         assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "words"),
-    [
-        ([], 2, ["fisher looks at images", "--tasks 8"]),
-        (["--tasks", "{root}/images1.yaml"], 2, ["trained into user/t2, user/t3", "--tasks user/t2=images1"]),
-        (["--tasks", "{all},nobody=mnist"], 2, ["nobody is none of the sources"]),
-        (["--tasks", "{all}", "--examples", "0"], 2, ["examples: 0 is below 1"]),
-        (["--tasks", "{all}", "--floor", "-1"], 2, ["floor: -1.0 is below 0"]),
-        (["--tasks", "{all}", "--method", "cart"], 2, ["cart looks at no images: leave tasks out"]),
-        (["--tasks", "{all},user/t1={root}/closed.yaml"], 2, ["closed names no train split", "train_split"]),
-        (["--tasks", "{all},user/t1={root}/broken.yaml"], 1, ["Not one of the 8 images", "user/t1=TASK"]),
-        (["--tasks", "{all},user/t1={root}/gone.yaml"], 1, ["user/nowhere"]),
-        (["--tasks", "{all}", "--base", "user/t2"], 1, ["user/t2"]),
-    ],
-)
-def test_what_is_refused(
-    zoo: Zoo,  # noqa: F811
-    hfcart: Run,
-    tmp_path: Path,
-    options: list[str],
-    code: int,
-    words: list[str],
-) -> None:
+REFUSED: list[tuple[list[str], int, list[str]]] = [
+    ([], 2, ["fisher looks at images", "--tasks 8"]),
+    (["--tasks", "{root}/images1.yaml"], 2, ["trained into user/t2, user/t3", "--tasks user/t2=images1"]),
+    (["--tasks", "{all},nobody=mnist"], 2, ["nobody is none of the sources"]),
+    (["--tasks", "{all}", "--examples", "0"], 2, ["examples: 0 is below 1"]),
+    (["--tasks", "{all}", "--floor", "-1"], 2, ["floor: -1.0 is below 0"]),
+    (["--tasks", "{all}", "--method", "cart"], 2, ["cart looks at no images: leave tasks out"]),
+    (["--tasks", "{all},user/t1={root}/closed.yaml"], 2, ["closed names no train split", "train_split"]),
+    (["--tasks", "{all},user/t1={root}/broken.yaml"], 1, ["Not one of the 9 images", "user/t1=TASK"]),
+    (["--tasks", "{all},user/t1={root}/gone.yaml"], 1, ["user/nowhere"]),
+    (["--tasks", "{all}", "--base", "user/t2"], 1, ["user/t2"]),
+]
+
+
+def test_what_is_refused(zoo: Zoo, commands: Commands, tmp_path: Path) -> None:  # noqa: F811
     hub, root = zoo
-    if not hub.exists("user/broken", repo_type="dataset"):
-        hub.create("user/broken", repo_type="dataset")
-        data = {f"data/{part}-0.parquet": parquet([b"no image"] * 10, [0] * 10, COLOURS) for part in ("test", "train")}
-        hub.commit("user/broken", data, repo_type="dataset")
-    closed = card("user/images1", "closed")
-    (root / "closed.yaml").write_text(json.dumps({**closed, "dataset": {"repo": "user/images1", "train_split": None}}))
-    (root / "broken.yaml").write_text(json.dumps(card("user/broken", "broken")))
-    (root / "gone.yaml").write_text(json.dumps(card("user/nowhere", "gone")))
-    filled = [option.format(root=root, all=tasks_of(root)) for option in options]
-    method = [] if "--method" in options else ["--method", "fisher"]
-    done = hfcart("merge", *TOWERS, *method, *filled, hub=hub)
-    assert done.returncode == code, done.stderr
-    told = " ".join(done.stderr.split())
-    assert "Traceback" not in told and all(word in told for word in words), done.stderr
+    hub.create("user/broken", repo_type="dataset")
+    data = {f"data/{part}-0.parquet": parquet([b"no image"] * 10, [0] * 10, COLOURS) for part in ("test", "train")}
+    hub.commit("user/broken", data, repo_type="dataset")
+    closed = {**card("user/images1", "closed"), "dataset": {"repo": "user/images1", "train_split": None}}
+    for fields in (closed, card("user/broken", "broken"), card("user/nowhere", "gone")):
+        (root / f"{fields['id']}.yaml").write_text(json.dumps(fields))
+    lines = []
+    for options, _, _ in REFUSED:
+        method = [] if "--method" in options else ["--method", "fisher"]
+        filled = [option.format(root=root, all=tasks_of(root)) for option in options]
+        lines.append(["merge", *TOWERS, *method, *filled])
+    for done, (_, code, words) in zip(commands(hub, lines), REFUSED, strict=True):
+        told = " ".join(done.stderr.split())
+        assert done.returncode == code and "Traceback" not in told, done.stderr
+        assert all(word in told for word in words), done.stderr
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_stranger_s_record_chooses_no_files_of_ours(zoo: Zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_stranger_s_record_chooses_no_files_of_ours(zoo: Zoo, commands: Commands, tmp_path: Path) -> None:  # noqa: F811
     hub, root = zoo
-    command = ["merge", *TOWERS, "--method", "regmean", "--tasks", tasks_of(root), "--examples", "5", "--out", "m"]
-    assert hfcart(*command, hub=hub).returncode == 0
+    merge = ["merge", *TOWERS, "--method", "regmean", "--tasks", tasks_of(root), "--examples", "5", "--out", "m"]
+    assert commands(hub, [merge])[0].returncode == 0
     text = (tmp_path / "m" / "hfcart.json").read_text()
-    for tasks in ("8", [f"{root}/images1.yaml"] * 3, None, [{"task": "mnist", "commit": "../x"}] * 3, [{}] * 3):
+    lines = []
+    wrong = ("8", [f"{root}/images1.yaml"] * 3, None, [{"task": "mnist", "commit": "../x"}] * 3, [{}] * 3)
+    for i, tasks in enumerate(wrong):
         record = json.loads(text)
         record["recipe"]["tasks"] = tasks
-        (tmp_path / "m" / "hfcart.json").write_text(json.dumps(record))
-        done = hfcart("verify", "m", hub=hub)
-        assert done.returncode == 1 and "holds a recipe that cannot be run" in done.stderr, done.stderr
+        shutil.copytree(tmp_path / "m", tmp_path / f"m{i}")
+        (tmp_path / f"m{i}" / "hfcart.json").write_text(json.dumps(record))
+        lines.append(["verify", f"m{i}"])
+    for done in commands(hub, lines):
+        assert done.returncode == 1 and "holds a recipe that cannot be run" in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
 
 
-def test_a_comparison_runs_them_too(zoo: Zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_comparison_runs_them_too(zoo: Zoo, commands: Commands, tmp_path: Path) -> None:  # noqa: F811
     hub, root = zoo
-    methods = ["--methods", "average,fisher,regmean", "--references", "none", "--precision", "float32"]
-    done = hfcart("compare", *TOWERS, "--tasks", tasks_of(root), *methods, hub=hub)
+    common = ["--references", "none", "--precision", "float32"]
+    whole = ["compare", *TOWERS, "--tasks", tasks_of(root), "--methods", "fisher,regmean", *common]
+    some = ["compare", *TOWERS, "--tasks", f"{root}/images1.yaml", "--methods", "regmean", *common, "--out", "some"]
+    alone = ["merge", *TOWERS, "--method", "fisher", "--tasks", tasks_of(root), "--out", "m"]
+    done, merged, less = commands(hub, [whole, alone, some])
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "compare" / "compare.json").read_text())["rows"]
-    assert [row["error"] for row in rows] == [None] * 3 and len({row["sha256"] for row in rows}) == 3
-    assert rows[1]["parameters"] == {"floor": 1e-6, "examples": 256, "seed": 0}
-    merged = hfcart("merge", *TOWERS, "--method", "fisher", "--tasks", tasks_of(root), "--out", "m", hub=hub)
+    assert [row["error"] for row in rows] == [None, None] and rows[0]["sha256"] != rows[1]["sha256"]
+    assert rows[0]["parameters"] == {"floor": 1e-6, "examples": 256, "seed": 0}
     assert merged.returncode == 0, merged.stderr
-    assert json.loads((tmp_path / "m" / "hfcart.json").read_text())["files"]["model.safetensors"] == rows[1]["sha256"]
-    some = hfcart("compare", *TOWERS, "--tasks", f"{root}/images1.yaml", *methods, "--overwrite", hub=hub)
-    assert some.returncode == 1 and "none of these tasks is that of user/t2, user/t3" in some.stdout, some.stdout
-    rows = json.loads((tmp_path / "compare" / "compare.json").read_text())["rows"]
-    assert [row["error"] is None for row in rows] == [True, False, False]
+    assert json.loads((tmp_path / "m" / "hfcart.json").read_text())["files"]["model.safetensors"] == rows[0]["sha256"]
+    assert less.returncode == 1 and "none of these tasks is that of user/t2, user/t3" in " ".join(less.stdout.split())
