@@ -47,6 +47,7 @@ def _as_json(m: Method) -> dict[str, Any]:
         "formula": m.formula,
         "matrices": m.matrices,
         "others": m.others,
+        "needs": m.needs,
         "needs_base": m.needs_base,
         "lines": m.task_vectors,
         "all_2d": m.any_matrix,

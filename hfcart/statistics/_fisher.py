@@ -88,7 +88,8 @@ def fishers(
         def square(runs: Sequence[_Forward], deltas: Sequence[dict[str, Tensor]], name: str) -> None:
             for run, delta in zip(runs, deltas, strict=True):  # in order, whoever was faster
                 for own, gradient in _gradients(name, wanted.get(name), run, delta[name]):
-                    totals[own] += gradient.square_().sum(0)
+                    for each in gradient:
+                        totals[own].addcmul_(each, each)
 
         def add(batches: Sequence[Tensor], drawn: Sequence[Tensor]) -> None:
             runs = list(pool.map(forward, batches))
@@ -125,5 +126,7 @@ def _gradients(name: str, module: nn.Module | None, run: _Forward, delta: Tensor
         x = functional.layer_norm(x, module.normalized_shape, eps=module.eps)
         yield f"{name}.weight", (d * x).sum(1)
     else:
-        yield f"{name}.weight", d.mT @ x
+        weight = f"{name}.weight"
+        # One example at a time: a matrix that is read again at once need not come from memory.
+        yield from ((weight, (d[i].T @ x[i])[None]) for i in range(len(d)))
     yield f"{name}.bias", d.sum(1)
