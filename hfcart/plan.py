@@ -89,7 +89,7 @@ class Plan:
         """The method's parameters, those with a value for each source in the towers' present order."""
         out = dict(self.recipe.parameters)
         for parameter in self.method.parameters:
-            if parameter.kind == "numbers" and parameter.name in out:
+            if isinstance(out.get(parameter.name), tuple):
                 values = dict(zip(map(id, self.given), out[parameter.name], strict=True))
                 out[parameter.name] = tuple(values[id(tower)] for tower in self.towers)
         return out

@@ -102,7 +102,7 @@ class Recipe(BaseModel):
     density: float | None = None
     trim: str | None = None
     combine: str | None = None
-    threshold: float | None = None
+    threshold: float | Annotated[tuple[float, ...], Field(strict=False)] | None = None
     agree: int | None = None
     beta: float | None = None
     gamma: float | None = None
@@ -199,7 +199,7 @@ class Recipe(BaseModel):
                 known[name].check(value)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-            if known[name].kind == "numbers" and len(value) != len(self.sources):
+            if isinstance(value, tuple) and len(value) != len(self.sources):
                 raise ValueError(f"{name}: {len(value)} numbers for {len(self.sources)} sources")
         if self.lines is not None:
             if not method.task_vectors:

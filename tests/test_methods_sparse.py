@@ -149,13 +149,15 @@ def test_ties_of_identical_towers() -> None:
         assert torch.allclose(found, thetas[0], atol=3e-7) == equal
 
 
-@pytest.mark.parametrize(("threshold", "agree"), [(0.4, 2), (1.5, 1), (0.6, 3)])
-def test_consensus(threshold: float, agree: int) -> None:
+@pytest.mark.parametrize(("threshold", "agree"), [(0.4, 2), (1.5, 1), (0.6, 3), ((0.1, 0.9, 0.4, 2.0), 2)])
+def test_consensus(threshold: float | tuple[float, ...], agree: int) -> None:
     thetas, base = stack(6, 4, 300, 250)
     taus = differences(thetas, base)
     multi = base.double().numpy() + taus.sum(0)
     towers = thetas.double().numpy()
-    masks = [np.abs(base.double().numpy() - theta) > threshold * np.abs(multi - theta) for theta in towers]
+    each = threshold if isinstance(threshold, tuple) else (threshold,) * 4
+    start = base.double().numpy()
+    masks = [np.abs(start - theta) > own * np.abs(multi - theta) for theta, own in zip(towers, each, strict=True)]
     keep = np.sum(masks, 0) >= agree
     assert 0.01 < keep.mean() < 0.99
     found = consensus(thetas, base=base, scale=0.5, threshold=threshold, agree=agree).tensor
@@ -369,11 +371,29 @@ def test_a_fit_is_journalled_and_not_gathered_again(tmp_path: Path, sources: lis
         ({"method": "ties", "lines": float("inf")}, "lines: inf is not a finite number"),
         ({"method": "ties", "seed": 1}, "ties has no seed"),
         ({"method": "consensus", "agree": 0}, "agree: 0 is below 1"),
+        ({"method": "consensus", "threshold": [0.4]}, "threshold: 1 numbers for 2 sources"),
+        ({"method": "consensus", "threshold": [0.4, -0.1]}, "threshold: -0.1 is below 0"),
     ],
 )
 def test_parameters_out_of_place(fields: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         hfcart.merge(["a", "b"], **fields)
+
+
+def test_thresholds_go_with_their_sources(tmp_path: Path, sources: list[str], base: str) -> None:
+    one = hfcart.merge(sources, method="consensus", base=base, threshold=[0.1, 0.4, 3.0], out=str(tmp_path / "a"))
+    order, own = [int(source.label[1:]) for source in one.sources], {1: 0.1, 2: 0.4, 3: 3.0}
+    assert one.recipe["threshold"] == [own[i] for i in order]
+    other = hfcart.merge(
+        sources[::-1], method="consensus", base=base, threshold=[3.0, 0.4, 0.1], out=str(tmp_path / "b")
+    )
+    assert one == other
+    swapped = hfcart.merge(sources, method="consensus", base=base, threshold=[3.0, 0.4, 0.1], out=str(tmp_path / "c"))
+    assert swapped.files["model.safetensors"] != one.files["model.safetensors"]
+    same = hfcart.merge(sources, method="consensus", base=base, threshold=[0.4] * 3, out=str(tmp_path / "d"))
+    plain = hfcart.merge(sources, method="consensus", base=base, out=str(tmp_path / "e"))
+    assert same.files["model.safetensors"] == plain.files["model.safetensors"]
+    assert make(one.recipe).parameters["threshold"] == tuple(one.recipe["threshold"])
 
 
 def test_every_fit_gives_what_its_rules_need() -> None:

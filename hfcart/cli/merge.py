@@ -49,8 +49,9 @@ _TYPES: dict[str, Any] = {
     "rank": str | None,
     "choice": str | None,
     "numbers": str | None,
+    "each": str | None,
 }
-_METAVARS = {"rank": "RANK", "numbers": "W,W,..."}
+_METAVARS = {"rank": "RANK", "numbers": "W,W,...", "each": "X or X,X,..."}
 
 
 def _with_parameters(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,8 +85,9 @@ def _typed(values: dict[str, float | int | str | None]) -> dict[str, Any]:
         out[name] = value
         if kinds[name].kind == "rank":
             out[name] = _number(str(value), kinds[name].option)
-        if kinds[name].kind == "numbers":
-            out[name] = tuple(float(_number(part, kinds[name].option)) for part in str(value).split(","))
+        if kinds[name].kind in ("numbers", "each"):
+            numbers = tuple(float(_number(part, kinds[name].option)) for part in str(value).split(","))
+            out[name] = numbers[0] if kinds[name].kind == "each" and len(numbers) == 1 else numbers
     return out
 
 

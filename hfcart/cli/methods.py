@@ -144,6 +144,7 @@ def _values(p: Parameter) -> str:
     if p.choices:
         return " or ".join(p.choices)
     kind = {"rank": "a share or a whole number", "whole": "a whole number", "numbers": "one for each source"}
+    kind["each"] = "a number, or one for each source"
     bounds = [("at least", p.least), ("above", p.above), ("at most", p.most)]
     limits = [f"{word} {bound:.6g}" for word, bound in bounds if bound is not None]
     return ", ".join([kind.get(p.kind, "a number"), *limits])

@@ -91,7 +91,8 @@ class Parameter:
         name: of the keyword, of the recipe's field, and (with hyphens) of the option.
         default: None where nothing given means something of its own, as the help says.
         help: one or two sentences.
-        kind: of its values. A `rank` is a fraction in (0, 1] or a whole number; `numbers` are one for each source.
+        kind: of its values. A `rank` is a fraction in (0, 1] or a whole number; `numbers` are one for each source,
+            `each` one for all of them or one for each.
         least: the smallest value allowed.
         above: the value that every allowed one exceeds.
         most: the largest value allowed.
@@ -102,7 +103,7 @@ class Parameter:
     name: str
     default: float | int | str | None
     help: str
-    kind: Literal["number", "whole", "rank", "choice", "numbers"] = "number"
+    kind: Literal["number", "whole", "rank", "choice", "numbers", "each"] = "number"
     least: float | None = None
     above: float | None = None
     most: float | None = None

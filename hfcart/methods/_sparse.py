@@ -89,12 +89,19 @@ SPARSE = (
         "TALL masks keep (the paper chooses λ and α on validation images; hfcart's defaults, 0.4 and 0.3, are its own)",
         others=_SAME,
         formula=r"\theta_m = \theta_0 + \alpha \sum_{t=1}^{T} \tau_t \odot \mathbb{1}\Big[\sum_s m_s \ge k\Big],"
-        r" \qquad m_t = \mathbb{1}\big[\,|\tau_t| > \lambda\, |\textstyle\sum_s \tau_s - \tau_t|\,\big]",
+        r" \qquad m_t = \mathbb{1}\big[\,|\tau_t| > \lambda_t\, |\textstyle\sum_s \tau_s - \tau_t|\,\big]",
         matrix_rule="consensus:consensus",
         other_rule="consensus:consensus",
         parameters=(
             Parameter("scale", 0.3, SCALE_HELP),
-            Parameter("threshold", 0.4, "λ of the TALL masks, one for all tasks; 0.2 to 0.6 are usual.", least=0.0),
+            Parameter(
+                "threshold",
+                0.4,
+                "λ of the TALL masks: one for all sources, or one for each in the order given, with commas; 0.2 to "
+                "0.6 are usual.",
+                kind="each",
+                least=0.0,
+            ),
             Parameter("agree", 2, "How many towers' masks must keep an entry.", kind="whole", least=1.0),
         ),
         needs_base=True,
