@@ -22,8 +22,9 @@ _QUICK = 1.702  # of QuickGELU, x * sigmoid(1.702 x)
 def pooled(model: CLIPVisionModel, pixels: Float[torch.Tensor, "b 3 side side"]) -> Float[torch.Tensor, "b width"]:
     """The tower's `pooler_output` without its gradient, equal to the model's own but for rounding.
 
-    Residuals are added in place, and the last block computes queries, output and MLP of the class token alone: the
-    pooled output reads no other. Under autocast the matrix products are autocast's, as in the model.
+    The same operations in the same order, but residuals and QuickGELU are computed in place, and the last block
+    computes queries, output and MLP of the class token alone: the pooled output reads no other. Under autocast the
+    matrix products are autocast's, as in the model.
 
     Args:
         model: in eval mode.
@@ -56,10 +57,10 @@ def _attention(
 def _mlp(
     module: CLIPMLP, x: Float[torch.Tensor, "b token width"], *, quick: bool
 ) -> Float[torch.Tensor, "b token width"]:
-    if not quick:
-        out: torch.Tensor = module.fc2(module.activation_fn(module.fc1(x)))
-        return out
-    # x * sigmoid(1.702 x) = silu(1.702 x) / 1.702: one pass in place, for the products take the factors along.
-    wide = torch.addmm(module.fc1.bias, x.flatten(0, 1), module.fc1.weight.T, beta=_QUICK, alpha=_QUICK)
-    torch.nn.functional.silu(wide, inplace=True)
-    return torch.addmm(module.fc2.bias, wide, module.fc2.weight.T, alpha=1 / _QUICK).view_as(x)
+    wide: torch.Tensor = module.fc1(x)
+    if quick:  # as transformers computes it, in the memory that is there
+        wide *= (_QUICK * wide).sigmoid_()
+    else:
+        wide = module.activation_fn(wide)
+    out: torch.Tensor = module.fc2(wide)
+    return out

@@ -71,7 +71,14 @@ def test_the_chart_is_the_same_bytes_again(tmp_path: Path) -> None:
     assert first == again
     draw_compare(record(rows=record().rows[:4]), tmp_path / "b")
     assert (tmp_path / "b" / "figures" / "compare.png").read_bytes() == first  # a failed method has no bar
+    draw_compare(record(limit=30), tmp_path / "b")
+    assert (tmp_path / "b" / "figures" / "compare.png").read_bytes() != first  # it says that it shows samples
     draw_compare(record(rows=record().rows[4:]), tmp_path / "none")
+
+
+def test_a_sample_is_called_one() -> None:
+    assert "a sample" not in as_markdown(record())
+    assert "150 test images of 2 tasks, a sample of at most 75 a task;" in as_markdown(record(limit=75))
 
 
 def test_all_is_every_method_that_takes_so_many_sources() -> None:

@@ -69,23 +69,30 @@ def is_label(feature: object) -> bool:
 def compare_names(task: TaskCard, found: Sequence[str], where: str, progress: Progress) -> None:
     """Tell where a dataset's own class names disagree with a task card's.
 
-    Cards rename classes on purpose (`AnnualCrop` reads better as `annual crop land`), so a name of its own is
-    only noted. A warning is for what makes a measurement wrong: another number of classes, or a name that the
-    dataset gives to another label.
+    Cards rename classes on purpose (`AnnualCrop` reads better as `annual crop land`), so a name that shares a word
+    with the dataset's is only noted, as is one where the dataset has but a number. A warning, which shows both, is
+    for what makes a measurement wrong: another number of classes, a name that the dataset gives to another label, or
+    names that have nothing in common.
     """
     theirs, ours = [_plain(name) for name in found], [_plain(name) for name in task.classnames]
     places = {name: i for i, name in enumerate(theirs) if name}
     differing = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
     moved = [i for i in differing if places.get(ours[i], i) != i]
+    strange = [i for i in differing if not _kin(task.classnames[i], found[i])]
+    shared = min(len(ours), len(theirs))
     if len(found) != len(task.classnames):
+        more = [name[:60] for name in (*task.classnames[shared:], *found[shared:])]
         progress.warn(
-            f"{sentence(where)} has {len(found)} classes, the task {task.id} has {len(task.classnames)} class names."
+            f"{sentence(where)} has {len(found)} classes, the task {task.id} has {len(task.classnames)} class names. "
+            f"Only {'there' if len(found) > shared else 'here'}: {_listed(more)}"
         )
     if moved:
         progress.warn(
             f"The classes of {where} seem to be in another order than those of the task {task.id}: "
             + _pairs(task, found, moved)
         )
+    elif strange:
+        progress.warn(f"The classes of {where} are not those of the task {task.id}: " + _pairs(task, found, strange))
     elif differing:
         progress.note(
             f"The task {task.id} has {len(differing)} class names of its own where {where} says otherwise: "
@@ -96,6 +103,22 @@ def compare_names(task: TaskCard, found: Sequence[str], where: str, progress: Pr
 def _pairs(task: TaskCard, found: Sequence[str], labels: Sequence[int]) -> str:
     shown = "; ".join(f"{i} is {task.classnames[i][:60]!r} here, {found[i][:60]!r} there" for i in labels[:3])
     return f"{shown}{'; …' if len(labels) > 3 else ''}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + ("." if len(names) <= 3 else ", ….")
+
+
+def _kin(ours: str, theirs: str) -> bool:
+    """Whether two names can mean one class: a word in common, one within the other, or a mere number."""
+    plain = _plain(ours), _plain(theirs)
+    if plain[1].isdecimal() or plain[0] in plain[1] or plain[1] in plain[0]:
+        return True
+    return bool(_words(ours) & _words(theirs))
+
+
+def _words(name: str) -> set[str]:
+    return {_plain(word) for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", name)}
 
 
 def _plain(name: str) -> str:

@@ -70,8 +70,7 @@ def draw_compare(record: CompareRecord, folder: Path) -> str:
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("mean accuracy (%)")
-        tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
-        axes.set_title(f"{record.part} images of {tasks}, {len(record.sources)} towers, default parameters")
+        axes.set_title(f"{_images(record)}, {len(record.sources)} towers, default parameters")
         save(figure, folder / COMPARISON)
     return COMPARISON
 
@@ -124,9 +123,13 @@ def _draw_grid(record: SweepRecord, grid: Grid) -> Figure:
 
 
 def _sweep_title(record: SweepRecord) -> str:
+    return f"{record.method}: {_images(record)}"
+
+
+def _images(record: SweepRecord | CompareRecord) -> str:
     tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
     sample = f" (samples of {record.limit})" if record.limit else ""
-    return f"{record.method}: {record.part} images{sample} of {tasks}"
+    return f"{record.part} images{sample} of {tasks}"
 
 
 def _rank_name(rank: int | float) -> str:
