@@ -487,6 +487,29 @@ def test_a_whole_clip_model_is_not_its_own_pretrained_base(zoo, hfcart: Run) -> 
     assert json.loads(alone.stdout)["results"][0]["pretrained"] is None
 
 
+def test_a_drafted_card_measures_and_opens_a_pull_request(zoo, hfcart: Run, tmp_path: Path) -> None:
+    """From a dataset that no card describes to numbers proposed to a tower's owner, in two commands."""
+    from huggingface_hub import ModelCard
+
+    hub, _ = zoo
+    draft = ("tasks", "new", "user/images1", "--out", str(tmp_path / "mine.yaml"))
+    drafted = hfcart(*draft, hub=hub)
+    assert drafted.returncode == 0 and drafted.stdout.strip() == draft[-1], drafted.stderr
+    before = (tmp_path / "mine.yaml").read_bytes()
+    again = hfcart(*draft, hub=hub)
+    assert again.returncode == 1 and "is there already" in again.stderr and "--out" in again.stderr
+    assert (tmp_path / "mine.yaml").read_bytes() == before
+    head = hub.head("user/t1")
+    done = hfcart("eval", "user/t1", "--tasks", draft[-1], "--push", "--create-pr", "--json", hub=hub)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["results"]
+    assert [score["name"] for score in result["classes"]] == COLOURS and sum(c["n"] for c in result["classes"]) == 61
+    assert hub.head("user/t1") == head
+    (proposed,) = ModelCard(hub.files("user/t1", "refs/pr/1")["README.md"].decode()).data.eval_results
+    right = sum(score["correct"] for score in result["classes"])
+    assert proposed.dataset_type == "user/images1" and proposed.metric_value == pytest.approx(right / 61, abs=1e-6)
+
+
 def test_partial_and_validation_say_so(zoo, hfcart: Run) -> None:
     hub, root = zoo
     some = hfcart("eval", "user/t1", "--tasks", f"{root}/images1.yaml", "--limit", "20", hub=hub)
