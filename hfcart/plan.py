@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hfcart.alike import check_alike
 from hfcart.architecture import expected_shapes
@@ -21,15 +21,33 @@ from hfcart.methods import METHODS, Method
 from hfcart.names import Group, groups
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe, SourceTask, parse_size
-from hfcart.records import Architecture
+from hfcart.records import Architecture, SourceData
 from hfcart.sources import Tower, infer_base, pin, pin_all
 
 if TYPE_CHECKING:
-    from hfcart.statistics import Gathered
+    from torch import Tensor, device
 
 TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
 _BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
+
+
+class Gathered(Protocol):
+    """What a method knows of each source from images of its task, as hfcart.statistics gathers it."""
+
+    @property
+    def data(self) -> tuple[SourceData, ...]:
+        """What each was gathered on."""
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What a rule takes for every group, by keyword."""
+
+    def of(self, group: Group, device: device) -> dict[str, Tensor]:
+        """What its rule takes for a group, by keyword."""
+
+    def close(self) -> None:
+        """Close every file."""
 
 
 @dataclass
