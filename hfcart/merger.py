@@ -154,7 +154,7 @@ def _set_canonical_order(plan: Plan, progress: Progress) -> None:
         )
     if len(plan.towers) == 1:
         progress.warn(f"Only one source: the result is {plan.towers[0].label} again under most methods.")
-    elif len(plan.towers) < plan.method.fewest:
+    elif len(plan.towers) < plan.method.fewest and not (plan.recipe.adapt or plan.recipe.coefficients):
         progress.warn(
             f"{plan.method.name} gives {len(plan.towers)} sources their plain average, whatever its parameters: "
             f"it takes {plan.method.fewest} or more."

@@ -418,6 +418,20 @@ def test_it_is_repeated_from_the_recipe_without_an_image(adapted: dict, zoo, hfc
     assert refused.returncode == 2 and "The coefficients lack vision_model." in refused.stderr
 
 
+def test_bfloat16_is_recorded_and_real(zoo, hfcart: Run, tmp_path: Path) -> None:
+    """Two towers are enough for CART with coefficients: theirs need not be equal, and no warning says otherwise."""
+    hub, root = zoo
+    found = []
+    for precision in ("float32", "bfloat16"):
+        options = ["--rank", "0.25", *OPTIONS, "--precision", precision, "--out", precision]
+        done = hfcart("merge", *TOWERS[:2], "--adapt", f"{root}/images1.yaml", *options, hub=hub)
+        assert done.returncode == 0 and "plain average" not in done.stderr, done.stderr
+        record = json.loads((tmp_path / precision / "hfcart.json").read_text())
+        assert record["adaptation"]["precision"] == precision
+        found.append(torch.tensor(list(record["recipe"]["coefficients"].values())) - 1)
+    assert 0 < float((found[0] - found[1]).norm()) < 0.5 * float(found[0].norm())
+
+
 def test_a_killed_adaptation_goes_on_and_ends_with_the_same_bytes(
     zoo,
     clean_env: dict[str, str],

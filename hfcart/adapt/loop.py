@@ -8,9 +8,7 @@ batches, and the gradients of the coefficients (a few hundred numbers) are added
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +20,18 @@ from torch import Tensor
 from hfcart.adapt.objective import mean_entropy
 from hfcart.adapt.parts import Parts, budget_of, lay_out_parts, taking_apart
 from hfcart.adapt.state import Coefficients
-from hfcart.checkpoints import FOLDER, Checkpoints, digest_of
+from hfcart.adapt.work import Work, prepare
+from hfcart.checkpoints import FOLDER, Checkpoints
 from hfcart.clip import vision_model
-from hfcart.data import Part, Split, open_split
-from hfcart.engine import choose_device, current_environment, fingerprint, run
-from hfcart.errors import HfcartError, SourceError, UsageError
-from hfcart.heads import Base, check_architecture, make_head, open_base
+from hfcart.engine import current_environment, fingerprint, run
+from hfcart.errors import HfcartError, SourceError
 from hfcart.layout import SINGLE
 from hfcart.loader import Batch, EveryTask, Loader
-from hfcart.methods import ADAPTING, Adaptive
 from hfcart.names import canonical
 from hfcart.pixels import normalised
 from hfcart.plan import Plan, default_workers
 from hfcart.progress import Progress
-from hfcart.recipe import Recipe
 from hfcart.records import AdaptationRecord, AdaptedTask
-from hfcart.tasks import TaskCard, read_tasks
 from hfcart.writer import PartialFolder
 
 NAME = "adaptation"  # of the folder beside the merge's own work
@@ -85,7 +79,7 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
         else:
             progress = Progress()
         with accelerator.main_process_first():  # it downloads, the others find everything there
-            work = _prepare(plan, accelerator, preprocessor, progress)
+            work = prepare(plan, accelerator, preprocessor, progress)
         if partial is not None:
             environment = current_environment(work.device)
             partial.open(lay_out_parts(plan), fingerprint(environment, *work.decides(accelerator.num_processes)))
@@ -101,88 +95,11 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
         return learning.learned()
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is learned from, fixed before the first step."""
-
-    plan: Plan
-    adaptive: Adaptive
-    base: Base
-    splits: Sequence[Split]
-    heads: Sequence[Tensor]
-    preprocessor: dict[str, Any]
-    device: torch.device
-    precision: str
-
-    @property
-    def recipe(self) -> Recipe:
-        """What was asked."""
-        return self.plan.recipe
-
-    @property
-    def start(self) -> float:
-        """What every coefficient begins at."""
-        return self.adaptive.start if self.recipe.scale is None else self.recipe.scale
-
-    def setting(self, name: str) -> Any:  # noqa: ANN401 (a number of either kind)
-        """The recipe's steps, lr or seed, or its default."""
-        default = next(parameter.default for parameter in ADAPTING if parameter.name == name)
-        given = getattr(self.recipe, name)
-        return default if given is None else given
-
-    def float32_plan(self) -> Plan:
-        """The plan for taking apart: in float32, whatever the merge writes."""
-        return dataclasses.replace(self.plan, dtype="F32")
-
-    def decides(self, processes: int) -> list[Any]:
-        """All that decides the coefficients, as JSON holds it."""
-        numbers = [self.setting(name) for name in ("steps", "lr", "seed")]
-        return [
-            self.plan.recorded_recipe(),
-            [tower.source.sha256 for tower in self.plan.towers],
-            [self.base.key, self.base.source.sha256, self.base.logit_scale, self.preprocessor],
-            digest_of({str(i): head for i, head in enumerate(self.heads)}),
-            [split.decides() for split in self.splits],
-            [*numbers, self.recipe.batch_size, self.recipe.adapt_per, self.start, self.precision, processes],
-        ]
-
-
-def _prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] | None, progress: Progress) -> _Work:
-    recipe, adaptive = plan.recipe, plan.method.adaptive
-    assert adaptive is not None and recipe.adapt is not None  # the recipe was checked
-    cards = read_tasks([recipe.adapt]) if isinstance(recipe.adapt, str) else [task.found for task in recipe.adapt]
-    commits = [None] * len(cards) if isinstance(recipe.adapt, str) else [task.commit for task in recipe.adapt]
-    tasks = list(zip(cards, commits, strict=True))
-    batches = len(tasks) * adaptive.rounds
-    if batches % accelerator.num_processes:
-        raise UsageError(
-            f"A step has {batches} batches, which {accelerator.num_processes} processes cannot share evenly.",
-            hint=f"Start a number of processes that divides {batches}.",
-        )
-    several = accelerator.num_processes > 1
-    device: torch.device = accelerator.device if several else choose_device(recipe.device)
-    base = open_base(plan.clip_ref, progress)
-    check_architecture("the towers", plan.architecture, base)
-    splits = [_open(card, commit, recipe.adapt_split, progress) for card, commit in tasks]
-    heads = [make_head(base, card, progress) for card in cards]
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return _Work(plan, adaptive, base, splits, heads, preprocessor or base.preprocessor, device, precision)
-
-
-def _open(card: TaskCard, commit: str | None, part: Part, progress: Progress) -> Split:
-    pinned = card.dataset.model_copy(update={"revision": commit}) if commit else card.dataset
-    split = open_split(card.model_copy(update={"dataset": pinned}), part, streaming=False, progress=progress)
-    split.task = card  # as it was given: what it is pinned to stands in the record of the dataset
-    return split
-
-
 class _Learning:
     """Coefficients in, one step after another."""
 
     def __init__(
-        self, work: _Work, parts: Parts, accelerator: Accelerator, partial: PartialFolder | None, progress: Progress
+        self, work: Work, parts: Parts, accelerator: Accelerator, partial: PartialFolder | None, progress: Progress
     ) -> None:
         self._work, self._parts, self._progress = work, parts, progress
         self._accelerator, self._partial = accelerator, partial
