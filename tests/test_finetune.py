@@ -441,7 +441,7 @@ def test_two_processes_agree_with_one(world: World) -> None:
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"tasks": ()}, "tasks: "),
         ({"create_pr": True}, "create_pr needs push_to"),
-        ({"epochs": 3}, "epochs: "),
+        ({"epochs": 3}, "unknown field 'epochs'"),
         ({"out": "x.partial"}, "unfinished work"),
         ({"push_to": "name"}, "expected user/name"),
     ],
