@@ -18,7 +18,17 @@ from hfcart.card_results import HUB, accuracy_section, model_index
 from hfcart.errors import UsageError
 from hfcart.markdown import code, text
 from hfcart.names import layer_and_matrix
-from hfcart.records import Architecture, EvalRecord, MergeRecord, Similarity, SourceData, SourceRecord, TensorRecord
+from hfcart.records import (
+    Architecture,
+    EvalRecord,
+    MergeRecord,
+    Selected,
+    SelectionRecord,
+    Similarity,
+    SourceData,
+    SourceRecord,
+    TensorRecord,
+)
 from hfcart.repo_id import is_repo_id
 from hfcart.scores import belongs
 from hfcart.template import front_matter as as_yaml
@@ -75,6 +85,7 @@ def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRe
         similarity=_similarity_range(record.similarity),
         licenses=_by_license(record),
         images=[_images(data) for data in record.data],
+        selected=[_selected(each, record.selection) for each in record.selection.sources] if record.selection else [],
         accuracy=accuracy_section(results) if results else None,
         # Escapes for everything beyond ASCII: exact, and no invisible character can disguise a source.
         recipe=yaml.safe_dump(_short(record.recipe), sort_keys=False, width=math.inf),
@@ -233,6 +244,11 @@ def _dataset(name: str) -> str:
 
 def _images(data: SourceData) -> dict[str, str]:
     """One row of the table of images that the method looked at, each cell as Markdown."""
+    return {**_seen(data), "sha256": code(data.sha256[:12])}
+
+
+def _seen(data: SourceData | Selected) -> dict[str, str]:
+    """What was looked at for a tower, each cell as Markdown."""
     dataset = data.dataset
     pinned = is_repo_id(dataset.repo) and _COMMIT.fullmatch(dataset.commit) is not None
     page = f"{HUB}/datasets/{dataset.repo}/tree/{dataset.commit}"
@@ -243,8 +259,17 @@ def _images(data: SourceData) -> dict[str, str]:
         "pin": f"[`{dataset.commit[:7]}`]({page})" if pinned else code(dataset.commit, 40),
         "split": code(dataset.split, 40),
         "images": f"{data.images:,}" + (f" ({data.undecodable:,} more are broken)" if data.undecodable else ""),
-        "sha256": code(data.sha256[:12]),
     }
+
+
+def _selected(chosen: Selected, selection: SelectionRecord) -> dict[str, Any]:
+    """One row of the table of candidates, each cell as Markdown: accuracy in per cent, the chosen one's in bold."""
+    shares = [f"{100 * correct / max(1, chosen.images):.1f}" for correct in chosen.correct]
+    cells = [
+        f"**{share}**" if value == chosen.value else share
+        for value, share in zip(selection.candidates, shares, strict=False)
+    ]
+    return {**_seen(chosen), "cells": cells}
 
 
 def _size(architecture: Architecture) -> str:

@@ -23,7 +23,6 @@ from hfcart.compare_table import as_markdown
 from hfcart.data import Part, Split, open_split
 from hfcart.engine import choose_device, current_environment, fingerprint
 from hfcart.errors import NonFiniteError, UsageError
-from hfcart.evaluation import precision_for
 from hfcart.heads import Base, make_head, open_base
 from hfcart.layout import Layout
 from hfcart.matching import known, own_task
@@ -32,7 +31,7 @@ from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress
 from hfcart.recipe import SourceTask, make
 from hfcart.records import CompareRecord, CompareRow, Environment
-from hfcart.scoring import Scorer, batch_for, score, towers_at_once
+from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
 from hfcart.sources import fetch_all, infer_base
 from hfcart.tasks import TaskCard
 from hfcart.towers import load_tower

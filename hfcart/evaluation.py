@@ -25,7 +25,7 @@ from hfcart.progress import Progress, Within
 from hfcart.recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
 from hfcart.results.check import MAX_SEED
-from hfcart.scoring import PRECISIONS, Confusion, Scorer, batch_for, score
+from hfcart.scoring import PRECISIONS, Confusion, Scorer, batch_for, precision_for, score
 from hfcart.tasks import TaskCard
 from hfcart.towers import LoadedTower, load_tower
 
@@ -145,17 +145,6 @@ def run_eval(
     reports = processes.is_main_process
     processes.destroy_process_group()
     return Evaluation(record, confusions, reports)
-
-
-def precision_for(name: str, device: torch.device) -> str:
-    """float32 or bfloat16; auto is bfloat16 where the device has instructions of its own for it."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return "bfloat16" if fast else "float32"
 
 
 def _alone(count: int, like: Confusion) -> Confusion:

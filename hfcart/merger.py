@@ -25,7 +25,7 @@ from hfcart.preprocessor import FILE as PREPROCESSOR
 from hfcart.preprocessor import clip_default, read_preprocessor, to_json
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe, as_yaml
-from hfcart.records import Environment, MergeRecord, MethodRecord, Similarity, TensorRecord
+from hfcart.records import Environment, MergeRecord, MethodRecord, SelectionRecord, Similarity, TensorRecord
 from hfcart.similarity import compare
 from hfcart.sources import fetch_all
 from hfcart.stores import LocalStore
@@ -72,6 +72,11 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> M
         learned = _adapt(plan, partial, progress) if recipe.adapt else None
         environment = current_environment(device)
         workers = recipe.workers or default_workers()
+        selection = None
+        if plan.method.chosen and plan.tasks:
+            from hfcart.choosing import choose  # as below
+
+            selection = choose(plan, partial, preprocessor_of(plan, Progress()), device, workers, progress)
         if plan.method.statistics:
             from hfcart.statistics import gather  # the client of data sets takes time that other merges need not spend
 
@@ -80,7 +85,7 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> M
         if partial.done:
             progress.note(f"Resuming: {len(partial.done)} of {len(plan.groups)} groups are done already.")
         run(plan, partial, device, workers, progress)
-        return _finish(partial, plan, environment, learned, progress)
+        return _finish(partial, plan, environment, learned, selection, progress)
     finally:
         plan.close()
 
@@ -110,7 +115,12 @@ def assist(recipe: Recipe, progress: Progress) -> None:
 
 
 def _finish(
-    partial: PartialFolder, plan: Plan, environment: Environment, learned: Learned | None, progress: Progress
+    partial: PartialFolder,
+    plan: Plan,
+    environment: Environment,
+    learned: Learned | None,
+    selection: SelectionRecord | None,
+    progress: Progress,
 ) -> MergeRecord:
     """Every group is in place: prove it, write what goes beside the weights, and rename the folder."""
     from hfcart.plots import draw_figures  # matplotlib's memory must not add to the merge's own
@@ -123,7 +133,7 @@ def _finish(
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
     files = dict(read_back(partial.path, plan.shapes, digests))
     files |= _write_small_files(partial, plan, progress)
-    record = _record(plan, lines, similarity, environment, files, learned)
+    record = _record(plan, lines, similarity, environment, files, learned, selection)
     if learned is not None:
         partial.add(LOG, adaptation_log(record, learned.history))
     partial.add(RECORD, record.to_json().encode())
@@ -235,6 +245,7 @@ def _record(
     environment: Environment,
     files: dict[str, str],
     learned: Learned | None,
+    selection: SelectionRecord | None,
 ) -> MergeRecord:
     method = plan.method
     adaptive = method.adaptive if plan.recipe.coefficients is not None else None
@@ -280,6 +291,7 @@ def _record(
         files=dict(sorted(files.items())),
         adaptation=learned.record if learned else None,
         data=plan.gathered.data if plan.gathered else (),
+        selection=selection,
     )
 
 

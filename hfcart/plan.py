@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -60,7 +61,7 @@ class Plan:
         towers: the sources, in the order given until they are fetched, in canonical order from then on.
         given: the sources in the order given.
         tasks: the task that each of them was fine-tuned on, if the method looks at images, and the dataset's commit,
-            if the recipe says one.
+            if the recipe says one; () once what was to be chosen on them is.
         gathered: what the method knows of those images, once it is gathered.
         base: the base model, if the method needs one or one was given.
         architecture: shared by all of them.
@@ -125,11 +126,24 @@ class Plan:
         values = dict(zip(map(id, self.given), given, strict=True))
         return tuple(values[id(tower)] for tower in self.towers)
 
+    def _as_given(self, values: Sequence[float]) -> list[float]:
+        """One value for each tower, from their present order to the order given."""
+        own = dict(zip(map(id, self.towers), values, strict=True))
+        return [own[id(tower)] for tower in self.given]
+
+    def settle(self, parameter: str, values: Sequence[float]) -> None:
+        """Merge with these values of a parameter from now on, and look at no image.
+
+        Args:
+            parameter: its name.
+            values: one for each tower, in their present order.
+        """
+        self.recipe = self.recipe.model_copy(update={"tasks": None, parameter: tuple(self._as_given(values))})
+        self.tasks = ()
+
     def adopt(self, coefficients: dict[str, tuple[float, ...]]) -> None:
         """Merge with these from now on. Args: group's key -> one for each tower, in the towers' present order."""
-        place = {id(tower): i for i, tower in enumerate(self.towers)}
-        given = [place[id(tower)] for tower in self.given]
-        as_given = {key: [values[i] for i in given] for key, values in coefficients.items()}
+        as_given = {key: self._as_given(values) for key, values in coefficients.items()}
         self.recipe = self.recipe.model_copy(
             update={"adapt": None, "steps": None, "lr": None, "seed": None, "scale": None, "coefficients": as_given}
         )

@@ -246,16 +246,18 @@ class Recipe(BaseModel):
             raise ValueError("coefficients are the scales of each tower: leave scale out")
 
     def _check_tasks(self) -> None:
-        needed = METHODS[self.method].statistics is not None
+        method = METHODS[self.method]
         if self.tasks is None:
-            if needed:
+            if method.statistics is not None:
                 raise ValueError(
                     f"{self.method} looks at images of each source's own task: say which tasks these are, such as "
                     "tasks: 8, or --tasks 8"
                 )
             return
-        if not needed:
+        if not method.takes_tasks:
             raise ValueError(f"{self.method} looks at no images: leave tasks out")
+        if method.chosen and getattr(self, name := method.chosen.parameter) is not None:
+            raise ValueError(f"tasks chooses the {name} that is given already: leave one of them out")
         recorded = sum(isinstance(task, SourceTask) for task in self.tasks)
         if recorded not in (0, len(self.tasks)) or (recorded and recorded != len(self.sources)):
             raise ValueError(f"tasks: {recorded} of a recorded recipe for {len(self.sources)} sources")
@@ -270,6 +272,9 @@ class Recipe(BaseModel):
         adaptive = METHODS[self.method].adaptive
         if adaptive and (self.adapt is not None or self.coefficients is not None):
             values = {name: value for name, value in values.items() if name not in adaptive.replaces}
+        chosen = METHODS[self.method].chosen
+        if chosen and self.tasks is not None:  # not known yet
+            values = {**values, chosen.parameter: None}
         if self.lines is not None:
             values = {**values, "scale": None, "lines": self.lines}
         return {name: value for name, value in values.items() if value is not None}

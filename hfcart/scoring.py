@@ -130,6 +130,17 @@ def batch_for(device: torch.device) -> int:
     return 16 if device.type == "cpu" else 256
 
 
+def precision_for(name: str, device: torch.device) -> str:
+    """float32 or bfloat16; auto is bfloat16 where the device has instructions of its own for it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return "bfloat16" if fast else "float32"
+
+
 def towers_at_once(parameters: int) -> int:
     """How many towers of that many parameters are measured side by side: 2 GiB of float32 weights, and at least one."""
     return max(1, (1 << 31) // (4 * parameters))

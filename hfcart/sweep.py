@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +20,17 @@ import torch
 from hfcart.data import Part, Split, open_split
 from hfcart.engine import Worker, choose_device, current_environment, fingerprint, run
 from hfcart.errors import SourceError, UsageError
-from hfcart.evaluation import precision_for
 from hfcart.heads import Base, check_architecture, make_head, open_base
 from hfcart.layout import Layout, lay_out
 from hfcart.linalg import rank_of
 from hfcart.merger import preprocessor_of
-from hfcart.methods import METHODS, function
+from hfcart.methods import METHODS, function, keywords_of
 from hfcart.names import Group
 from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress, Within
 from hfcart.recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
-from hfcart.scoring import Scorer, batch_for, score, towers_at_once
+from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
 from hfcart.sources import fetch_all, infer_base
 from hfcart.tasks import TaskCard
 from hfcart.writer import PartialFolder, explain_os_errors
@@ -79,6 +78,7 @@ def run_sweep(
     ranks: Sequence[int | float] = (),
     scales: Sequence[float] = (1.0,),
     method: str = "cart",
+    settings: Mapping[str, Any] | None = None,
     base: str | None = None,
     qkv: str = "split",
     reverse: bool = False,
@@ -99,7 +99,8 @@ def run_sweep(
         tasks: what to measure on.
         ranks: fractions in (0, 1] or whole numbers; () for a method without rank.
         scales: values of λ.
-        method: one whose result is anchor + λ · update: cart or task_arithmetic.
+        method: one whose result is anchor + λ · update: cart, task_arithmetic or consensus.
+        settings: its other parameters, which every point has; the defaults for those that are not given.
         base: the CLIP model behind the heads, and the method's base if it needs one. Default: as for a merge.
         qkv: split or fused.
         reverse: keep the lowest singular directions (only cart).
@@ -118,7 +119,7 @@ def run_sweep(
         HfcartError: a source, the base or a dataset is not what it should be.
         KeyboardInterrupt: with a note; the same command goes on where it stopped.
     """
-    recipe = _recipe(sources, method, ranks, scales, base, qkv, reverse)
+    recipe = _recipe(sources, method, ranks, scales, dict(settings or {}), base, qkv, reverse)
     where, threads = choose_device(device), workers or default_workers()
     with PartialFolder(out, overwrite=overwrite) as partial:
         # Each once: by its text, since 1 and 1.0 are equal numbers and different ranks.
@@ -154,6 +155,7 @@ def _recipe(
     method: str,
     ranks: Sequence[int | float],
     scales: Sequence[float],
+    settings: dict[str, Any],
     base: str | None,
     qkv: str,
     reverse: bool,
@@ -171,7 +173,7 @@ def _recipe(
     if not scales:
         raise UsageError("There is no scale to sweep.", hint="hfcart sweep --help")
     needed = {"base": base} if METHODS[method].needs_base else {}
-    fields = {"sources": tuple(sources), "method": method, "qkv": qkv, "dtype": "float32", **needed}
+    fields = {**settings, "sources": tuple(sources), "method": method, "qkv": qkv, "dtype": "float32", **needed}
     return make(fields, "the command line")
 
 
@@ -187,15 +189,13 @@ def _worker(grid: _Grid) -> type[Worker]:
     """The engine's worker, taking a group apart in place of merging it."""
     parts = function(grid.plan.method.updates or "")
     _, other_rule = grid.plan.method.load()
+    offered = {**grid.plan.settings, "ranks": grid.ranks, "reverse": grid.reverse}
 
     class Decomposer(Worker):
         def merge(self, group: Group) -> None:
             thetas, base = self.stack(group)
             if grid.updated(group):
-                options: dict[str, Any] = {"base": base} if grid.plan.method.needs_base else {}
-                if grid.ranks:
-                    options |= {"ranks": grid.ranks, "reverse": grid.reverse}
-                anchor, updates = parts(thetas, **options)
+                anchor, updates = parts(thetas, **keywords_of(parts, {**offered, "base": base}))
             else:
                 anchor, updates = other_rule(thetas).tensor, []
             digests = self.write(group, anchor, "anchor.")
@@ -345,6 +345,7 @@ def _record(
         limit=splits[0].limit,
         ranks=grid.ranks,
         scales=grid.scales,
+        parameters={n: v for n, v in grid.plan.settings.items() if n not in ("rank", "scale")},
         points=tuple(points),
         best=1,
         environment=environment,

@@ -141,13 +141,14 @@ def _compare(store: Store, again: Path, record: MergeRecord, device: str) -> Ver
 def _retold(record: MergeRecord, repeated: MergeRecord) -> list[str]:
     """The parts of a record that the repeated merge does not confirm; where it was made may differ.
 
-    How coefficients were learned is not repeated: the recipe has them.
+    How coefficients were learned, or a parameter chosen, is not repeated: the recipe has them.
     """
     then, now = (json.loads(each.to_json()) for each in (record, repeated))
     for each in (then, now):
         for source in (*each["sources"], *([each["base"]] if each["base"] else [])):
             source["revision"] = None  # what was asked for; the recipe asks for the commit it led to
-    return [part for part in now if part not in ("environment", "files", "adaptation") and then[part] != now[part]]
+    left_out = ("environment", "files", "adaptation", "selection")
+    return [part for part in now if part not in left_out and then[part] != now[part]]
 
 
 def _changes(record: MergeRecord, device: str) -> str:

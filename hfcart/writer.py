@@ -23,9 +23,9 @@ from hfcart.errors import OutputError, VerifyError
 from hfcart.layout import Layout
 from hfcart.reader import LocalFile, parse_header
 
-# Beside the output while it is made: pickles converted, and the work of an adaptation. They stay while a merge is begun
-# anew with other settings, and go when it is done.
-_ASIDE = ("converted", "adaptation.partial")
+# Beside the output while it is made: pickles converted, the work of an adaptation, and what candidates of a parameter
+# reached. They stay while a merge is begun anew with other settings, and go when it is done.
+_ASIDE = ("converted", "adaptation.partial", "choosing")
 
 
 class PartialFolder:

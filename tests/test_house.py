@@ -46,7 +46,7 @@ FLOORS = [
     ["full_clip", "publish"],
     ["plan", "towers"],
     ["engine", "heads", "scoring", "checkpoints", "loader"],
-    ["statistics", "adapt", "finetune"],
+    ["statistics", "choosing", "adapt", "finetune"],
     ["merger"],
     ["verify", "evaluation", "apart"],
     ["measure", "sweep", "compare"],

@@ -169,4 +169,4 @@ def test_errors(zoo, hfcart: Run, tmp_path: Path, options: list[str], code: int,
 
 
 def test_methods_that_can_be_swept_say_how() -> None:
-    assert [name for name, method in METHODS.items() if method.updates] == ["cart", "task_arithmetic"]
+    assert [name for name, method in METHODS.items() if method.updates] == ["cart", "task_arithmetic", "consensus"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +75,7 @@ def _with_parameters(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _typed(values: dict[str, float | int | str | None]) -> dict[str, Any]:
+def typed_parameters(values: Mapping[str, float | int | str | None]) -> dict[str, Any]:
     """The options' values as the recipe has them: numbers out of text."""
     kinds = {p.name: p for m in METHODS.values() for p in m.parameters}
     out: dict[str, Any] = {}
@@ -159,7 +159,8 @@ def merge(
         str | None,
         typer.Option(
             metavar="auto|float32|bfloat16",
-            help="Of adaptation's forward pass. Default: bfloat16 on a GPU that has it, else float32.",
+            help="Of the forward pass of adaptation, and of choosing a threshold. Default: bfloat16 on a GPU that has "
+            "it, else float32.",
             rich_help_panel=_ADAPTATION,
         ),
     ] = None,
@@ -169,7 +170,8 @@ def merge(
             "--tasks",
             metavar="NAMES",
             help="For methods that look at images (fisher, regmean): the tasks that the sources were fine-tuned on, as "
-            "hfcart eval takes them. Each source finds its own by the cards; SOURCE=TASK says it.",
+            "hfcart eval takes them. Each source finds its own by the cards; SOURCE=TASK says it. With consensus, each "
+            "source's --threshold is chosen by accuracy on labelled validation images of its task.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -300,7 +302,7 @@ def merge(
         given: dict[str, Any] = {
             "sources": tuple(sources) if sources else None,
             "method": method,
-            **_typed(parameters),
+            **typed_parameters(parameters),
             "adapt": adapt,
             "adapt_split": adapt_split,
             "adapt_per": adapt_per,
@@ -355,7 +357,7 @@ def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
         names = {
             "lines": method.task_vectors,
             "matrices": method.any_matrix,
-            "tasks": method.statistics is not None,
+            "tasks": method.takes_tasks,
             "adapt": method.adaptive is not None,
             **dict.fromkeys(PARAMETERS, False),
         }
@@ -363,7 +365,11 @@ def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
         for name in [name for name, taken in names.items() if not taken]:
             if recorded.pop(name, None) is not None:
                 output.note(f"{method.name} takes no {name}: the one in {file} is left out.")
-    for one, other in (("lines", "scale"), ("scale", "lines")):  # each says what the other would
+    instead = [("lines", "scale"), ("scale", "lines")]  # each says what the other would
+    taken = METHODS.get(str(given.get("method", recorded.get("method"))))
+    if taken and taken.chosen:
+        instead += [("tasks", taken.chosen.parameter), (taken.chosen.parameter, "tasks")]
+    for one, other in instead:
         if one in given and other not in given:
             recorded.pop(other, None)
     fields = {**recorded, **given}
@@ -401,7 +407,7 @@ def _show_plan(plan: Plan, output: Output) -> None:
         *([("copied from the base", _copied(plan))] if plan.parts else []),
         ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
         ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({len(plan.layout.sizes)} file(s))"),
-        ("memory, about", f"{size(plan.peak_bytes(workers))} at the peak, with {workers} worker(s)"),
+        ("memory, about", f"{size(_memory(plan, workers))} at the peak, with {workers} worker(s)"),
     ]
     output.table(["plan", ""], facts)
 
@@ -410,7 +416,23 @@ def _images(plan: Plan) -> str:
     """Which images are looked at, as far as it is known before a dataset is opened."""
     towers = zip(plan.given, plan.tasks, strict=True)
     own = ", ".join(f"{tower.label} on {task.found.id}" for tower, task in towers)
+    if chosen := plan.method.chosen:
+        values = ", ".join(f"{value:g}" for value in sorted(chosen.candidates))
+        read = f"; every source is read {len(plan.towers)} times more" if plan.recipe.stream else ""
+        return (
+            f"labels of validation images (a tenth of the train split, at most 5,000) choose each source's "
+            f"{chosen.parameter} from {values}: {own}{read}"
+        )
     return f"{plan.settings['examples']} of each task, of the train split, without labels: {own}"
+
+
+def _memory(plan: Plan, workers: int) -> int:
+    """Expected peak of resident memory in bytes, choosing included."""
+    if not (plan.method.chosen and plan.tasks):
+        return plan.peak_bytes(workers)
+    from hfcart.choosing import held_bytes
+
+    return plan.peak_bytes(workers) + held_bytes(plan)
 
 
 def _adaptation(plan: Plan) -> str:

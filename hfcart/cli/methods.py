@@ -10,7 +10,7 @@ import typer
 
 from hfcart.cli._output import Output, reporting
 from hfcart.errors import UsageError
-from hfcart.methods import ADAPTING, METHODS, Adaptive, Method, Parameter
+from hfcart.methods import ADAPTING, METHODS, Adaptive, Chosen, Method, Parameter
 
 _NUMBERS_OF = (
     "published: mean accuracy over the eight tasks of CART's paper in per cent, ViT-B/32 / ViT-L/14. They are for "
@@ -59,6 +59,7 @@ def _as_json(m: Method) -> dict[str, Any]:
         "published": {"vit-b-32": m.published[0], "vit-l-14": m.published[1]},
         "note": m.note,
         "adaptive": _adaptive(m.adaptive) if m.adaptive else None,
+        "chosen": {m.chosen.parameter: sorted(m.chosen.candidates)} if m.chosen else None,
     }
 
 
@@ -117,6 +118,7 @@ def _show_one(m: Method, output: Output) -> None:
         ("published", _figures(m.published) or "no figure for those towers and tasks"),
         *([("note", m.note)] if m.note else []),
         *([("with --adapt", f"{m.adaptive.title}, {_figures(m.adaptive.published)}")] if m.adaptive else []),
+        *([("with --tasks", _chosen(m.chosen))] if m.chosen else []),
         ("paper", f"https://arxiv.org/abs/{m.arxiv}"),
     ]
     output.table(["method", m.name], facts)
@@ -129,6 +131,11 @@ def _show_one(m: Method, output: Output) -> None:
     if any(m.published):
         output.result()
         output.result(_NUMBERS_OF)
+
+
+def _chosen(c: Chosen) -> str:
+    values = ", ".join(f"{value:g}" for value in sorted(c.candidates))
+    return f"each source's {c.parameter} is chosen from {values} on labelled validation images of its own task"
 
 
 def _options(parameters: Sequence[Parameter]) -> str:

@@ -21,13 +21,16 @@ from hfcart.cli._params import (
     TASKS,
     WORKERS,
 )
+from hfcart.cli.merge import typed_parameters
+from hfcart.methods import METHODS
 
 if TYPE_CHECKING:
     from hfcart.records import SweepRecord
 
 _GRID = "Grid"
 _RANKS = (0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
-_SCALES = {"cart": (1.0, 1.5, 2.0, 2.5), "task_arithmetic": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}
+_OF_SUMS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+_SCALES = {"cart": (1.0, 1.5, 2.0, 2.5), "task_arithmetic": _OF_SUMS, "consensus": _OF_SUMS}
 
 
 def sweep(
@@ -36,7 +39,8 @@ def sweep(
     ],
     tasks: TASKS,
     method: Annotated[
-        str, typer.Option(help="cart, or task_arithmetic (which has scales only).", rich_help_panel=_GRID)
+        str,
+        typer.Option(help="cart, or task_arithmetic or consensus (which have scales only).", rich_help_panel=_GRID),
     ] = "cart",
     rank: Annotated[
         str | None,
@@ -52,9 +56,18 @@ def sweep(
         typer.Option(
             metavar="SCALES",
             help="1,1.5,2 names them; 0.5:2.5 is five of them evenly apart, 0.5:2.5:9 nine. "
-            "Default: 1 to 2.5 for cart, 0.1 to 0.6 for task_arithmetic.",
+            "Default: 1 to 2.5 for cart, 0.1 to 0.6 for the others.",
             rich_help_panel=_GRID,
         ),
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X or X,X,...", help="Of consensus, at every point: as for hfcart merge.", rich_help_panel=_GRID
+        ),
+    ] = None,
+    agree: Annotated[
+        int | None, typer.Option(help="Of consensus, at every point: as for hfcart merge.", rich_help_panel=_GRID)
     ] = None,
     reverse: Annotated[
         bool,
@@ -98,14 +111,16 @@ def sweep(
 
         options: dict[str, Any] = {"part": part, "limit": limit, "precision": precision, "workers": workers}
         check_options(options)
-        takes_rank = method != "task_arithmetic"
+        takes_rank = method not in METHODS or METHODS[method].parameter("rank") is not None
         ranks = _numbers(rank, "--rank") if rank else (_RANKS if takes_rank else ())
+        own = {"threshold": threshold, "agree": agree}
         record = run_sweep(
             sources,
             read_tasks([tasks]),
             ranks=ranks,
             scales=[float(s) for s in _numbers(scale, "--scale")] if scale else _SCALES.get(method, (1.0,)),
             method=method,
+            settings=typed_parameters(own),
             base=base,
             qkv=qkv,
             reverse=reverse,
@@ -118,7 +133,8 @@ def sweep(
         )
         if json:
             output.data(record.to_json())
-        _show(record, sources, base, out, output)
+        kept = [text for name, value in own.items() if value is not None for text in (f"--{name}", str(value))]
+        _show(record, [*sources, *kept], base, out, output)
 
 
 def _numbers(text: str, option: str) -> list[int | float]:
@@ -138,7 +154,7 @@ def _numbers(text: str, option: str) -> list[int | float]:
         raise typer.BadParameter(f"{text!r} is neither a list nor low:high[:count]", param_hint=option) from None
 
 
-def _show(record: SweepRecord, sources: list[str], base: str | None, out: Path, output: Output) -> None:
+def _show(record: SweepRecord, command: list[str], base: str | None, out: Path, output: Output) -> None:
     best, anchor = record.points[record.best], record.points[0]
     output.result()
     rows = []
@@ -163,7 +179,7 @@ def _show(record: SweepRecord, sources: list[str], base: str | None, out: Path, 
     options += ["--qkv", record.qkv] if record.qkv != "split" else []
     options += ["--base", base] if base and record.anchor == "base" else []
     if not record.reverse:
-        output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
+        output.result(f"  best     hfcart merge {shlex.join([*command, *options])}")
     output.result(f"  curve    {out / 'figures' / 'curve.png'}")
     output.result(f"  record   {out / 'sweep.json'}")
 

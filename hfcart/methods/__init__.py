@@ -7,7 +7,7 @@ imports no torch: a rule is loaded when it is first needed.
 from __future__ import annotations
 
 from hfcart.methods._adaptive import ADAMERGING, ADAPTING, CART
-from hfcart.methods._contract import Adaptive, Measure, Merged, Method, Parameter, Parts, function, keywords_of
+from hfcart.methods._contract import Adaptive, Chosen, Measure, Merged, Method, Parameter, Parts, function, keywords_of
 from hfcart.methods._informed import INFORMED
 from hfcart.methods._interpolation import INTERPOLATION
 from hfcart.methods._sparse import SPARSE
@@ -132,6 +132,7 @@ __all__ = [
     "LINES_CITATION",
     "METHODS",
     "Adaptive",
+    "Chosen",
     "Measure",
     "Merged",
     "Method",

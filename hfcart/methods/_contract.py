@@ -84,6 +84,24 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """A parameter with a value for each tower that can be chosen by accuracy on labelled validation images.
+
+    Attributes:
+        parameter: its name.
+        candidates: its values, the one preferred among equally good ones first.
+        candidate: "module:function" in this package: (thetas, base=…, task=…, and the parameter's value by its name)
+            to what a tensor becomes for the tower in place `task` alone; each candidate is scored on that tower's task.
+        formula: LaTeX of that.
+    """
+
+    parameter: str
+    candidates: tuple[float, ...]
+    candidate: str
+    formula: str
+
+
+@dataclass(frozen=True)
 class Parameter:
     """One keyword argument of a method, as the recipe, the help and the card show it.
 
@@ -152,8 +170,9 @@ class Method:
         needs_base: whether the rules take `base`, the pretrained tensor.
         arxiv: id of the paper.
         citation: its BibTeX.
-        updates: "module:function" that takes the method apart for a sweep: (thetas, ranks=…, base=…) to an anchor and
-            what each rank adds to it at scale 1. None if the result is not anchor + scale × update.
+        updates: "module:function" that takes the method apart for a sweep: (thetas, and what it names of ranks, base
+            and the parameters) to an anchor and what each rank adds to it at scale 1. None if the result is not
+            anchor + scale × update.
         fit: "module:function" that gathers what the rules must know of all tensors together, by streaming them first:
             a generator function of those parameters that it names. It yields a `Measure` for each pass, is sent the
             measures' sum over all groups, and returns keyword arguments of the rules, as JSON has them. None if the
@@ -174,6 +193,7 @@ class Method:
         copies: float32 copies of a group that its algebra takes beside the towers' own, for the estimate of memory.
         adaptive: what it becomes with `adapt`; None if its result is no sum over towers with coefficients. Its rules
             then take `coefficients`, one for each tower, in place of what `replaces` names.
+        chosen: what can be chosen on labelled validation images of the towers' tasks; None if nothing can.
     """
 
     name: str
@@ -201,6 +221,12 @@ class Method:
     note: str = ""
     copies: int = 4
     adaptive: Adaptive | None = None
+    chosen: Chosen | None = None
+
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether it looks at images of each tower's own task, or can do so."""
+        return self.statistics is not None or self.chosen is not None
 
     @property
     def needs(self) -> str:

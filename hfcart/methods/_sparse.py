@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hfcart.methods._adaptive import ADAMERGING_PP
-from hfcart.methods._contract import Method, Parameter
+from hfcart.methods._contract import Chosen, Method, Parameter
 from hfcart.methods._spectral import SCALE_HELP
 
 _SAME = "the same as the matrices"
@@ -107,9 +107,17 @@ SPARSE = (
         needs_base=True,
         arxiv="2405.07813",
         citation=_WANG,
+        updates="consensus:updates",
         task_vectors=True,
         note="Its paper has 75.2 for ViT-B/32 and these tasks, λ and α by validation, with towers of its own: not to "
-        "be held against the others' figures. The defaults here are nobody's optimum.",
+        "be held against the others' figures. The defaults here are nobody's optimum: --tasks chooses each λ, and "
+        "hfcart sweep --scale then α, on validation images with their labels, as the paper does.",
+        chosen=Chosen(
+            parameter="threshold",
+            candidates=(0.4, 0.3, 0.5, 0.2, 0.6),  # of equally good ones the nearest to the default, then the smaller
+            candidate="consensus:masked",
+            formula=r"\theta_0 + m_t \odot \textstyle\sum_s \tau_s",
+        ),
     ),
     Method(
         name="breadcrumbs",

@@ -9,6 +9,7 @@ from hfcart.records._format import RECORD_FORMAT
 from hfcart.records._merge import MergeRecord, MethodRecord, Similarity, SourceData, TensorRecord
 from hfcart.records._results import ClassScore, EvalRecord, Reference, TaskResult
 from hfcart.records._search import CompareRecord, CompareRow, SweepPoint, SweepRecord
+from hfcart.records._selection import Selected, SelectionRecord
 from hfcart.records._sources import Architecture, CardFacts, DatasetRecord, Environment, FileRecord, SourceRecord
 from hfcart.records._training import FinetuneRecord, TrainedTask, TrainingRecord
 
@@ -29,6 +30,8 @@ __all__ = [
     "MethodRecord",
     "RECORD_FORMAT",
     "Reference",
+    "Selected",
+    "SelectionRecord",
     "Similarity",
     "SourceData",
     "SourceRecord",

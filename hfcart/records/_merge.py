@@ -7,6 +7,7 @@ from typing import Any
 
 from hfcart.records._adaptation import AdaptationRecord
 from hfcart.records._format import RECORD_FORMAT, canonical_json
+from hfcart.records._selection import SelectionRecord
 from hfcart.records._sources import Architecture, DatasetRecord, Environment, SourceRecord
 
 
@@ -129,6 +130,7 @@ class MergeRecord:
         files: sha256 of every file of the folder but hfcart.json itself, README.md, figures and results.
         adaptation: how the recipe's coefficients were learned; None if it has none, or they were given.
         data: the images that the method looked at, one entry a source in their order; () if it needs none.
+        selection: how one of the recipe's parameters was chosen; None if none was, or it was given.
     """
 
     recipe: dict[str, Any]
@@ -145,6 +147,7 @@ class MergeRecord:
     files: dict[str, str]
     adaptation: AdaptationRecord | None = None
     data: tuple[SourceData, ...] = ()
+    selection: SelectionRecord | None = None
     format: int = RECORD_FORMAT
 
     def to_json(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hfcart.records._format import canonical_json
@@ -44,6 +44,7 @@ class SweepRecord:
         points: the anchor alone, then rank by rank, scale by scale.
         best: index of the point with the highest mean accuracy; the first of equal ones.
         environment: versions and device.
+        parameters: the method's others, which every point has; what has a value for each source is in their order.
     """
 
     method: str
@@ -61,6 +62,7 @@ class SweepRecord:
     points: tuple[SweepPoint, ...]
     best: int
     environment: Environment
+    parameters: dict[str, Any] = field(default_factory=dict)
     format: int = 1
 
     def rows(self) -> list[tuple[SweepPoint, ...]]:

@@ -24,7 +24,6 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import logging
 
 from hfcart.data import Example
-from hfcart.evaluation import precision_for
 from hfcart.forward import pooled
 from hfcart.images import decode
 from hfcart.linalg import one_blas_thread
@@ -32,7 +31,7 @@ from hfcart.pixels import normalised, to_pixels
 from hfcart.plan import default_workers
 from hfcart.preprocessor import clip_default
 from hfcart.progress import Progress
-from hfcart.scoring import TOO_CLOSE, Scorer, score
+from hfcart.scoring import TOO_CLOSE, Scorer, precision_for, score
 
 BATCH, CLASSES = 16, 10
 FIELDS = clip_default(224)
