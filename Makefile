@@ -23,6 +23,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/solvers.py
 	$(BIN)/python tests/bench/evaluate.py
 	$(BIN)/python tests/bench/sweep.py
+	$(BIN)/python tests/bench/adapt.py
 	$(BIN)/python tests/bench/startup.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt

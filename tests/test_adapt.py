@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_evaluate import COLOURS, TOWERS, clip, zoo  # noqa: F401
 from torch.func import functional_call
 from towers import write_tower
@@ -430,6 +430,30 @@ def test_bfloat16_is_recorded_and_real(zoo, hfcart: Run, tmp_path: Path) -> None
         assert record["adaptation"]["precision"] == precision
         found.append(torch.tensor(list(record["recipe"]["coefficients"].values())) - 1)
     assert 0 < float((found[0] - found[1]).norm()) < 0.5 * float(found[0].norm())
+
+
+def test_a_kept_projection_has_coefficients_too(zoo, clip: Path, hfcart: Run, tmp_path: Path) -> None:
+    hub, root = zoo
+    projection = CLIPModel.from_pretrained(clip).visual_projection.weight.detach()
+    for i in (1, 2):
+        tensors = {
+            f"vision_model.{name.removeprefix('vision_model.')}": tensor
+            for name, tensor in load_file(root / f"t{i}" / "model.safetensors").items()
+        }
+        noise = torch.randn(projection.shape, generator=torch.Generator().manual_seed(i))
+        tensors["visual_projection.weight"] = projection + 0.2 * projection.std() * noise
+        (tmp_path / f"p{i}").mkdir()
+        save_file(tensors, tmp_path / f"p{i}" / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((root / f"t{i}" / "config.json").read_text())
+        config |= {"architectures": ["CLIPVisionModelWithProjection"], "projection_dim": len(projection)}
+        (tmp_path / f"p{i}" / "config.json").write_text(json.dumps(config))
+    options = ["--method", "task_arithmetic", "--with-projection", "--base", "user/clip", *OPTIONS]
+    done = hfcart("merge", "p1", "p2", "--adapt", f"{root}/images1.yaml", *options, hub=hub)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "merged" / "hfcart.json").read_text())
+    found = record["recipe"]["coefficients"]["visual_projection.weight"]
+    assert record["model_class"] == "CLIPVisionModelWithProjection" and max(abs(c - 0.3) for c in found) > 0.02
+    assert "visual_projection.weight" in load_file(tmp_path / "merged" / "model.safetensors")
 
 
 def test_a_killed_adaptation_goes_on_and_ends_with_the_same_bytes(

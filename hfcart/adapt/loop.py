@@ -27,7 +27,7 @@ from hfcart.engine import current_environment, fingerprint, run
 from hfcart.errors import HfcartError, SourceError
 from hfcart.layout import SINGLE
 from hfcart.loader import Batch, EveryTask, Loader
-from hfcart.names import canonical
+from hfcart.names import PROJECTION, canonical
 from hfcart.pixels import normalised
 from hfcart.plan import Plan, default_workers
 from hfcart.progress import Progress
@@ -105,10 +105,13 @@ class _Learning:
         self._accelerator, self._partial = accelerator, partial
         self._checkpoints = Checkpoints(parts.folder / FOLDER)
         self._heads = [head.to(work.device) for head in work.heads]
-        self._projection = work.base.projection.to(work.device)
-        model: Any = vision_model(work.plan.architecture, parts.anchors())
+        anchors = parts.anchors()
+        # A projection that is kept is merged as well, and is what the tower's features will go through.
+        self._projection = anchors.pop(PROJECTION, work.base.projection).to(work.device)
+        model: Any = vision_model(work.plan.architecture, anchors)
         self._model = model.requires_grad_(False).to(work.device)
         named = {canonical(name) or name: parameter for name, parameter in self._model.named_parameters()}
+        named[PROJECTION] = self._projection
         self._leaves = [[named[name] for name in adapted.group.names] for adapted in parts.adapted]
         for leaf in (leaf for leaves in self._leaves for leaf in leaves):
             leaf.requires_grad_(True)
