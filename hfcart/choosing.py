@@ -151,14 +151,9 @@ class _Work:
         """The validation part of a task; opened once for all its towers."""
         key = f"{task.sha256} {commit}"
         if key not in self._splits:
-            card = task
-            if commit:
-                card = task.model_copy(update={"dataset": task.dataset.model_copy(update={"revision": commit})})
             # Read over the network where once is enough; otherwise kept, and read as often as it takes.
             once = self._at_once >= len(self.chosen.candidates)
-            found = open_split(card, PART, streaming=once, progress=self.progress)
-            found.task = task  # the card as it was given: what it is pinned to stands in the record of the dataset
-            self._splits[key] = found
+            self._splits[key] = open_split(task, PART, commit=commit, streaming=once, progress=self.progress)
         return self._splits[key]
 
     def counts(self, place: int, split: Split) -> _Counts:

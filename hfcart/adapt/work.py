@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hfcart.checkpoints import digest_of
-from hfcart.data import Part, Split, open_split
+from hfcart.data import Split, open_split
 from hfcart.engine import choose_device
 from hfcart.errors import UsageError
 from hfcart.heads import Base, check_architecture, make_head, open_base
@@ -92,16 +92,12 @@ def prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] |
     device: torch.device = accelerator.device if several else choose_device(recipe.device)
     base = open_base(plan.clip_ref, progress)
     check_architecture("the towers", plan.architecture, base)
-    splits = [_open(card, commit, recipe.adapt_split, progress) for card, commit in tasks]
+    splits = [
+        open_split(card, recipe.adapt_split, commit=commit, streaming=False, progress=progress)
+        for card, commit in tasks
+    ]
     heads = [make_head(base, card, progress) for card, _ in tasks]
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     return Work(plan, adaptive, base, splits, heads, preprocessor or base.preprocessor, device, precision)
-
-
-def _open(card: TaskCard, commit: str | None, part: Part, progress: Progress) -> Split:
-    pinned = card.dataset.model_copy(update={"revision": commit}) if commit else card.dataset
-    split = open_split(card.model_copy(update={"dataset": pinned}), part, streaming=False, progress=progress)
-    split.task = card  # as it was given: what it is pinned to stands in the record of the dataset
-    return split

@@ -120,6 +120,7 @@ def open_split(
     task: TaskCard,
     part: Part,
     *,
+    commit: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     streaming: bool = True,
@@ -133,6 +134,7 @@ def open_split(
     Args:
         task: the task card.
         part: test, validation or train.
+        commit: the dataset's, 40 hex digits, if it is settled already; None to take the revision that the card names.
         limit: read a sample of so many examples, drawn with `seed`; the same with and without streaming.
         seed: of that sample, and of nothing else.
         streaming: read over the network as needed; False keeps the split in the cache and gives random access.
@@ -151,7 +153,7 @@ def open_split(
             f"The task {task.id} names no train split, and {part} images are taken from there.",
             hint="Give its card a train_split.",
         )
-    revision = task.dataset.revision
+    revision = commit or task.dataset.revision
     pinned = hub.pin_dataset(task.dataset.repo + (f"@{revision}" if revision else ""))
     whole = open_builder(pinned, task.dataset.config)
     check_split(whole, split, pinned, task.id)

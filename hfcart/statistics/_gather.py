@@ -141,12 +141,9 @@ class _Work:
         """The sample of a task's training images; opened once for all its towers."""
         key = f"{task.sha256} {commit}"
         if key not in self._splits:
-            card = task
-            if commit:
-                card = task.model_copy(update={"dataset": task.dataset.model_copy(update={"revision": commit})})
-            found = open_split(card, "train", limit=self.examples, seed=self.seed, progress=self.progress)
-            found.task = task  # the card as it was given: what it is pinned to stands in the record of the dataset
-            self._splits[key] = found
+            self._splits[key] = open_split(
+                task, "train", commit=commit, limit=self.examples, seed=self.seed, progress=self.progress
+            )
         return self._splits[key]
 
     def statistics(self, tower: Tower, split: Split) -> Stored:
