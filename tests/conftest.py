@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,15 @@ from hfcart.demo.hub import EmbeddedHub  # noqa: E402
 torch.set_num_threads(1)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Commands = Callable[[EmbeddedHub, Sequence[Sequence[str]]], list[subprocess.CompletedProcess[str]]]
 TOKEN = "hf_user_secret"
+_RUNNER = """
+import json, sys
+from typer.testing import CliRunner
+from hfcart.cli import app
+results = [CliRunner().invoke(app, args) for args in json.load(sys.stdin)]
+print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
+"""
 
 
 @pytest.fixture(scope="session")
@@ -70,5 +79,22 @@ def hfcart(clean_env: dict[str, str], tmp_path: Path) -> Run:
             text=True,
             timeout=300,
         )
+
+    return run
+
+
+@pytest.fixture
+def commands(clean_env: dict[str, str], tmp_path: Path) -> Commands:
+    """Several commands one after another in one process: most of the time of each would be the same imports again."""
+
+    def run(hub: EmbeddedHub, lines: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
+        env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN}
+        done = subprocess.run(
+            [sys.executable, "-c", _RUNNER], input=json.dumps(lines), cwd=tmp_path, env=env, capture_output=True,
+            text=True, timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        return [subprocess.CompletedProcess(line, *each) for line, each in zip(lines, found, strict=True)]
 
     return run

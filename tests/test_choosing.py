@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from clips import parquet, write_images
-from conftest import TOKEN
+from conftest import TOKEN, Commands
 from PIL import Image
 from safetensors.torch import load_file
 from test_evaluate import COLOURS, TOWERS, _own_cache, card, clip, prompted, zoo  # noqa: F401 (fixtures)
-from test_informed import Commands, commands  # noqa: F401 (a fixture)
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
 from hfcart.demo.hub import EmbeddedHub

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TOKEN, Run
+from conftest import TOKEN, Commands, Run
 from test_evaluate import TOWERS, clip, zoo  # noqa: F401 (fixtures)
 from towers import write_tower
 
@@ -98,7 +98,12 @@ def test_a_merge_apart_is_the_merge(tmp_path: Path) -> None:
     assert failed.sha256 is None and "holds no config.json" in (failed.error or "")
 
 
-def test_a_comparison_is_merging_and_evaluating_one_by_one(zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_comparison_is_merging_and_evaluating_one_by_one(
+    zoo,  # noqa: F811
+    hfcart: Run,
+    commands: Commands,
+    tmp_path: Path,
+) -> None:
     hub, root = zoo
     tasks = f"{root}/images1.yaml,{root}/images2.yaml"
     hub.clear()
@@ -114,12 +119,14 @@ def test_a_comparison_is_merging_and_evaluating_one_by_one(zoo, hfcart: Run, tmp
     assert found["images"] == [61, 61] and found["rows"][2]["parameters"] == {"rank": 0.08, "scale": 1.0}
     assert len({tuple(row["correct"]) for row in found["rows"]}) >= 4  # so that one taken for another shows
     assert "hfcart merge user/t1 user/t2 user/t3" in done.stderr and "towers only" in done.stderr
+    few = ["--methods", "average", "--references", "none", "--limit", "20", "--overwrite", "--quiet"]
+    lines = [["compare", *TOWERS, "--tasks", tasks]]
+    measure = ["--tasks", tasks, "--references", "measured", "--precision", "float32"]
+    for method in ("cart", "ties"):
+        lines += [["merge", *TOWERS, "--method", method, "--out", method], ["eval", method, *measure]]
+    again, *others = commands(hub, lines)
+    assert all(each.returncode == 0 for each in others), [each.stderr for each in others]
     for method, row in (("cart", found["rows"][2]), ("ties", found["rows"][3])):
-        merged = hfcart("merge", *TOWERS, "--method", method, "--out", method, hub=hub)
-        assert merged.returncode == 0, merged.stderr
-        measured = hfcart("eval", method, "--tasks", tasks, "--references", "measured", "--precision", "float32",
-                          hub=hub)  # fmt: skip
-        assert measured.returncode == 0, measured.stderr
         results = json.loads((tmp_path / method / "results.json").read_text())
         assert results["weights_sha256"] == row["sha256"]
         assert [sum(c["correct"] for c in r["classes"]) for r in results["results"]] == row["correct"]
@@ -129,10 +136,8 @@ def test_a_comparison_is_merging_and_evaluating_one_by_one(zoo, hfcart: Run, tmp
     files = {str(path.relative_to(tmp_path / "compare")) for path in (tmp_path / "compare").rglob("*.*")}
     assert files == {"compare.json", "compare.md", "figures/compare.png"}
     assert not (tmp_path / "compare.partial").exists()
-    again = hfcart("compare", *TOWERS, "--tasks", tasks, hub=hub)
     assert again.returncode == 1 and "exists already" in again.stderr
-    over = hfcart("compare", *TOWERS, "--tasks", tasks, "--methods", "average", "--references", "none", "--limit", "20",
-                  "--overwrite", "--quiet", hub=hub)  # fmt: skip
+    over = hfcart("compare", *TOWERS, "--tasks", tasks, *few, hub=hub)
     assert over.returncode == 0 and "average" in over.stdout, over.stderr
     assert [row["name"] for row in json.loads((tmp_path / "compare" / "compare.json").read_text())["rows"]] == [
         "average"

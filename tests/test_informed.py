@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from clips import parquet
-from conftest import TOKEN
+from conftest import Commands
 from safetensors.torch import load_file, save_file
 from test_evaluate import COLOURS, TOWERS, _own_cache, card, clip, zoo  # noqa: F401 (fixtures)
 from transformers import CLIPModel
@@ -249,33 +246,6 @@ def test_statistics_on_disk_are_proven_when_read(tmp_path: Path) -> None:
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
-
-Commands = Callable[[EmbeddedHub, Sequence[Sequence[str]]], list[subprocess.CompletedProcess[str]]]
-
-_RUNNER = """
-import json, sys
-from typer.testing import CliRunner
-from hfcart.cli import app
-results = [CliRunner().invoke(app, args) for args in json.load(sys.stdin)]
-print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
-"""
-
-
-@pytest.fixture
-def commands(clean_env: dict[str, str], tmp_path: Path) -> Commands:
-    """Several commands one after another in one process: most of the time of each would be the same imports again."""
-
-    def run(hub: EmbeddedHub, lines: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
-        env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN}
-        done = subprocess.run(
-            [sys.executable, "-c", _RUNNER], input=json.dumps(lines), cwd=tmp_path, env=env, capture_output=True,
-            text=True, timeout=500,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
-        return [subprocess.CompletedProcess(line, *each) for line, each in zip(lines, found, strict=True)]
-
-    return run
 
 
 def tasks_of(root: Path) -> str:

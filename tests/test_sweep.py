@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from clips import write_clip
-from conftest import TOKEN, Run
+from conftest import TOKEN, Commands
 from test_evaluate import TOWERS, clip, zoo  # noqa: F401 (fixtures)
 from towers import TINY
 
@@ -87,11 +87,15 @@ def test_ranges(option: str, text: str, numbers: list[float]) -> None:
     assert [type(number) for number in found] == [type(number) for number in numbers]
 
 
-def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, hfcart: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, commands: Commands, tmp_path: Path) -> None:  # noqa: F811
     hub, root = zoo
     task, towers = f"{root}/images1.yaml", TOWERS
     grid = ["--rank", "1,0.25,1.0,1.0", "--scale", "1,2", "--part", "test", "--precision", "float32"]
-    done = hfcart("sweep", *towers, "--tasks", task, *grid, "--json", hub=hub)
+    points = {2: ["--rank", "1", "--scale", "2"], 4: ["--rank", "0.25", "--scale", "2"], 0: ["--method", "average"]}
+    sweep, half = ["sweep", *towers, "--tasks", task], ["--rank", "0.5", "--scale", "1", "--reverse", "--limit", "4"]
+    lines = [[*sweep, *grid, "--json"], [*sweep, *grid], [*sweep, *half, "--out", "r"]]
+    lines += [["merge", *towers, *setting, "--eval", task, "--out", f"m{i}"] for i, setting in points.items()]
+    done, again, reverse, *merges = commands(hub, lines)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["anchor"] == "average" and [p["scale"] for p in record["points"]] == [0.0, *[1.0, 2.0] * 3]
@@ -101,23 +105,13 @@ def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, hfcart: Run, tmp
     assert "do not report a setting chosen here" in done.stderr
     means = [sum(p["correct"]) / sum(record["images"]) for p in record["points"]]
     assert means[record["best"]] == max(means[1:])
-    for method, point in (
-        (["--rank", "1", "--scale", "2"], record["points"][2]),
-        (["--rank", "0.25", "--scale", "2"], record["points"][4]),
-        (["--method", "average"], record["points"][0]),
-    ):
-        merged = hfcart("merge", *towers, *method, "--eval", task, "--out", "m", "--overwrite", "--json", hub=hub)
+    for merged, point in zip(merges, points, strict=True):
         assert merged.returncode == 0, merged.stderr
-        (result,) = json.loads((tmp_path / "m" / "results.json").read_text())["results"]
-        assert [sum(c["correct"] for c in result["classes"])] == point["correct"]
+        (result,) = json.loads((tmp_path / f"m{point}" / "results.json").read_text())["results"]
+        assert [sum(c["correct"] for c in result["classes"])] == record["points"][point]["correct"]
     files = {str(path.relative_to(tmp_path / "sweep")) for path in (tmp_path / "sweep").rglob("*.*")}
     assert files == {"sweep.json", "figures/curve.png", "figures/grid.png"}
-    again = hfcart("sweep", *towers, "--tasks", task, *grid, hub=hub)
     assert again.returncode == 1 and "exists already" in again.stderr
-    reverse = hfcart(
-        "sweep", *towers, "--tasks", task, "--rank", "0.5", "--scale", "1", "--reverse", "--limit", "4", "--out", "r",
-        hub=hub,
-    )  # fmt: skip
     assert reverse.returncode == 0 and "hfcart merge" not in reverse.stdout, reverse.stderr
     assert "Partial: samples of at most 4 images" in reverse.stdout
 
@@ -145,27 +139,26 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(zoo, clean_env: dict[str, str]
     assert not (tmp_path / "killed.partial").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "words"),
-    [
-        (["--method", "average"], 2, ["A sweep takes cart, task_arithmetic"]),
-        (["--rank", "0.5:0.1"], 2, ["neither a list nor low:high"]),
-        (["--rank", "2.0"], 2, ["--rank", "not in (0, 1]"]),
-        (["--rank", "500"], 2, ["--rank", "1..32"]),
-        (["--method", "task_arithmetic", "--reverse"], 2, ["no singular directions"]),
-        (["--part", "dev"], 2, ["--part is 'dev'"]),
-        (["--base", "user/other"], 1, ["user/other is not the CLIP model behind the towers", "at random", "--base"]),
-    ],
-)
-def test_errors(zoo, hfcart: Run, tmp_path: Path, options: list[str], code: int, words: list[str]) -> None:  # noqa: F811
+REFUSED: list[tuple[list[str], int, list[str]]] = [
+    (["--method", "average"], 2, ["A sweep takes cart, task_arithmetic"]),
+    (["--rank", "0.5:0.1"], 2, ["neither a list nor low:high"]),
+    (["--rank", "2.0"], 2, ["--rank", "not in (0, 1]"]),
+    (["--rank", "500"], 2, ["--rank", "1..32"]),
+    (["--method", "task_arithmetic", "--reverse"], 2, ["no singular directions"]),
+    (["--part", "dev"], 2, ["--part is 'dev'"]),
+    (["--base", "user/other"], 1, ["user/other is not the CLIP model behind the towers", "at random", "--base"]),
+]
+
+
+def test_errors(zoo, commands: Commands, tmp_path: Path) -> None:  # noqa: F811
     hub, root = zoo
-    if "user/other" in options:  # the same widths, another patch size
-        other = write_clip(tmp_path / "other", 1, {**TINY, "patch_size": 4})
-        hub.create("user/other")
-        hub.commit("user/other", {path.name: path for path in other.iterdir()})
-    done = hfcart("sweep", *TOWERS, "--tasks", f"{root}/images1.yaml", *options, hub=hub)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
+    other = write_clip(tmp_path / "other", 1, {**TINY, "patch_size": 4})  # the same widths, another patch size
+    hub.create("user/other")
+    hub.commit("user/other", {path.name: path for path in other.iterdir()})
+    lines = [["sweep", *TOWERS, "--tasks", f"{root}/images1.yaml", *options] for options, _, _ in REFUSED]
+    for done, (_, code, words) in zip(commands(hub, lines), REFUSED, strict=True):
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
 
 
 def test_methods_that_can_be_swept_say_how() -> None:
