@@ -8,7 +8,6 @@ decomposed with one, and two threads fighting over two cores are slower than one
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from hfcart import __version__
+from hfcart.allocator import freed_blocks_go_back
 from hfcart.errors import NonFiniteError, UsageError
 from hfcart.linalg import default_solver, one_blas_thread
 from hfcart.methods import Measure, Merged, function, keywords_of
@@ -111,7 +111,6 @@ def run(
         NonFiniteError: NaN or Inf in a source, or a result that the output dtype cannot hold.
         KeyboardInterrupt: passed on once the groups at work are written; the partial folder can be resumed.
     """
-    _return_freed_matrices()
     hand = (worker or Worker)(plan, partial, device)
     bytes_of = {group.key: hand.bytes_read(group) for group in plan.groups}
     todo = [group for group in plan.groups if group.key not in partial.done]
@@ -122,7 +121,7 @@ def run(
 
     pool = ThreadPoolExecutor(workers, "merge", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with one_blas_thread():
+        with freed_blocks_go_back(), one_blas_thread():
             if plan.method.fit or plan.recipe.lines is not None:
                 hand.known = _learn(plan, partial, hand, pool, 2 * workers, progress)
             progress.start(label, sum(bytes_of.values()), "bytes")
@@ -200,17 +199,6 @@ def _stored(tower: Tower, spec: TensorSpec) -> torch.Tensor:
     out = torch.empty(spec.shape, dtype=_DTYPES[spec.dtype])
     tower.read_stored(spec, _bytes_of(out))
     return out
-
-
-def _return_freed_matrices() -> None:
-    """Have glibc hand blocks of a mebibyte and more back to the system as soon as they are freed.
-
-    It raises that threshold to the largest block it has seen freed, and from then on each thread's heap keeps
-    its freed matrices: resident memory would creep up by what no tensor uses.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # no glibc, nothing to set
-        mmap_threshold = -3
-        ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 20)
 
 
 def _finish_all(jobs: list[Future[None]], pool: ThreadPoolExecutor) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from jaxtyping import Float, Int, UInt8
 
+from hfcart.allocator import keep_freed_blocks
 from hfcart.data import Example, Split
 from hfcart.errors import NonFiniteError
 from hfcart.forward import pooled
@@ -227,6 +228,7 @@ def _in_threads(
 
     Each worker has one BLAS thread. A failure, or Ctrl-C, starts nothing more.
     """
+    keep_freed_blocks()
     pool = ThreadPoolExecutor(workers, "score", initializer=torch.set_num_threads, initargs=(1,))
     waiting: set[Future[Result]] = set()
     try:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
+from hfcart.allocator import keep_freed_blocks
 from hfcart.checkpoints import FOLDER, Checkpoints
 from hfcart.engine import choose_device, current_environment
 from hfcart.errors import HfcartError, SourceError, UsageError
@@ -184,6 +185,7 @@ class _Training:
             processes=accelerator.num_processes,
             workers=recipe.workers or default_workers(),
         )
+        keep_freed_blocks()
         self._progress.start("Fine-tuning", recipe.steps, "steps")
         try:
             self._progress.advance(start)
