@@ -10,6 +10,7 @@ Importing this package imports nothing heavy: torch and the Hub's client come wi
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ def merge(
 
     Args:
         sources: Hub repos (`user/name`, `user/name@revision`) and local folders, in any order.
-        progress: told what is being done; silent by default.
+        progress: told what is being done. Default: nothing is, and warnings are Python's (HfcartWarning).
         **fields: the recipe's other fields: method, rank, scale, base, qkv, dtype, out, push_to, ...
             See `hfcart.Recipe`.
 
     Raises:
         hfcart.errors.HfcartError: each kind of failure has its class; the message says what to do next.
     """
-    from hfcart.progress import Progress
+    from hfcart.progress import AsWarnings
     from hfcart.recipe import make
     from hfcart.run import run_merge
 
@@ -50,7 +51,7 @@ def merge(
     plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in every.items()}
     plain["sources"] = tuple(os.fspath(s) if isinstance(s, os.PathLike) else s for s in every["sources"])
     recipe = make(plain, "merge()")
-    return run_merge(recipe, progress or Progress()).record
+    return run_merge(recipe, progress or AsWarnings(sys._getframe(1))).record
 
 
 def evaluate(
@@ -65,7 +66,7 @@ def evaluate(
     Args:
         tower: a Hub repo (`user/name`, `user/name@revision`) or a folder.
         tasks: task ids, groups ("8", "14", "20") and paths of task cards.
-        progress: told what is being done; silent by default.
+        progress: told what is being done. Default: nothing is, and warnings are Python's (HfcartWarning).
         **options: base, part, limit, seed, references, streaming, batch_size, workers, precision, device;
             see `hfcart.evaluation.run_eval`.
 
@@ -73,13 +74,14 @@ def evaluate(
         hfcart.errors.HfcartError: each kind of failure has its class; the message says what to do next.
     """
     from hfcart.evaluation import check_options, run_eval
-    from hfcart.progress import Progress
+    from hfcart.progress import AsWarnings
     from hfcart.tasks import read_tasks
 
     if isinstance(tasks, str):
         raise TypeError("tasks is one text: give a list of them")
     check_options(options)
-    return run_eval(os.fspath(tower), read_tasks(tasks), progress=progress or Progress(), **options).record
+    told = progress or AsWarnings(sys._getframe(1))
+    return run_eval(os.fspath(tower), read_tasks(tasks), progress=told, **options).record
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (PEP 562)

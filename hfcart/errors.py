@@ -18,6 +18,8 @@
 
 Each carries a sentence that names the repo, the tensor, what was expected and what was found, and a
 `hint`: the next thing to do, a command where there is one. Neither ever holds a token.
+
+What does not stop the work is a warning: on the command line a line of its own, from Python HfcartWarning.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ class HfcartError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class HfcartWarning(UserWarning):
+    """What a merge or an evaluation from Python should not pass over in silence, and that does not stop it."""
 
 
 class UsageError(HfcartError):

@@ -1,9 +1,14 @@
 """What a long piece of work tells its caller while it runs.
 
-The base class is silent: library use prints nothing. The command line passes one that draws.
+The base class is silent. The command line passes one that draws; to Python, who passes none, warnings alone are told.
 """
 
 from __future__ import annotations
+
+import warnings
+from types import FrameType
+
+from hfcart.errors import HfcartWarning
 
 
 class Progress:
@@ -26,6 +31,21 @@ class Progress:
 
     def finish(self) -> None:
         """The counted stage is over, complete or not."""
+
+
+class AsWarnings(Progress):
+    """Silent but for warnings, which are Python's: HfcartWarning, at the line that called hfcart."""
+
+    def __init__(self, caller: FrameType) -> None:
+        """Note the place: work goes on in threads, from whose stack the caller cannot be seen."""
+        names = caller.f_globals
+        self._file, self._line = caller.f_code.co_filename, caller.f_lineno
+        self._module = str(names.get("__name__", "<unknown>"))
+        self._shown = names.setdefault("__warningregistry__", {})  # so that filters can say "once a place"
+
+    def warn(self, text: str) -> None:
+        """One warning. Raises HfcartWarning where a filter makes errors of them."""
+        warnings.warn_explicit(text, HfcartWarning, self._file, self._line, self._module, self._shown)
 
 
 class Within(Progress):

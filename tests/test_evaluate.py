@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -467,6 +468,19 @@ def test_python_is_told_of_wrong_options_too(clip: Path, option: dict) -> None:
 
     with pytest.raises(UsageError, match=f"--{next(iter(option))} is"):
         hfcart.evaluate(clip, ["mnist"], **option)
+
+
+def test_python_is_warned_of_what_an_evaluation_could_not_measure(zoo, clean_env: dict[str, str], tmp_path) -> None:
+    hub, root = zoo
+    code = (
+        "import hfcart, sys\n"
+        "hfcart.evaluate('user/t1', [sys.argv[1]], references='measured', limit=4)\n"
+    )  # fmt: skip
+    env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home")}
+    command = [sys.executable, "-c", code, f"{root}/images1.yaml"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    assert done.stderr.startswith("<string>:2: HfcartWarning: user/t1 is not a merge of hfcart's: only its base")
 
 
 def test_a_whole_clip_model_is_not_its_own_pretrained_base(zoo, hfcart: Run) -> None:

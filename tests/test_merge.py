@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from hfcart.errors import (
     CorruptFileError,
     DistantError,
     HfcartError,
+    HfcartWarning,
     MismatchError,
     NonFiniteError,
     NotATowerError,
@@ -34,6 +36,7 @@ from hfcart.errors import (
 )
 from hfcart.merged import read_record
 from hfcart.progress import Progress
+from hfcart.stores import SMALL
 
 MATRIX = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight")
 
@@ -423,6 +426,24 @@ def test_one_source_and_the_same_twice_are_warned_of(four: list[Path], tmp_path:
     assert listener.warnings == [
         "cart gives 2 sources their plain average, whatever its parameters: it takes 3 or more."
     ]
+
+
+def test_python_is_warned_where_it_called(four: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (four[0] / "README.md").write_text("x" * (SMALL + 1))
+    with pytest.warns(HfcartWarning) as caught:
+        hfcart.merge(four[:2], out=tmp_path / "m")
+    texts = sorted(str(warning.message) for warning in caught)
+    # The second comes from a thread that reads sources, on whose stack no caller is to be seen.
+    assert [text[:20] for text in texts] == ["cart gives 2 sources", "t1/README.md is too l"[:20]]
+    assert {warning.filename for warning in caught} == {__file__} and len({w.lineno for w in caught}) == 1
+    listener = Listener()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hfcart.merge(four[:2], out=tmp_path / "again", progress=listener)  # it is told instead
+        assert sorted(listener.warnings) == texts
+        with pytest.raises(HfcartWarning, match="plain average"):
+            hfcart.merge(four[1:3], out=tmp_path / "strict")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_pickles_with_code_are_never_run(tmp_path: Path) -> None:
