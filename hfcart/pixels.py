@@ -15,6 +15,10 @@ from jaxtyping import Float, UInt8
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Above so many pixels after the resize, only what the crop keeps of them is computed: a line of 60,000 x 1 pixels
+# would be 13 million x 224 before its middle is cut out.
+_WHOLE = 1 << 24
+
 
 def to_pixels(image: Image, fields: dict[str, Any]) -> UInt8[torch.Tensor, "3 side side"]:
     """Resize and crop one RGB image.
@@ -23,13 +27,31 @@ def to_pixels(image: Image, fields: dict[str, Any]) -> UInt8[torch.Tensor, "3 si
         image: 8-bit RGB, of any size.
         fields: a preprocessor in the canonical form of `hfcart.preprocessor`.
     """
-    if fields["do_resize"]:
-        image = image.resize(_size(image.size, fields["size"]), fields["resample"])
+    size = _size(image.size, fields["size"]) if fields["do_resize"] else image.size
+    box = (0, 0, *size)
     if fields["do_center_crop"]:
         height, width = fields["crop_size"]["height"], fields["crop_size"]["width"]
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))  # beyond its borders an image is black
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        box = (left, top, left + width, top + height)  # beyond its borders an image is black
+    if fields["do_resize"] and size[0] * size[1] > _WHOLE:
+        image = _resized_part(image, size, box, fields["resample"])
+    else:
+        image = image.resize(size, fields["resample"]).crop(box)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _resized_part(image: Image, size: tuple[int, int], box: tuple[int, int, int, int], resample: int) -> Image:
+    """`image.resize(size, resample).crop(box)`, up to rounding, in little more memory than the box takes."""
+    source, whole, corners = np.array(image.size), np.array(size), np.array(box).reshape(2, 2)
+    scale = source / whole
+    start, stop = np.maximum(corners[0], 0), np.minimum(corners[1], whole)
+    # Nearby pixels count too: no filter of PIL's reaches further than 3 pixels of the coarser of the two images.
+    reach = 4 * np.maximum(scale, 1.0)
+    low = np.maximum(np.floor(start * scale - reach), 0).astype(int)
+    high = np.minimum(np.ceil(stop * scale + reach), source).astype(int)
+    near = image.crop((*low.tolist(), *high.tolist()))
+    part = near.resize((stop - start).tolist(), resample, (*(start * scale - low), *(stop * scale - low)))
+    return part.crop((corners - start).ravel().tolist())
 
 
 def normalised(pixels: UInt8[torch.Tensor, "b 3 side side"], fields: dict[str, Any]) -> Float[torch.Tensor, "b 3 s s"]:

@@ -469,21 +469,16 @@ def same(data: bytes, expected: np.ndarray, within: int = 0) -> None:
 
 def test_images_of_every_kind() -> None:
     grey = np.repeat(RAMP[..., None], 3, axis=-1)
-    rgba = np.dstack([COLOUR, RAMP])
     same(encoded(Image.fromarray(COLOUR)), COLOUR)
     same(encoded(Image.fromarray(RAMP)), grey)
-    same(encoded(Image.fromarray(np.dstack([RAMP, RAMP.T]), "LA")), grey)
-    same(encoded(Image.fromarray(rgba)), COLOUR)  # the alpha channel is dropped, not blended
     same(encoded(Image.fromarray(RAMP > 127)), np.where(grey > 127, 255, 0))
     deep = RAMP.astype(np.uint16) * 257
-    same(encoded(Image.fromarray(deep)), grey, within=1)
-    same(encoded(Image.fromarray(deep.astype(np.int32)), "TIFF"), grey, within=1)
-    same(encoded(Image.fromarray(deep), "TIFF"), grey, within=1)
+    same(encoded(Image.fromarray(deep)), grey)
+    same(encoded(Image.fromarray(deep.astype(np.int32)), "TIFF"), grey)
+    same(encoded(Image.fromarray(deep), "TIFF"), grey)
     same(encoded(Image.fromarray(COLOUR), "JPEG", quality=100, subsampling=0), COLOUR, within=8)
     palette = Image.fromarray(COLOUR).quantize(16)
     same(encoded(palette), np.asarray(palette.convert("RGB")))
-    same(encoded(palette, transparency=bytes(range(16))), np.asarray(palette.convert("RGB")))
-    same(encoded(palette, "GIF", transparency=3), np.asarray(palette.convert("RGB")))
     ink = Image.fromarray(COLOUR).convert("CMYK")
     same(encoded(ink, "TIFF"), np.asarray(ink.convert("RGB")))
     frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200)]
