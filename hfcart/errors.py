@@ -24,6 +24,8 @@ What does not stop the work is a warning: on the command line a line of its own,
 
 from __future__ import annotations
 
+AGAIN = "then run the same command again."
+
 
 class HfcartError(Exception):
     """Base of every error a user can meet."""
@@ -102,3 +104,9 @@ class OutputError(HfcartError):
 
 class VerifyError(HfcartError):
     """An output is not what its record says."""
+
+
+def next_step(hint: str | None, step: str) -> str:
+    """A hint that ends with `step`, in place of running the same command again where the state is not so any more."""
+    kept = hint.removesuffix(f", {AGAIN}") + "." * hint.endswith(AGAIN) if hint else ""
+    return f"{kept} {step}".strip()

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hfcart.errors import HfcartError
+from hfcart.errors import AGAIN, HfcartError, HubError, next_step
 from hfcart.merged import RECORD, read_record
 from hfcart.merger import assist, merge_folder
 from hfcart.progress import Progress
@@ -92,7 +92,7 @@ def _evaluated(recipe: Recipe, progress: Progress) -> EvalRecord | None:
     except HfcartError as error:
         then = f", then hfcart push {recipe.folder} --to {recipe.push_to}" if recipe.push_to else ""
         go_on = f"The merge is complete in {recipe.folder}: hfcart eval {recipe.folder} --tasks {recipe.eval}{then}"
-        error.hint = f"{error.hint} {go_on}" if error.hint else go_on
+        error.hint = next_step(error.hint, go_on)
         raise
     return done.record if done else None
 
@@ -103,15 +103,21 @@ def _published(recipe: Recipe, target: Target, record: MergeRecord, progress: Pr
 
     message = recipe.commit_message or commit_message(record)
     if recipe.eval:  # the results go along, and the card that shows them
-        return run_push(
-            recipe.folder,
-            target.repo,
-            overwrite=recipe.overwrite,
-            private=recipe.private,
-            create_pr=recipe.create_pr,
-            message=message,
-            progress=progress,
-        )
+        try:
+            return run_push(
+                recipe.folder,
+                target.repo,
+                overwrite=recipe.overwrite,
+                private=recipe.private,
+                create_pr=recipe.create_pr,
+                message=message,
+                progress=progress,
+            )
+        except HubError as error:
+            if AGAIN in (error.hint or ""):  # the merge is not to be made again
+                push = hub.push_command(recipe.folder, target.repo, recipe.private, recipe.create_pr, recipe.overwrite)
+                error.hint = next_step(error.hint, f"The merge and its results are in {recipe.folder}: {push}")
+            raise
     progress.step(f"Publishing to {target.repo}")
     return hub.publish(
         recipe.folder,

@@ -25,7 +25,18 @@ PACKAGE = ROOT / "hfcart"
 
 # Every module or package of hfcart, from the ground up. A module imports from its own floor or from below.
 FLOORS = [
-    ["errors", "records", "progress", "parallel", "repo_id", "safe_yaml", "allocator", "_cards"],
+    [
+        "errors",
+        "records",
+        "progress",
+        "parallel",
+        "repo_id",
+        "safe_yaml",
+        "allocator",
+        "_cards",
+        "addresses",
+        "patience",
+    ],
     ["linalg", "moments", "methods", "names", "architecture", "similarity", "reader", "scores", "markdown", "images"],
     ["layout", "tasks", "pixels", "forward", "fields"],
     [

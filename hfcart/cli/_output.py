@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import unicodedata
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -23,7 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hfcart.addresses import Formatter, without_queries
 from hfcart.errors import HfcartError, MismatchError
+from hfcart.patience import silence
 from hfcart.progress import Progress
 
 if TYPE_CHECKING:
@@ -159,7 +162,10 @@ def reporting(*, quiet: bool = False, json: bool = False, debug: bool = False) -
     Exit codes: 0 ok, 1 failed, 2 wrong usage, 130 for Ctrl-C, 143 for a termination signal.
     """
     output = Output(quiet=quiet, json=json)
-    logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")
+    silence.restart()
+    logs = logging.StreamHandler()
+    logs.setFormatter(Formatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[logs])
     if debug:
         for name in ("hfcart", "huggingface_hub"):  # the client blanks out tokens in what it logs
             logging.getLogger(name).setLevel(logging.DEBUG)
@@ -174,7 +180,7 @@ def reporting(*, quiet: bool = False, json: bool = False, debug: bool = False) -
         raise typer.Exit(143 if stop.args == (signal.SIGTERM,) else 130) from None
     except HfcartError as error:
         if debug:
-            raise
+            _show(error)
         output.error(error)
         raise typer.Exit(error.exit_code) from None
     except BrokenPipeError:
@@ -185,7 +191,7 @@ def reporting(*, quiet: bool = False, json: bool = False, debug: bool = False) -
         raise
     except Exception as error:
         if debug:
-            raise
+            _show(error)
         bug = HfcartError(
             f"hfcart met something it did not expect ({type(error).__name__}).",
             hint="Run the same command with --debug and report what it prints.",
@@ -215,6 +221,12 @@ def _console(stream: TextIO) -> Console:
         stream.reconfigure(errors="replace")  # a terminal that has no λ still gets the rest of the line
     # A file or a pipe has no width: tables must not be folded to an imagined one.
     return Console(file=stream, highlight=False, soft_wrap=True, width=None if stream.isatty() else 200)
+
+
+def _show(error: Exception) -> NoReturn:
+    """The whole traceback, as Python would print it, but for the queries of addresses in it."""
+    sys.stderr.write(without_queries("".join(traceback.format_exception(error))))
+    raise typer.Exit(getattr(error, "exit_code", 1)) from None
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:

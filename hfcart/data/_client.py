@@ -13,11 +13,16 @@ import datasets
 from hfcart import hub
 from hfcart.data._checks import CARD_HINT, is_image, is_label, kind_of
 from hfcart.errors import HfcartError, SourceError
+from hfcart.patience import RETRY_BASE
 
 T = TypeVar("T")
 
 # Calls home that are not needed to read data; bars and warnings belong to hfcart's own output.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+# Requests are tried again by the client that hub has given to all; what may be read again is the rest of a file.
+datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+datasets.config.STREAMING_READ_MAX_RETRIES = 2
+datasets.config.STREAMING_READ_RETRY_INTERVAL = RETRY_BASE
 datasets.disable_progress_bars()
 datasets.logging.set_verbosity(logging.CRITICAL)
 

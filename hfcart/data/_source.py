@@ -104,7 +104,7 @@ class Source:
         return any(Path(path).absolute().is_relative_to(cache.absolute()) and ".." not in path for cache in caches)
 
     def _ask(self, fn: Callable[[], T], *, again: bool = False) -> T:
-        # Not again by default: the client tries the requests of a stream six times by itself, for half a minute.
+        # Not again by default: the requests of a stream are tried again one by one.
         return client_call(f"Reading {self.name}", self.pinned, fn, again=again)
 
 

@@ -5,7 +5,6 @@ The only package that imports huggingface_hub.
 
 from hfcart.hub._assets import assets
 from hfcart.hub._benchmarks import BenchmarkTask, benchmark_result, benchmark_tasks
-from hfcart.hub._calls import set_notifier
 from hfcart.hub._datasets import (
     PinnedDataset,
     cache_folder,
@@ -15,7 +14,8 @@ from hfcart.hub._datasets import (
     read_dataset_file,
 )
 from hfcart.hub._files import publish_files
-from hfcart.hub._publish import Published, Target, check_target, publish, publishable, validate_card
+from hfcart.hub._http import set_notifier
+from hfcart.hub._publish import Published, Target, check_target, publish, publishable, push_command, validate_card
 from hfcart.hub._read import RepoFile, Snapshot, cached, fetch, read_bytes, read_small, resolve, split_ref
 from hfcart.hub._store import HubStore
 
@@ -40,6 +40,7 @@ __all__ = [
     "publish",
     "publish_files",
     "publishable",
+    "push_command",
     "read_bytes",
     "read_dataset_file",
     "read_small",

@@ -6,20 +6,20 @@ commit). What it says is never quoted, as it may hold signed addresses: only sta
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import TypeVar
 
-from huggingface_hub import HfApi, constants, get_session, get_token
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub import errors as client
-from huggingface_hub.utils import httpx, parse_ratelimit_headers  # type: ignore[attr-defined]
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
+from hfcart.addresses import clean_errors
 from hfcart.errors import (
+    AGAIN,
     AccessError,
     HfcartError,
     HubError,
@@ -28,45 +28,19 @@ from hfcart.errors import (
     RevisionNotFoundError,
     SourceError,
 )
+from hfcart.hub._http import GaveUp, asked_wait, detail, pause, pause_after, root, status_of, stopped, tries_of, working
+from hfcart.patience import MAX_WAIT, TRIES
 
 T = TypeVar("T")
 
-
-def _seconds(text: str | None, default: float) -> float:
-    try:
-        return max(0.0, float(text or default))
-    except ValueError:
-        return default
-
-
-TRIES = 4
-RETRY_BASE = _seconds(os.environ.get("HFCART_RETRY_BASE"), 1.0)  # seconds before the second try; doubles with each
-MAX_WAIT = 60.0  # seconds, however long a Retry-After asks for
-READ_TIMEOUT = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)  # seconds of silence
-WRITE_TIMEOUT = 12 * READ_TIMEOUT  # a commit of many files may take its time
-
 CLIENT_ERRORS = (
-    *(httpx.HTTPError, httpx.InvalidURL, client.OIDCError, client.DeviceCodeError),
+    *(GaveUp, httpx.HTTPError, httpx.InvalidURL, client.OIDCError, client.DeviceCodeError),
     *(OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError),
 )
 API = HfApi(library_name="hfcart")
 
 _LOGIN = "run `hf auth login`, or set HF_TOKEN."
-_notify: Callable[[str], None] = lambda text: None  # noqa: E731
-
-
-class _ClientLog(logging.Handler):
-    """The client's own warnings (its retries), without the queries of signed addresses."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _notify("The Hub client: " + re.sub(r"\?\S*", "", record.getMessage()).replace("\n", " "))
-
-
-def set_notifier(notify: Callable[[str], None]) -> None:
-    """Send every message about waiting and trying again to `notify`, from any thread; the client's warnings too."""
-    global _notify
-    _notify = notify
-    logging.getLogger("huggingface_hub").handlers = [_ClientLog()]
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # RFC 6750
 
 
 def call(what: str, fn: Callable[[], T], *, repo: str = "", stop: threading.Event | None = None) -> T:
@@ -80,99 +54,35 @@ def call(what: str, fn: Callable[[], T], *, repo: str = "", stop: threading.Even
 
     Raises:
         HfcartError: what the last try's error means.
+        concurrent.futures.CancelledError: it failed, and `stop` was set.
     """
-    attempt = 1
-    while True:
-        session = get_session()
-        if session.timeout.read is None:  # the client's default: wait for ever
-            session.timeout = httpx.Timeout(WRITE_TIMEOUT, connect=READ_TIMEOUT)
-        try:
-            return fn()
-        except CLIENT_ERRORS as error:
-            wait = pause_after(error, attempt)
-            if attempt == TRIES or wait is None or (stop is not None and stop.is_set()):
-                # The text of a LocalProtocolError may quote a header, hence the token: cut the chain.
-                cause = None if isinstance(root(error), httpx.LocalProtocolError) else error
-                raise meaning(what, error, repo, attempt) from cause
-            _notify(f"{what}: {detail(error)}; trying again in {wait:g} s (try {attempt + 1} of {TRIES})")
-        if stop is None:
-            time.sleep(wait)
-        else:
-            stop.wait(wait)
-        attempt += 1
+    with working(what, stop):
+        attempt = 1
+        while True:
+            try:
+                _check_token()
+                return fn()
+            except CLIENT_ERRORS as error:
+                if stopped():
+                    raise CancelledError from None
+                wait = pause_after(error, attempt)
+                if attempt == TRIES or wait is None:
+                    clean_errors(error)
+                    # The text of a LocalProtocolError may quote a header, hence the token: cut the chain.
+                    cause = None if isinstance(root(error), httpx.LocalProtocolError) else error
+                    raise meaning(what, error, repo, max(attempt, tries_of(error))) from cause
+                pause(error, wait, attempt)
+            attempt += 1
 
 
-def root(error: BaseException) -> BaseException:
-    """What really happened, below "neither on the Hub nor in the cache" and "error while uploading"."""
-    while isinstance(error, client.LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status the Hub answered with, None if it did not."""
-    return error.response.status_code if isinstance(error, client.HfHubHTTPError) else None
-
-
-def request_of(error: BaseException) -> tuple[str, str, str]:
-    """Method, host and path (never the query, which may be signed) of the request that failed, or empty texts."""
-    try:
-        # HfHubHTTPError forgets its own `request` while it is made.
-        request = error.response.request if isinstance(error, client.HfHubHTTPError) else error.request  # type: ignore[attr-defined]
-        return request.method, request.url.host, request.url.path
-    except (AttributeError, RuntimeError):
-        return "", "", ""
-
-
-def pause_after(error: BaseException, attempt: int) -> float | None:
-    """Seconds to wait after the failure of try number `attempt`, None if trying again cannot help."""
-    if isinstance(error, client.LocalEntryNotFoundError):
-        return None  # the client has tried this request six times by itself
-    error = root(error)
-    pause: float = RETRY_BASE * 2 ** (attempt - 1)
-    if isinstance(error, client.HfHubHTTPError):
-        status, headers = error.response.status_code, error.response.headers
-        if status < 500 and status not in (408, 429):
-            return None
-        limits = parse_ratelimit_headers(headers)
-        if (asked := headers.get("Retry-After", "").strip()).isdecimal():
-            pause = float(asked)
-        elif status == 429 and limits is not None and limits.remaining == 0:
-            pause = float(limits.reset_in_seconds)
-    elif not (_dropped(error) or _short(error) or isinstance(error, json.JSONDecodeError)):
-        return None
-    return min(pause, MAX_WAIT)
-
-
-def _dropped(error: BaseException) -> bool:
-    if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol | client.OfflineModeIsEnabled):
-        return False
-    # When one thread cannot connect, the client closes the session that all threads share.
-    closed = isinstance(error, RuntimeError) and "has been closed" in str(error)
-    return closed or isinstance(error, httpx.TransportError | ConnectionError)
-
-
-def _short(error: BaseException) -> bool:
-    # The client's bare OSError for a download that ended before its size.
-    return isinstance(error, OSError) and error.errno is None and "Consistency check failed" in str(error)
-
-
-def detail(error: BaseException) -> str:
-    """What happened, in words of ours."""
-    error = root(error)
-    method, host, path = request_of(error)
-    where = f"{method} {path if host == httpx.URL(constants.ENDPOINT).host else host}" if method else "a request"
-    if (status := status_of(error)) is not None:
-        return f"the Hub answered {status} to {where}"
-    if isinstance(error, httpx.TimeoutException):
-        return f"no answer in time to {where}"
-    if isinstance(error, httpx.ConnectError | httpx.ProxyError):
-        return f"cannot connect to {host or 'the Hub'}"
-    if _dropped(error):
-        return f"the connection dropped during {where}"
-    if _short(error):
-        return "the file came in cut short"
-    return f"the answer made no sense ({type(error).__name__})"
+def _check_token() -> None:
+    if (token := get_token()) is None or _TOKEN.fullmatch(token):
+        return
+    place = "HF_TOKEN" if os.environ.get("HF_TOKEN") else f"the file {constants.HF_TOKEN_PATH}"
+    raise AccessError(
+        f"The token in {place} holds characters that no token has (a space, a quotation mark, an accent or the like).",
+        hint=f"Copy it once more: {_LOGIN}",
+    )
 
 
 def meaning(what: str, error: BaseException, repo: str, tries: int = 1) -> HfcartError:
@@ -214,5 +124,6 @@ def meaning(what: str, error: BaseException, repo: str, tries: int = 1) -> Hfcar
         room = "Make room, or see to the permissions. HF_HOME says where the Hugging Face cache is."
         return OutputError(f"{what}: {os.strerror(error.errno)}{where}.", hint=room)
     tried = f" ({tries} tries)" if tries > 1 else ""
-    again = f"Check the network and {constants.ENDPOINT}, then run the same command again."
-    return HubError(f"{what}: {detail(error)}{tried}.", hint=again)
+    if (asked_wait(error) or 0) > MAX_WAIT:
+        return HubError(f"{what}: {detail(error)}{tried}.", hint=f"Wait that long, {AGAIN}")
+    return HubError(f"{what}: {detail(error)}{tried}.", hint=f"Check the network and {constants.ENDPOINT}, {AGAIN}")

@@ -11,9 +11,12 @@ from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_sta
 from huggingface_hub import errors as client
 from huggingface_hub.utils import build_hf_headers, httpx  # type: ignore[attr-defined]
 
+from hfcart.addresses import clean_errors
 from hfcart.errors import CorruptFileError, HfcartError
-from hfcart.hub._calls import API, READ_TIMEOUT, call, meaning
+from hfcart.hub._calls import API, call, meaning
+from hfcart.hub._http import GaveUp, tries_of
 from hfcart.hub._read import _COMMIT, split_ref
+from hfcart.patience import READ_TIMEOUT
 
 T = TypeVar("T")
 
@@ -109,7 +112,8 @@ def call_datasets(what: str, dataset: PinnedDataset, fn: Callable[[], T]) -> T:
 def dataset_failure(what: str, dataset: PinnedDataset, error: Exception) -> HfcartError | None:
     """What an error of the datasets client means if an answer of the Hub, or the disk, is below it; else None."""
     below = _answer_below(error)
-    return None if below is None else meaning(what, below, f"datasets/{dataset.repo}")
+    clean_errors(error)
+    return None if below is None else meaning(what, below, f"datasets/{dataset.repo}", tries_of(below))
 
 
 class _NotTheHub(Exception):
@@ -123,7 +127,7 @@ class _NotTheHub(Exception):
 def _answer_below(error: BaseException) -> Exception | None:
     """The error that is about the Hub or the disk: the datasets client wraps those several times over."""
     chain = list(_chain(error))
-    for kind in (client.HfHubHTTPError, httpx.HTTPError, client.OfflineModeIsEnabled, ConnectionError):
+    for kind in (GaveUp, client.HfHubHTTPError, httpx.HTTPError, client.OfflineModeIsEnabled, ConnectionError):
         for one in chain:
             # That a file which may be missing is missing (a README, a script) is what the client was handling.
             if isinstance(one, kind) and not isinstance(one, client.EntryNotFoundError):

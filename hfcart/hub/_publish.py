@@ -22,9 +22,19 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     httpx,
 )
 
-from hfcart.errors import CorruptFileError, HfcartError, PublishError, RepoNotFoundError, UsageError
-from hfcart.hub._calls import API, call, detail, pause_after, request_of, status_of
-from hfcart.hub._read import Snapshot, info, read_small, resolve, snapshot_of, split_ref, tree
+from hfcart.addresses import without_queries
+from hfcart.errors import (
+    CorruptFileError,
+    HfcartError,
+    HubError,
+    PublishError,
+    RepoNotFoundError,
+    UsageError,
+    next_step,
+)
+from hfcart.hub._calls import API, CLIENT_ERRORS, call
+from hfcart.hub._http import detail, root, status_of, work
+from hfcart.hub._read import _COMMIT, Snapshot, info, read_small, resolve, snapshot_of, split_ref, tree
 
 MAX_RECORD = 1 << 26  # bytes of a target's hfcart.json
 THE_HUBS_OWN = {".gitattributes"}  # what a new repo holds
@@ -39,6 +49,9 @@ WEIGHTS = (
 )
 # What hfcart writes of an evaluation: it is of one set of weights.
 RESULTS = ("results.json", "results/confusion-*.csv", ".eval_results/hfcart-*.yaml", "figures/accuracy.png")
+_MAKE_PRIVATE = f"Make it private at {constants.ENDPOINT}/{{}}/settings, or choose another name."
+REFUSED = range(400, 500)  # statuses that say the commit was not made, but for these:
+DOUBTFUL = (408, 409, 412, 429)
 
 
 @dataclass(frozen=True)
@@ -85,8 +98,9 @@ def _publishing(again: str | None = None) -> Iterator[None]:
     except UsageError:
         raise
     except HfcartError as error:
-        hint = " ".join(text for text in (error.hint, again) if text)
-        raise PublishError(error.message, hint=hint or None) from error.__cause__
+        raise PublishError(
+            error.message, hint=next_step(error.hint, again) if again else error.hint
+        ) from error.__cause__
 
 
 def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool = False) -> Target:
@@ -122,7 +136,7 @@ def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool =
         if private and not found.private:
             raise PublishError(
                 f"{repo} exists and is public; --private only makes a new repo private.",
-                hint=f"Make it private at {constants.ENDPOINT}/{repo}/settings, or choose another name.",
+                hint=_MAKE_PRIVATE.format(repo),
             )
         there = snapshot_of(repo, found)
         ours = _made_by_hfcart(there)
@@ -192,9 +206,8 @@ def publish(
     Raises:
         PublishError: refused, failed, or the target has changed since it was checked. The folder is untouched.
     """
-    flags = " --private" * private + " --create-pr" * create_pr + " --overwrite" * overwrite
-    command = f"hfcart push {shlex.quote(str(folder))} --to {target.repo}{flags}"
-    again = f"The folder is intact; to try again, run: {command}"
+    again = push_command(folder, target.repo, private, create_pr, overwrite)
+    again = f"The folder is intact; to try again, run: {again}"
     folder = folder.resolve()
     with _publishing(again), _quiet_client():
         paths = [path for path in publishable(folder) if path not in leave]
@@ -214,11 +227,17 @@ def publish(
         return Published(url, made, pull_request)
 
 
+def push_command(folder: Path, repo: str, private: bool, create_pr: bool, overwrite: bool) -> str:
+    """The command that publishes a folder, to be typed."""
+    flags = " --private" * private + " --create-pr" * create_pr + " --overwrite" * overwrite
+    return f"hfcart push {shlex.quote(str(folder))} --to {repo}{flags}"
+
+
 def publishable(folder: Path) -> list[str]:
     """What of a folder is published, relative to it, sorted."""
     found = []
-    for root, folders, names in os.walk(folder):
-        here = Path(root).relative_to(folder)
+    for place, folders, names in os.walk(folder):
+        here = Path(place).relative_to(folder)
         folders[:] = [name for name in folders if not name.startswith(".") or (here / name).as_posix() in DOTTED]
         for path in [here / name for name in names if not name.startswith(".") or (here / name).as_posix() in DOTTED]:
             if (folder / path).is_file() and not (folder / path).is_symlink():
@@ -257,7 +276,15 @@ def _holds(repo: str, commit: str, local: dict[str, tuple[str, str]], *, whole: 
 def _create(repo: str, private: bool) -> str:
     """Create the repo, in case it is not there. Returns the commit of its main."""
     # Without a wish of the user's, an organization's own default decides.
-    call(f"Creating {repo}", lambda: API.create_repo(repo, private=private or None, exist_ok=True), repo=repo)
+    try:
+        call(f"Creating {repo}", lambda: API.create_repo(repo, private=private or None, exist_ok=True), repo=repo)
+    except HubError as error:  # which may be about the answer alone
+        try:
+            found = info(repo)
+        except HfcartError:
+            raise error from error.__cause__
+        if private and not found.private:
+            raise PublishError(f"{repo} was created, and is public.", hint=_MAKE_PRIVATE.format(repo)) from error
     there = resolve(repo)
     if there.files.keys() - THE_HUBS_OWN:
         raise PublishError(f"{repo} did not exist when it was checked, and now holds somebody's files.")
@@ -275,7 +302,7 @@ class _Commit:
     message: str
     create_pr: bool
     whole: bool = True
-    sent: bool = False
+    known: set[str] | None = None  # pull requests that were there before
 
     @property
     def what(self) -> str:
@@ -283,11 +310,10 @@ class _Commit:
 
     def send(self) -> tuple[str, str | None]:
         """The commit's id, and the page of the pull request if one was opened."""
-        # A lost answer does not mean a lost commit.
-        if self.sent and not self.create_pr and (head := self.landed()) is not None:
-            return head, None
-        self.sent = True
+        if self.create_pr and self.known is None:
+            self.known = set(self.pull_requests())
         title, _, description = self.message.partition("\n")
+        work.sent = False
         try:
             made = API.create_commit(
                 self.repo,
@@ -297,32 +323,66 @@ class _Commit:
                 parent_commit=self.parent,
                 create_pr=self.create_pr,
             )
-        except (httpx.HTTPError, ValueError) as error:
-            if status_of(error) == 412 and (head := self.landed()) is not None:
-                return head, None
+            if not _COMMIT.fullmatch(made.oid):
+                raise ValueError("no commit")
+            return made.oid, self.page(str(made.pr_num)) if self.create_pr else None
+        except CLIENT_ERRORS as error:
             if str(error).startswith("Invalid metadata in README.md"):
                 complaints = _plain(str(error).partition("\n")[2])
                 raise PublishError(f"{self.what}: the Hub refuses the card's front matter: {complaints}") from error
-            self.refuse_doubt(error)
+            if work.sent and (found := self.made(error)) is not None:
+                return found
             raise
-        return made.oid, made.pr_url
 
-    def landed(self) -> str | None:
-        """The head of main if an earlier try led to it, None if main has not moved."""
+    def made(self, error: Exception) -> tuple[str, str | None] | None:
+        """What came of a commit whose answer is an error: a lost answer does not mean a lost commit. None: nothing."""
+        status = status_of(root(error))
+        if status in REFUSED and status not in DOUBTFUL:
+            return None
+        look = self.proposed if self.create_pr else self.landed
+        try:
+            if (found := look()) is not None:
+                return found
+        except PublishError:
+            raise
+        except HfcartError:  # the answer to the commit is what the user should hear of
+            found = None
+        # Unlike a second commit on main, a second pull request would be taken.
+        if self.create_pr and status not in (412, 429, 503):
+            raise PublishError(
+                f"{self.what}: {detail(error)}; the pull request may have been opened.",
+                hint=f"Look at {self.page('')} whether it is there.",
+            ) from error
+        return None
+
+    def landed(self) -> tuple[str, None] | None:
+        """The head of main if the commit led to it, None if main has not moved."""
         head = str(info(self.repo).sha)
         if head == self.parent:
             return None
         if _holds(self.repo, head, self.local, whole=self.whole):
-            return head
+            return head, None
         moved = f"main was at {self.parent[:12]}, now it is at {head[:12]}"
         raise PublishError(f"{self.what}: it has changed since it was checked; {moved}.")
 
-    def refuse_doubt(self, error: Exception) -> None:
-        """Do not try again what may have opened a pull request: unlike a commit on main, a second would be taken."""
-        sure = status_of(error) in (429, 503) or "/commit/" not in request_of(error)[2]
-        if self.create_pr and not sure and pause_after(error, 1) is not None:
-            page = f"{constants.ENDPOINT}/{self.repo}/discussions"
-            raise PublishError(f"{self.what}: {detail(error)}; look at {page} whether the pull request is there.")
+    def proposed(self) -> tuple[str, str] | None:
+        """Commit and page of a new pull request with exactly these files, None if there is none."""
+        for number, head in self.pull_requests().items():
+            if number not in (self.known or ()) and _holds(self.repo, head, self.local, whole=self.whole):
+                return head, self.page(number)
+        return None
+
+    def pull_requests(self) -> dict[str, str]:
+        """Commit by number."""
+
+        def ask() -> dict[str, str]:
+            found = API.list_repo_refs(self.repo, include_pull_requests=True).pull_requests or []
+            return {ref.ref.removeprefix("refs/pr/"): ref.target_commit for ref in found}
+
+        return call(f"Listing the pull requests of {self.repo}", ask, repo=self.repo)
+
+    def page(self, number: str) -> str:
+        return f"{constants.ENDPOINT}/{self.repo}/discussions/{number}".rstrip("/")
 
 
 @contextmanager
@@ -370,4 +430,4 @@ def _complaints(answer: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text[:500]).strip()
+    return without_queries("".join(c if c.isprintable() else " " for c in text[:500])).strip()

@@ -22,7 +22,8 @@ from huggingface_hub import (
 from huggingface_hub.utils import build_hf_headers, silent_tqdm, validate_repo_id  # type: ignore[attr-defined]
 
 from hfcart.errors import CorruptFileError, HubError, UsageError
-from hfcart.hub._calls import API, READ_TIMEOUT, call
+from hfcart.hub._calls import API, call
+from hfcart.patience import READ_TIMEOUT
 
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
