@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from tokenizers import Tokenizer
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -19,10 +20,20 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
 from hfcart.records import Architecture
+
+_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
+# What a tokenizer_config.json may call its class -> what runs it.
+TOKENIZERS = {
+    "CLIPTokenizer": CLIPTokenizer,
+    "CLIPTokenizerFast": CLIPTokenizer,
+    "PreTrainedTokenizerFast": PreTrainedTokenizerFast,
+    "TokenizersBackend": PreTrainedTokenizerFast,
+}
 
 
 def vision_model(architecture: Architecture, tensors: Mapping[str, torch.Tensor]) -> CLIPVisionModel:
@@ -62,32 +73,53 @@ def text_features(
     return features
 
 
-def tokenizer(files: Mapping[str, bytes], length: int) -> Callable[[Sequence[str]], Int[torch.Tensor, "text token"]]:
-    """CLIP's tokenizer from its files: texts -> token ids, padded to the longest of them, cut to `length` tokens.
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """transformers' own tokenizer of a CLIP model.
+
+    Attributes:
+        bos: the token that each text begins with, None if it knows none.
+        eos: the one that each ends with, None if it knows none.
+        encode: texts -> token ids, a row each, as long as it is: cut, not padded.
+    """
+
+    bos: int | None
+    eos: int | None
+    encode: Callable[[Sequence[str]], list[list[int]]]
+
+
+def tokenizer(files: Mapping[str, bytes], length: int) -> Tokenizer:
+    """The tokenizer that transformers makes of these files, and of nothing else.
+
+    Of the class that tokenizer_config.json names, as with AutoTokenizer. CLIPTokenizer takes no more than vocabulary,
+    merges and added tokens from a tokenizer.json, and puts the beginning and the end around a text itself;
+    TokenizersBackend, which was called PreTrainedTokenizerFast, runs the file as it is. What a tokenizer.json says of
+    padding and truncation is no part of it: transformers' tokenizer does not follow it either.
 
     Args:
-        files: tokenizer.json, or vocab.json and merges.txt.
-        length: the text tower's max_position_embeddings.
+        files: name -> bytes, as `hfcart.full_clip` checks them: tokenizer.json, or vocab.json and merges.txt, and what
+            lies beside them.
+        length: the text tower's max_position_embeddings. Texts are cut to it, or to the tokenizer's model_max_length
+            where that is less.
 
     Raises:
-        ValueError: the files hold no tokenizer.
+        Exception: the files hold no tokenizer; of any kind.
     """
-    if "tokenizer.json" in files:
-        backend = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
-    else:
-        merges: Any = [tuple(line.split(" ")) for line in files["merges.txt"].decode("utf-8").splitlines()[1:] if line]
-        slow = CLIPTokenizer(vocab=json.loads(files["vocab.json"]), merges=merges)
-        backend = slow.backend_tokenizer
-    backend.enable_truncation(length)
-    backend.no_padding()
+    logging.set_verbosity_error()
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    kind = TOKENIZERS[config.get("tokenizer_class") or "CLIPTokenizer"]
+    with tempfile.TemporaryDirectory(prefix="hfcart-tokenizer-") as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        words = kind.from_pretrained(folder, local_files_only=True)
+    cut = min(length, words.model_max_length)
 
-    def encode(texts: Sequence[str]) -> torch.Tensor:
-        rows = [encoding.ids for encoding in backend.encode_batch(list(texts))]
-        longest = max(map(len, rows))
-        # A text ends with its end token: repeating it is what CLIP's own padding does.
-        return torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows])
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        rows: list[list[int]] = words(list(texts), truncation=True, max_length=cut)["input_ids"]
+        return rows
 
-    return encode
+    ids = words.get_vocab()
+    return Tokenizer(ids.get(words.bos_token or _BEGIN), ids.get(words.eos_token or _END), encode)
 
 
 def tiny_clip(
@@ -106,11 +138,11 @@ def tiny_clip(
     logging.disable_progress_bar()
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]  # GPT-2's signs for bytes
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), _BEGIN, _END]
     ids = {token: i for i, token in enumerate(tokens)}
     words = CLIPTokenizer(vocab=ids, merges=[], model_max_length=text["max_position_embeddings"])
     # Not CLIP's own eos_token_id of 2, which old configs carry: with it the text is read at its largest token id.
-    end = ids["<|endoftext|>"]
+    end = ids[_END]
     special = {"vocab_size": len(tokens), "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
     config = CLIPConfig(
         text_config={**text, **special},

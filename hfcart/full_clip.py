@@ -47,9 +47,14 @@ _TOKENIZER = {
     "special_tokens_map.json": SMALL,
     "added_tokens.json": SMALL,
 }
-_TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast")
-# auto_map is code to run; the others are paths that from_pretrained would open in place of the folder's own files.
-_FOLLOWED = ("auto_map", "tokenizer_file", "vocab_file", "merges_file")
+# The keys of hfcart.clip.TOKENIZERS, for whose import transformers takes seconds.
+TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+# auto_map is code to run; the others are paths that from_pretrained would open in place of the folder's own files, or
+# arguments that no save_pretrained writes.
+_FOLLOWED = (
+    *("auto_map", "tokenizer_file", "vocab_file", "merges_file", "gguf_file"),
+    *("fast_tokenizer_files", "tokenizer_object", "vocab", "merges", "post_processor", "init_inputs"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,9 @@ def read_base_parts(base: Tower) -> BaseParts:
     scale = config.get("logit_scale_init_value", _LOGIT_SCALE)
     if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
         scale = _LOGIT_SCALE
-    return BaseParts({name: held[name] for name in expected}, text_config, float(scale), _tokenizer(base, label))
+    return BaseParts(
+        {name: held[name] for name in expected}, text_config, float(scale), _tokenizer(base, label, config)
+    )
 
 
 def clip_config(arch: Architecture, parts: BaseParts, dtype: str) -> dict[str, Any]:
@@ -174,13 +181,14 @@ def _expected(text: dict[str, Any], arch: Architecture) -> dict[str, tuple[int, 
     }
 
 
-def _tokenizer(base: Tower, label: str) -> dict[str, bytes]:
+def _tokenizer(base: Tower, label: str, config: dict[str, Any]) -> dict[str, bytes]:
     hint = "Name a base with a plain CLIP tokenizer: --base openai/clip-vit-base-patch32, or the one of your size."
     files = {name: data for name, size in _TOKENIZER.items() if (data := base.store.small(name, size)) is not None}
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
         raise SourceError(
             f"{label} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt.", hint=hint
         )
+    named = None
     for name, data in files.items():
         try:
             found = strict_json(data) if name.endswith(".json") else {"": data.decode("utf-8")}
@@ -188,17 +196,28 @@ def _tokenizer(base: Tower, label: str) -> dict[str, bytes]:
                 raise ValueError("it is no mapping")
         except ValueError as error:
             raise CorruptFileError(f"{label}: {name} is broken: {str(error)[:200]}.", hint=hint) from None
+        # What is no token there would be an argument of the tokenizer, a path among them.
+        if name == "special_tokens_map.json" and (
+            others := [k for k in found if not k.endswith(("_token", "_tokens"))]
+        ):
+            raise SourceError(
+                f"{label}: special_tokens_map.json has {others[0][:60]!r}, expected special tokens only.", hint=hint
+            )
         if name != "tokenizer_config.json":
             continue
-        kind = found.get("tokenizer_class", _TOKENIZER_CLASSES[0])
-        if kind not in _TOKENIZER_CLASSES:
-            raise SourceError(
-                f"{label}: tokenizer_config.json names the class {str(kind)[:60]!r}, "
-                f"expected one of {', '.join(_TOKENIZER_CLASSES)}.",
-                hint=hint,
-            )
-        if followed := [key for key in _FOLLOWED if found.get(key) is not None]:
+        named = found.get("tokenizer_class")
+        if followed := [key for key in _FOLLOWED if found.get(key)]:
             raise SourceError(
                 f"{label}: tokenizer_config.json has {followed[0]}, which leads to code or files elsewhere.", hint=hint
+            )
+    # Where tokenizer_config.json names no class, transformers looks into config.json, of which ours keeps no such name.
+    for where, kind, known in (
+        ("tokenizer_config.json", named, TOKENIZER_CLASSES),
+        ("config.json", not named and config.get("tokenizer_class"), TOKENIZER_CLASSES[:2]),
+    ):
+        if kind and kind not in known:
+            raise SourceError(
+                f"{label}: {where} names the class {str(kind)[:60]!r}, expected one of {', '.join(known)}.",
+                hint=hint,
             )
     return files

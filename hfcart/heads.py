@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hfcart.architecture import differences
-from hfcart.errors import CorruptFileError, MismatchError, SourceError, UsageError, VerifyError
+from hfcart.errors import MismatchError, SourceError, UsageError, VerifyError
 from hfcart.full_clip import read_base_parts
 from hfcart.merged import MAX_RECORD, RECORD, pinned
 from hfcart.names import PROJECTION
 from hfcart.preprocessor import clip_default, read_preprocessor
 from hfcart.progress import Progress, Within
+from hfcart.prompts import encoder
 from hfcart.records import Architecture, FinetuneRecord, MergeRecord, SourceRecord
 from hfcart.sources import Tower, known_base
 from hfcart.stores import LocalStore
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 Head = Float[torch.Tensor, "classes dim"]
 _PROMPTS_AT_ONCE = 256
+_VERSION = 2  # of the numbers: raised when the same inputs would give others
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _cached(base: Base, task: TaskCard) -> Path:
     from hfcart import hub
 
     tokenizer = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(base.tokenizer.items())}
-    decides = [base.key, base.source.sha256, base.text_config, tokenizer, task.templates, task.classnames]
+    decides = [_VERSION, base.key, base.source.sha256, base.text_config, tokenizer, task.templates, task.classnames]
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     return hub.assets("heads") / base.key / f"{task.id}-{digest[:32]}.safetensors"
 
@@ -229,19 +230,16 @@ def _write(path: Path, head: Head) -> None:
 
 
 def _compute(base: Base, task: TaskCard, progress: Progress) -> Head:
-    from hfcart.clip import text_features, tokenizer
+    from hfcart.clip import text_features
 
     model = _text_model(base, progress)
-    try:
-        encode = tokenizer(base.tokenizer, base.text_config["max_position_embeddings"])
-    except Exception as error:  # a broken tokenizer.json raises bare Exceptions
-        raise CorruptFileError(f"{base.label}: its tokenizer cannot be read ({type(error).__name__}).") from None
+    encode = encoder(base.label, base.tokenizer, base.text_config, progress)
     prompts = [prompt for label in range(len(task.classnames)) for prompt in task.prompts(label)]
     rows = []
     progress.start(f"{task.title}: prompts", len(prompts), "prompts")
     for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
         some = prompts[start : start + _PROMPTS_AT_ONCE]
-        rows.append(torch.nn.functional.normalize(text_features(model, _tokens(base, encode, some)), dim=-1))
+        rows.append(torch.nn.functional.normalize(text_features(model, encode(some)), dim=-1))
         progress.advance(len(some))
     progress.finish()
     means = torch.cat(rows).reshape(len(task.classnames), len(task.templates), -1).mean(dim=1)
@@ -249,26 +247,6 @@ def _compute(base: Base, task: TaskCard, progress: Progress) -> Head:
     if not bool(torch.isfinite(head).all()):
         raise SourceError(f"{base.label}: its text tower gives NaN or Inf for the prompts of {task.title}.")
     return head.clone()  # no inference tensor: fine-tuning takes gradients through it
-
-
-def _tokens(base: Base, encode: Callable[[Sequence[str]], torch.Tensor], prompts: Sequence[str]) -> torch.Tensor:
-    """Prompts as token ids that the text tower can take; the tokenizer is a stranger's."""
-    try:
-        tokens = encode(prompts)
-    except Exception as error:
-        raise CorruptFileError(f"{base.label}: its tokenizer fails on the prompts ({type(error).__name__}).") from None
-    known, longest = base.text_config["vocab_size"], base.text_config["max_position_embeddings"]
-    wrong = None
-    if not 0 < tokens.shape[1] <= longest:
-        wrong = f"gives {tokens.shape[1]} tokens for a prompt, its text tower takes 1 to {longest}"
-    elif int(tokens.max()) >= known:
-        wrong = f"gives token {int(tokens.max())}, its text tower knows {known}"
-    if wrong:
-        raise CorruptFileError(
-            f"{base.label}: its tokenizer {wrong}.",
-            hint="Name a revision where they belong together: --base user/name@revision",
-        )
-    return tokens
 
 
 def _text_model(base: Base, progress: Progress) -> CLIPTextModelWithProjection:

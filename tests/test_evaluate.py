@@ -192,6 +192,7 @@ def test_a_stranger_s_tokenizer_is_held_against_the_text_tower(clip: Path, tmp_p
         (tmp_path / path.name).write_bytes(path.read_bytes())
     fields = json.loads((clip / "tokenizer.json").read_text()) | change
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(CorruptFileError, match=f"its tokenizer gives {said} tokens for a prompt"):
         make_head(open_base(str(tmp_path), Progress()), TaskCard(**card()), Progress())
 

@@ -54,7 +54,7 @@ FLOORS = [
     ["stores", "card", "plots", "merged", "data"],
     ["sources", "preprocessor", "tuned", "finetune_card", "drafts"],
     ["headers", "alike", "results", "matching"],
-    ["full_clip", "publish"],
+    ["full_clip", "publish", "prompts"],
     ["plan", "towers"],
     ["engine", "heads", "scoring", "checkpoints", "loader"],
     ["statistics", "choosing", "adapt", "finetune"],
