@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcart.architecture import output_config
 from hfcart.card import render_card
-from hfcart.errors import DistantError, OutputError
+from hfcart.errors import CorruptFileError, DistantError, OutputError
 from hfcart.full_clip import RULE, clip_config
 from hfcart.layout import INDEX
 from hfcart.merged import RECIPE, RECORD
@@ -64,6 +64,7 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> M
         device = choose_device(recipe.device)
         fetch_all(plan.towers_and_base, progress, stream=recipe.stream)
         _set_canonical_order(plan, progress)
+        preprocessor_of(plan, progress)  # said once, and before the first image is read
         if others := other_projections(plan):
             progress.warn(
                 f"The visual projection of {', '.join(others)} is not the base's, which the CLIPModel gets: what such "
@@ -132,7 +133,7 @@ def _finish(
     progress.step("Reading the output back")
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
     files = dict(read_back(partial.path, plan.shapes, digests))
-    files |= _write_small_files(partial, plan, progress)
+    files |= _write_small_files(partial, plan)
     record = _record(plan, lines, similarity, environment, files, learned, selection)
     if learned is not None:
         partial.add(LOG, adaptation_log(record, learned.history))
@@ -207,17 +208,27 @@ def _refuse_distant(plan: Plan, similarity: Similarity | None, partial: Path) ->
 
 
 def preprocessor_of(plan: Plan, progress: Progress) -> dict[str, Any] | None:
-    """The image preprocessing of the merged tower: the first source's that states one, else the base's, else None."""
-    stores = [tower.store for tower in plan.towers_and_base]
-    kinds = [fields for store in stores if (fields := read_preprocessor(store, plan.architecture.image_size))]
+    """The image preprocessing of the merged tower: the first source's that states one, else the base's, else None.
+
+    One that cannot be followed is passed over, and said to be: the weights can be merged all the same.
+    """
+    kinds = []
+    for tower in plan.towers_and_base:
+        try:
+            fields = read_preprocessor(tower.store, plan.architecture.image_size)
+        except CorruptFileError as error:
+            progress.warn(f"{error.message} What it says of images is passed over.")
+            continue
+        if fields is not None:
+            kinds.append(fields)
     if any(fields != kinds[0] for fields in kinds):
         progress.warn("The sources' image preprocessing differs: the first one's (in the card's order) is used.")
     return kinds[0] if kinds else None
 
 
-def _write_small_files(partial: PartialFolder, plan: Plan, progress: Progress) -> dict[str, str]:
+def _write_small_files(partial: PartialFolder, plan: Plan) -> dict[str, str]:
     """config, preprocessor, tokenizer, index and recipe. Returns their sha256 by name."""
-    found = preprocessor_of(plan, progress)
+    found = preprocessor_of(plan, Progress())
     dtype = TORCH_NAME[plan.dtype]
     config = (
         clip_config(plan.architecture, plan.parts, dtype)

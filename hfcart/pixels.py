@@ -1,6 +1,6 @@
 """Images to a tower's input, as CLIP's image processor makes it: resize, centre crop, scale, normalise.
 
-The same numbers as transformers' processor (a test holds them together to 1e-6), without its arrays in between: pixels
+The same numbers as transformers' processor (tests hold them together to 1e-5), without its arrays in between: pixels
 stay 8 bits wide until a whole batch of them is on the device.
 """
 
@@ -66,10 +66,18 @@ def normalised(pixels: UInt8[torch.Tensor, "b 3 side side"], fields: dict[str, A
 
 
 def _size(found: tuple[int, int], wanted: dict[str, int]) -> tuple[int, int]:
-    """(width, height) to resize to. The longer side is rounded down, as torchvision does."""
+    """(width, height) to resize to, as transformers computes it: the longer side is rounded down.
+
+    Where a longest edge bounds it, the shorter side is rounded to the nearest.
+    """
     if "shortest_edge" not in wanted:
         return wanted["width"], wanted["height"]
-    short, (width, height) = wanted["shortest_edge"], found
-    if width <= height:
-        return short, int(short * height / width)
-    return int(short * width / height), short
+    short, longest, (low, high) = wanted["shortest_edge"], wanted.get("longest_edge"), sorted(found)
+    exact: float = short
+    if longest is not None and high / low * short > longest:
+        exact = longest * low / high
+        short = round(exact)
+    if short == low:
+        return found
+    short, long = max(short, 1), max(int(exact * high / low), 1)
+    return (short, long) if found[0] <= found[1] else (long, short)

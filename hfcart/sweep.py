@@ -233,7 +233,7 @@ def _measure(
     at_once = towers_at_once(grid.plan.parameters)
     heads = [make_head(base, split.task, progress) for split in splits]
     # What the merge of a point would write beside its weights, so that it is measured as it would be used.
-    fields = preprocessor_of(grid.plan, Progress()) or base.preprocessor
+    fields = preprocessor_of(grid.plan, progress) or base.preprocessor
     label = f"Measuring {len(grid.points)} points"
     progress.start(label, len(grid.points) * sum(map(len, splits)), "images")
     progress.advance((len(grid.points) - len(todo)) * sum(map(len, splits)))

@@ -39,7 +39,7 @@ class LoadedTower:
         store: where its other files are.
         architecture: what its config.json says.
         model: the tower, float32 on the CPU, in eval mode.
-        preprocessor: its image preprocessing, None if it states none that fits.
+        preprocessor: its image preprocessing, None if it states none.
         projection: a visual projection of its own (`dim width`), None if it has none.
         is_clip: whether it lies inside a whole CLIPModel, text tower and all.
     """
@@ -80,19 +80,21 @@ def load_tower(ref: str, progress: Progress) -> LoadedTower:
     """Load a vision tower, whichever of the three forms its tensor names have, as a CLIPVisionModel.
 
     Raises:
-        SourceError: it is gone, no CLIP tower, damaged, or holds NaN or Inf.
+        SourceError: it is gone, no CLIP tower, damaged, holds NaN or Inf, or states an image preprocessing that
+            cannot be followed.
     """
     with opened(ref, progress) as tower:
         own = tower.tensors.get(PROJECTION)
         projection = read_tensor(tower, own) if own and own.dtype in FLOATS else None
         architecture = check_alike([tower], None, projection=False)
+        preprocessor = read_preprocessor(tower.store, architecture.image_size)  # refused before the weights are read
         return LoadedTower(
             label=tower.label,
             source=tower.source,
             store=tower.store,
             architecture=architecture,
             model=running(tower),
-            preprocessor=read_preprocessor(tower.store, architecture.image_size),
+            preprocessor=preprocessor,
             projection=projection,
             is_clip=any(spec.name.startswith("text_model.") for spec in tower.stored),
         )
