@@ -306,6 +306,8 @@ class Worker:
         # Where LiNeS scales each block, nothing else does: a recipe with `lines` has no scale.
         whole = {"scale": 1.0} if self._plan.recipe.lines is not None else {}
         offered = {**whole, **self._plan.settings, **self.known, "base": base, "key": group.key}
+        # OpenCLIP, which the papers' towers are of, stores visual.proj as width × dim, the transpose of ours.
+        offered["transposed"] = group.key == PROJECTION
         offered["coefficients"] = self._plan.coefficients_of(group)
         if gathered := self._plan.gathered:
             offered |= {**gathered.known, **gathered.of(group, self._device)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from towers import weights, write_tower
 
 import hfcart
+from hfcart.architecture import expected_shapes, read_architecture
 from hfcart.errors import UsageError
 from hfcart.merger import merge_folder
 from hfcart.methods import METHODS, function, keywords_of
@@ -402,3 +404,18 @@ def test_every_fit_gives_what_its_rules_need() -> None:
             defaults = {p.name: p.default for p in method.parameters}
             known = learned([stack(1, 2, 5)], **keywords_of(function(method.fit), defaults))
             assert set(known) == set(keywords_of(method.load()[0], known))
+
+
+@pytest.mark.parametrize(
+    ("name", "d", "layers", "patch", "text"), [("B/32", 768, 12, 32, 512), ("L/14", 1024, 24, 14, 768)]
+)
+def test_the_density_of_the_authors_on_the_tower_alone(name: str, d: int, layers: int, patch: int, text: int) -> None:
+    """Their encoder has no text transformer left, but its embeddings, norm and projection: 20 % of it all is kept."""
+    vision = {"hidden_size": d, "intermediate_size": 4 * d, "num_hidden_layers": layers, "patch_size": patch}
+    config = {"model_type": "clip_vision_model", "num_attention_heads": d // 64, "projection_dim": text, **vision}
+    arch = read_architecture(config, "x")
+    tower, projected = (
+        sum(math.prod(shape) for shape in expected_shapes(arch, projection=kept).values()) for kept in (False, True)
+    )
+    unused = (49408 + 77 + text + 2) * text + 1  # token and position embeddings, projection, norm; logit scale
+    assert f"{0.2 * (projected + unused) / tower:.3f} for ViT-{name}" in METHODS["ties"].note

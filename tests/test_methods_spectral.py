@@ -13,7 +13,9 @@ from towers import weights, write_tower
 import hfcart
 from hfcart.errors import UsageError
 from hfcart.linalg import polar, thin_svd
+from hfcart.methods import METHODS
 from hfcart.methods.base import base as keep_base
+from hfcart.methods.cart import cart
 from hfcart.methods.iso_c import iso_c
 from hfcart.methods.iso_cts import iso_cts
 from hfcart.methods.mean_task_vector import mean_task_vector
@@ -295,6 +297,37 @@ def test_every_matrix_on_request(tmp_path: Path, method: str, paper, projection:
     assert f"every other tensor, {also} among them, gets the base plus" in usual
     again = hfcart.merge(sources[::-1], **fields, matrices="all-2d", out=str(tmp_path / "r"), workers=1)
     assert again == record
+
+
+@pytest.mark.parametrize(
+    ("method", "paper"), [("tsv_m", paper_tsv), ("iso_c", paper_iso_c), ("iso_cts", paper_iso_cts)]
+)
+def test_the_projection_is_merged_as_the_authors_models_hold_it(tmp_path: Path, method: str, paper) -> None:
+    """OpenCLIP's visual.proj is width × dim, the transpose of ours: what is done to the left side is its width's."""
+    sources = [str(write_tower(tmp_path / f"t{i}", i, projection=True)) for i in (1, 2, 3)]
+    base = str(write_tower(tmp_path / "base", 0, projection=True))
+    fields = {"method": method, "base": base, "with_projection": True, "scale": 0.9, "matrices": "all-2d"}
+    hfcart.merge(sources, **fields, out=str(tmp_path / "m"))
+    found = load_file(tmp_path / "m" / "model.safetensors")
+    zero, others = weights(0, projection=True), [weights(i, projection=True) for i in (1, 2, 3)]
+    for name, side in (("visual_projection.weight", "T"), ("vision_model.embeddings.position_embedding.weight", "")):
+        taus = differences(torch.stack([o[name] for o in others]), zero[name])
+        expected, other = paper(taus.transpose(0, 2, 1)).T, paper(taus)
+        close(found[name], zero[name], 0.9 * (expected if side else other))
+        # Only Iso-CTS has sides; for it, the wrong one is far away.
+        distance = np.linalg.norm(expected - other) / np.linalg.norm(other)
+        assert distance > 0.1 if method == "iso_cts" and side else distance < 1e-9
+
+
+@pytest.mark.parametrize("rule", [cart, tsv_m, iso_c])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_only_iso_cts_has_sides(rule, shape: tuple[int, int]) -> None:
+    """The others give the transpose of what they make of the transpose, and need not be told which way round."""
+    thetas, base = towers(11, 3, shape)
+    keywords, turned = ({}, {}) if rule is cart else ({"base": base}, {"base": base.T.contiguous()})
+    one, other = rule(thetas, **keywords).tensor, rule(thetas.transpose(1, 2).contiguous(), **turned).tensor
+    assert torch.linalg.norm(one - other.T) <= 1e-4 * torch.linalg.norm(one - base) + 1e-7 * torch.linalg.norm(base)
+    assert {m.name for m in METHODS.values() if m.any_matrix} == {"cart", "tsv_m", "iso_c", "iso_cts"}
 
 
 def test_wudi_on_whole_towers(tmp_path: Path) -> None:

@@ -12,7 +12,12 @@ from hfcart.methods._vectors import onto, summed, task_vector
 
 
 def iso_cts(
-    thetas: Float[Tensor, "task m n"], *, base: Float[Tensor, "m n"], scale: float = 1.5, common: float = 0.8
+    thetas: Float[Tensor, "task m n"],
+    transposed: bool = False,
+    *,
+    base: Float[Tensor, "m n"],
+    scale: float = 1.5,
+    common: float = 0.8,
 ) -> Merged:
     """θ_0 + α · σ̄ Û V̂ᵀ over the common directions of Σ_t τ_t and, for each task, the top ones outside their span.
 
@@ -20,11 +25,16 @@ def iso_cts(
 
     Args:
         thetas: the T towers' versions of one matrix (or of fused q, k and v), float32 (or float64).
+        transposed: whether the authors' models hold the matrix the other way round. The common space is taken away
+            from the left side alone, so it is their transpose that is merged.
         base: the pretrained version θ_0.
         scale: α, any finite number.
         common: share of the min(m, n) directions that the common space gets, in (0, 1]; moved so that every task gets
             as many of the rest.
     """
+    if transposed:
+        turned = iso_cts(thetas.transpose(1, 2).contiguous(), base=base.T.contiguous(), scale=scale, common=common)
+        return turned._replace(tensor=turned.tensor.T.contiguous())
     full, tasks = min(base.shape), len(thetas)
     own = min(round((full - int(common * full)) / tasks), full // tasks)  # directions of each task
     shared = thin_svd(summed(thetas, base), full - own * tasks) if own * tasks < full else None
