@@ -33,13 +33,19 @@ from hfcart.writer import PartialFolder, explain_os_errors, read_back
 
 if TYPE_CHECKING:
     from hfcart.adapt.loop import Learned
+    from hfcart.hub import Target
 
 LOG = "results/adaptation.csv"
 _FARTHEST = 0.5  # ‖θ_t − ref‖ / ‖ref‖; fine-tuning moves a tower by a few per cent, another ancestor by more than 1
 
 
-def merge_folder(recipe: Recipe, progress: Progress) -> MergeRecord:
+def merge_folder(recipe: Recipe, progress: Progress, target: Target | None = None) -> MergeRecord:
     """Merge, verify, and write the folder; nothing is measured or published, whatever the recipe says.
+
+    Args:
+        recipe: what was asked.
+        progress: told of each stage.
+        target: where the result is going to be published, if the push is to replace what is there.
 
     Raises:
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
@@ -48,14 +54,14 @@ def merge_folder(recipe: Recipe, progress: Progress) -> MergeRecord:
     partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
     try:
         with partial:
-            return _merge_into(partial, recipe, progress)
+            return _merge_into(partial, recipe, progress, target)
     except KeyboardInterrupt as stop:
         stop.add_note(f"What is done so far is kept in {partial.path}: run the same command again to go on.")
         raise
 
 
-def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress) -> MergeRecord:
-    plan = make_plan(recipe, partial.path / "converted", progress)
+def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, target: Target | None) -> MergeRecord:
+    plan = make_plan(recipe, partial.path / "converted", progress, target)
     try:
         _refuse_to_replace_a_source(plan, partial.out)
         # torch takes seconds to import: a source that does not fit is refused before that.

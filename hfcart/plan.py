@@ -28,6 +28,8 @@ from hfcart.sources import Tower, infer_base, pin, pin_all
 if TYPE_CHECKING:
     from torch import Tensor, device
 
+    from hfcart.hub import Target
+
 TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
 _BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
@@ -248,15 +250,17 @@ class Plan:
         return out | ({"full_clip": True} if self.parts else {})
 
 
-def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
+def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Target | None = None) -> Plan:
     """Resolve, read headers, check; nothing of the weights is fetched (pickles excepted: they have no header).
 
     Args:
         recipe: what was asked.
         converted: folder for converted pickles.
         progress: told of each stage.
+        target: where the result is to be published, if the push is to replace what is there.
 
     Raises:
+        PublishError: the target may not be replaced by this merge.
         HfcartError: whatever is wrong with the sources or the recipe.
     """
     method = METHODS[recipe.method]
@@ -267,6 +271,10 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress) -> Plan:
         base_ref = infer_base(towers)
         progress.note(f"Base model: {base_ref} (give --base to choose another).")
     base = pin(base_ref, progress) if base_ref else None
+    if target is not None:
+        from hfcart.replacing import merge_of, refuse_replacing  # as the Hub's client, only for who publishes
+
+        refuse_replacing(target, merge_of(towers, base), overwrite=recipe.overwrite, progress=progress)
     read_headers([*towers, *([base] if base else [])], converted, progress)
     architecture = check_alike(towers, base, projection=recipe.with_projection)
     shapes = expected_shapes(architecture, projection=recipe.with_projection)
@@ -307,10 +315,10 @@ def _tasks(recipe: Recipe, towers: list[Tower]) -> tuple[SourceTask, ...]:
     return tuple(SourceTask.of(task, None) for task in match(towers, recipe.sources, entries))
 
 
-def dry_run(recipe: Recipe, progress: Progress) -> Plan:
+def dry_run(recipe: Recipe, progress: Progress, target: Target | None = None) -> Plan:
     """Make the plan and stop: no weights fetched (pickles excepted), nothing written."""
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(recipe, Path(folder), progress)
+        plan = make_plan(recipe, Path(folder), progress, target)
         plan.close()
         return plan
 

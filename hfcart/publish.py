@@ -9,6 +9,7 @@ from hfcart.errors import OutputError, VerifyError
 from hfcart.merged import RECORD, check_files
 from hfcart.progress import Progress
 from hfcart.records import EvalRecord, FinetuneRecord
+from hfcart.replacing import artefact_of, refuse_replacing
 from hfcart.results.confusion import confusion_name, is_confusion_of
 from hfcart.results.files import CARD, FIGURE, RESULTS, Record, fresh_card, refuse_links, replace, results_in
 from hfcart.results.publish import BENCHMARKS, benchmark_files
@@ -29,12 +30,23 @@ def run_push(
     create_pr: bool,
     message: str | None,
     progress: Progress,
+    target: hub.Target | None = None,
 ) -> hub.Published:
     """Publish a folder that hfcart made, with its results if it has any. Safe to repeat: what is there is not resent.
 
+    Args:
+        folder: a merge or a fine-tuning.
+        repo: `user/name`.
+        overwrite: replace whatever is there.
+        private: for a repo that has to be created.
+        create_pr: open a pull request, and leave main alone.
+        message: of the commit.
+        progress: told of each stage, and of what is left out.
+        target: `repo` as it was before the work, if it was looked at then and found fit for this very thing.
+
     Raises:
         OutputError: the folder is not finished, or a file is not what its record says.
-        PublishError: no write access, a target hfcart did not make (without overwrite), or the Hub refused.
+        PublishError: no write access, a target that may not be replaced (without overwrite), or the Hub refused.
     """
     if not folder.is_dir():
         hint = "Give the folder that `hfcart merge` or `hfcart finetune` made."
@@ -50,7 +62,10 @@ def run_push(
     check_files(record, folder)
     refuse_links(folder)
     results = _results_to_push(folder, record, progress)
-    target = hub.check_target(repo, private=private, overwrite=overwrite, create_pr=create_pr)
+    if target is None:
+        target = hub.check_target(repo, private=private, overwrite=overwrite, create_pr=create_pr)
+        if not create_pr:
+            refuse_replacing(target, artefact_of(record), overwrite=overwrite, progress=progress)
     if RESULTS in target.files and results is None:
         progress.warn(f"{repo} has a {RESULTS}, and {folder} has none to go with its weights: the old one goes.")
     with explain_os_errors(folder):

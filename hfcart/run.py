@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 from hfcart.errors import AGAIN, HfcartError, HubError, next_step
 from hfcart.merged import RECORD, read_record
 from hfcart.merger import assist, merge_folder
+from hfcart.plan import dry_run
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe
 from hfcart.records import EvalRecord, MergeRecord
-from hfcart.tuned import commit_message
 from hfcart.writer import refuse_existing
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
     from hfcart.hub import Published, Target
+    from hfcart.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,7 @@ def run_merge(recipe: Recipe, progress: Progress) -> Done:
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
         KeyboardInterrupt: with a note that says how to go on.
     """
-    if recipe.eval:
-        from hfcart.tasks import read_tasks
-
-        read_tasks([recipe.eval])  # an unknown task is refused before the work
+    _check_tasks(recipe)
     processes = _processes(recipe)
     if processes is not None and not processes.is_main_process:
         assist(recipe, Progress())
@@ -51,11 +49,11 @@ def run_merge(recipe: Recipe, progress: Progress) -> Done:
         record = read_record((recipe.folder / RECORD).read_bytes(), RECORD)
         return Done(record, _evaluated(recipe, Progress()) if recipe.eval else None, None)
     target = _target(recipe, progress) if recipe.push_to else None
-    record = merge_folder(recipe, progress)
+    record = merge_folder(recipe, progress, None if recipe.create_pr else target)
     if processes is not None:
         processes.wait_for_everyone()
     results = _evaluated(recipe, progress) if recipe.eval else None
-    return Done(record, results, _published(recipe, target, record, progress) if target else None)
+    return Done(record, results, _published(recipe, target, progress) if target else None)
 
 
 def _processes(recipe: Recipe) -> PartialState | None:
@@ -66,6 +64,21 @@ def _processes(recipe: Recipe) -> PartialState | None:
     from accelerate.utils import parse_flag_from_env
 
     return PartialState(cpu=recipe.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def run_dry(recipe: Recipe, progress: Progress) -> Plan:
+    """Make the plan and stop: no weights fetched (pickles excepted), nothing written. Raises what the merge would."""
+    _check_tasks(recipe)
+    target = _target(recipe, progress) if recipe.push_to else None
+    return dry_run(recipe, progress, None if recipe.create_pr else target)
+
+
+def _check_tasks(recipe: Recipe) -> None:
+    """An unknown task is refused before the work."""
+    if recipe.eval:
+        from hfcart.tasks import read_tasks
+
+        read_tasks([recipe.eval])
 
 
 def _target(recipe: Recipe, progress: Progress) -> Target:
@@ -97,33 +110,24 @@ def _evaluated(recipe: Recipe, progress: Progress) -> EvalRecord | None:
     return done.record if done else None
 
 
-def _published(recipe: Recipe, target: Target, record: MergeRecord, progress: Progress) -> Published:
+def _published(recipe: Recipe, target: Target, progress: Progress) -> Published:
     from hfcart import hub
     from hfcart.publish import run_push
 
-    message = recipe.commit_message or commit_message(record)
-    if recipe.eval:  # the results go along, and the card that shows them
-        try:
-            return run_push(
-                recipe.folder,
-                target.repo,
-                overwrite=recipe.overwrite,
-                private=recipe.private,
-                create_pr=recipe.create_pr,
-                message=message,
-                progress=progress,
-            )
-        except HubError as error:
-            if AGAIN in (error.hint or ""):  # the merge is not to be made again
-                push = hub.push_command(recipe.folder, target.repo, recipe.private, recipe.create_pr, recipe.overwrite)
-                error.hint = next_step(error.hint, f"The merge and its results are in {recipe.folder}: {push}")
-            raise
-    progress.step(f"Publishing to {target.repo}")
-    return hub.publish(
-        recipe.folder,
-        target,
-        private=recipe.private,
-        create_pr=recipe.create_pr,
-        message=message,
-        overwrite=recipe.overwrite,
-    )
+    try:
+        return run_push(
+            recipe.folder,
+            target.repo,
+            target=target,
+            overwrite=recipe.overwrite,
+            private=recipe.private,
+            create_pr=recipe.create_pr,
+            message=recipe.commit_message,
+            progress=progress,
+        )
+    except HubError as error:
+        if AGAIN in (error.hint or ""):  # the merge is not to be made again
+            push = hub.push_command(recipe.folder, target.repo, recipe.private, recipe.create_pr, recipe.overwrite)
+            done = "The merge and its results are" if recipe.eval else "The merge is"
+            error.hint = next_step(error.hint, f"{done} in {recipe.folder}: {push}")
+        raise

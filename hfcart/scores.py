@@ -93,10 +93,15 @@ def weights_sha256(digests: Sequence[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def weights_of(record: MergeRecord | FinetuneRecord) -> str | None:
+    """Digest of the weights that a record's folder was written with; None if it names none."""
+    weights = [digest for name, digest in sorted(record.files.items()) if name.endswith(".safetensors")]
+    return weights_sha256(weights) if weights else None
+
+
 def belongs(results: EvalRecord, record: MergeRecord | FinetuneRecord) -> bool:
     """Whether the results were measured with the very weights that this record's folder was written with."""
-    weights = [digest for name, digest in sorted(record.files.items()) if name.endswith(".safetensors")]
-    return bool(weights) and results.weights_sha256 == weights_sha256(weights)
+    return results.weights_sha256 == weights_of(record)
 
 
 def _mean(values: Sequence[float]) -> float | None:

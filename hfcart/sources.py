@@ -25,11 +25,13 @@ from hfcart.reader import (
     LocalFile,
     TensorSpec,
     parse_index,
+    sha256_of,
     strict_json,
 )
 from hfcart.recipe import LocalSource
 from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
 from hfcart.repo_id import is_repo_id
+from hfcart.scores import weights_sha256
 from hfcart.stores import SMALL, LocalStore, Store
 
 # Towers that others are fine-tuned from, by (hidden_size, num_hidden_layers, patch_size, image_size).
@@ -211,6 +213,12 @@ def _choose_weights(store: Store) -> tuple[list[str], dict[str, str] | None]:
         f"found {', '.join(sorted(store.sizes)[:8]) or 'nothing'}.",
         hint="Name a revision that has them: user/name@revision.",
     )
+
+
+def content_of(tower: Tower) -> str:
+    """Digest of its weights as in SourceRecord.sha256, by the Hub's own digests where it has them."""
+    store = tower.store
+    return weights_sha256([store.digest(name) or sha256_of(store.fetch(name)) for name in tower.weights])
 
 
 def pin_all(refs: Sequence[str | LocalSource], progress: Progress) -> list[Tower]:

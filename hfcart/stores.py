@@ -20,12 +20,14 @@ class Store(Protocol):
         label: `user/name`, or a folder's base name; what messages say.
         sizes: file name -> bytes.
         repo: the Hub id, None for a folder; with it `revision` (as asked, or None) and `commit` (40 hex digits).
+        name: what the Hub calls that repo now, which may have been renamed; None for a folder.
         remote: whether reading goes over the network.
     """
 
     label: str
     sizes: dict[str, int]
     repo: str | None
+    name: str | None
     revision: str | None
     commit: str | None
     remote: bool
@@ -55,6 +57,7 @@ class LocalStore:
         """List the files at the folder's top level."""
         self.folder = folder
         self.repo: str | None = None
+        self.name: str | None = None
         self.revision: str | None = None
         self.commit: str | None = None
         # The name as typed: a link to a folder of the Hub's cache should not be called by its commit.

@@ -481,3 +481,23 @@ def test_from_the_command_line_to_a_merge(world: World, hfcart: Run) -> None:
     assert record["base"]["repo"] == "user/base"  # found by the towers' cards
     front = yaml.safe_load((world.root / "merged" / "README.md").read_text().split("---\n")[1])
     assert front["datasets"] == ["user/cold", "user/warm"] and front["license"] == "mit"
+
+
+def test_a_fine_tuning_replaces_one_of_the_same_base_on_the_same_tasks_alone(world: World, hfcart: Run) -> None:
+    hub, plain = world.hub, world.root / "plain"
+    hub.create("user/warm-tower")
+    hub.commit("user/warm-tower", {str(p.relative_to(plain)): p for p in plain.rglob("*") if p.is_file()})
+    head = hub.head("user/warm-tower")
+    hub.clear()
+    args = ["finetune", "user/base", "--steps", "1", "--out", "never"]
+    for task, to, why in (
+        ("cold.yaml", "user/warm-tower", "user/warm-tower holds a fine-tuning of user/base on warm, and this is"),
+        ("warm.yaml", "User/Base", "User/Base is the base of this fine-tuning"),
+    ):
+        done = hfcart(*args, "--task", task, "--push-to", to, hub=hub, cwd=world.root)
+        assert done.returncode == 1 and why in " ".join(done.stderr.split()), done.stderr
+    assert not (world.root / "never").exists() and not (world.root / "never.partial").exists()
+    assert hub.head("user/warm-tower") == head and not [r for r in hub.requests if "safetensors" in r.path]
+    again = [*args[:4], "--batch-size", "16", "--task", "warm.yaml", "--push-to", "user/warm-tower", "--out", "again-1"]
+    done = hfcart(*again, hub=hub, cwd=world.root)
+    assert done.returncode == 0 and hub.head("user/warm-tower") != head, done.stderr

@@ -328,9 +328,9 @@ def merge(
         }
         asked = _recipe(recipe, {key: value for key, value in given.items() if value is not None}, output)
         if dry_run:
-            from hfcart.plan import dry_run as plan_only
+            from hfcart.run import run_dry
 
-            show_plan(plan_only(asked, output), output)
+            show_plan(run_dry(asked, output), output)
             return
         from hfcart.run import run_merge
 

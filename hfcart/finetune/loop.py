@@ -26,13 +26,16 @@ from hfcart.finetune.objective import example_losses, learning_rate, weights
 from hfcart.finetune.plan import FinetunePlan, make_finetune_plan
 from hfcart.finetune.recipe import FinetuneRecipe
 from hfcart.finetune.state import TrainingState
-from hfcart.hub import Published, check_target, publish, set_notifier
+from hfcart.hub import Published, check_target, set_notifier
 from hfcart.loader import Batch, Loader, Mixture
 from hfcart.pixels import normalised
 from hfcart.plan import default_workers
 from hfcart.progress import Progress
+from hfcart.publish import run_push
 from hfcart.records import FinetuneRecord
-from hfcart.tuned import commit_message
+from hfcart.replacing import fine_tuning_of, refuse_replacing
+from hfcart.sources import open_store
+from hfcart.tasks import read_tasks
 from hfcart.writer import PartialFolder, refuse_existing
 
 _LINES = 20  # lines of loss and rate that a whole training prints
@@ -62,6 +65,7 @@ def run_finetune(recipe: FinetuneRecipe, progress: Progress) -> tuple[FinetuneRe
     # Precision and device are this module's own affair: accelerate's are one setting for the whole process.
     accelerator = Accelerator(mixed_precision="no", device_placement=False)
     target = None
+    tasks = read_tasks(recipe.tasks)  # an unknown one is refused before the work
     if not accelerator.is_main_process:
         progress = Progress()
     elif recipe.push_to is not None:
@@ -70,17 +74,21 @@ def run_finetune(recipe: FinetuneRecipe, progress: Progress) -> tuple[FinetuneRe
         target = check_target(
             recipe.push_to, private=recipe.private, overwrite=recipe.overwrite, create_pr=recipe.create_pr
         )
+        if not recipe.create_pr:
+            new = fine_tuning_of(open_store(recipe.base, Progress()), [task.id for task in tasks])
+            refuse_replacing(target, new, overwrite=recipe.overwrite, progress=progress)
     record = _finetune(recipe, accelerator, progress)
     if target is None:
         return record, None
-    progress.step(f"Publishing to {target.repo}")
-    return record, publish(
+    return record, run_push(
         recipe.folder,
-        target,
+        target.repo,
+        target=target,
+        overwrite=recipe.overwrite,
         private=recipe.private,
         create_pr=recipe.create_pr,
-        message=recipe.commit_message or commit_message(record),
-        overwrite=recipe.overwrite,
+        message=recipe.commit_message,
+        progress=progress,
     )
 
 

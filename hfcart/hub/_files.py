@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
 
 from hfcart.hub._calls import call
-from hfcart.hub._publish import Published, _Commit, _holds, _publishing, _quiet_client
+from hfcart.hub._publish import Published, _Commit, _holds, _publishing, _quiet_client, digests
 
 
 def publish_files(
@@ -36,18 +35,12 @@ def publish_files(
         PublishError: refused, failed, or main is not at `head` any more.
     """
     with _publishing(again), _quiet_client():
-        local = {path: _digests_of(content) for path, content in files.items()}
+        local = {path: digests(content) for path, content in files.items()}
         url = f"{constants.ENDPOINT}/{repo}"
-        if not delete and _holds(repo, head, local, whole=False):
+        if not delete and _holds(repo, head, local):
             return Published(url, head, None, changed=False)
         added = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
         gone = [CommitOperationDelete(path) for path in sorted(delete)]
-        commit = _Commit(repo, head, [*added, *gone], local, message, create_pr, whole=False)
+        commit = _Commit(repo, head, [*added, *gone], local, message, create_pr)
         made, pull_request = call(commit.what, commit.send, repo=repo)
         return Published(url, made, pull_request)
-
-
-def _digests_of(content: bytes) -> tuple[str, str]:
-    git = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
-    git.update(content)
-    return hashlib.sha256(content).hexdigest(), git.hexdigest()

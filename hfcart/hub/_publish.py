@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import io
 import json
 import os
 import shlex
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,11 @@ RESULTS = ("results.json", "results/confusion-*.csv", ".eval_results/hfcart-*.ya
 _MAKE_PRIVATE = f"Make it private at {constants.ENDPOINT}/{{}}/settings, or choose another name."
 REFUSED = range(400, 500)  # statuses that say the commit was not made, but for these:
 DOUBTFUL = (408, 409, 412, 429)
+# What hfcart writes of one merge or fine-tuning beside its weights; in a repo of somebody else's it may be theirs.
+OURS = (
+    *("recipe.yaml", "results/adaptation.csv", "results/training.csv"),
+    *("figures/energy.png", "figures/similarity.png", "figures/coefficients.png", "figures/entropy.png"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,21 @@ class Target:
         exists: False if publishing will create it.
         head: commit of main, the one to build on; None if it does not exist.
         files: paths on main, sorted.
-        made_by_hfcart: whether main holds an hfcart.json in hfcart's format.
+        record: main's hfcart.json, if it is in hfcart's format: a stranger's text beyond that.
+        name: what the Hub calls the repo, which may have been renamed since.
     """
 
     repo: str
     exists: bool
     head: str | None
     files: tuple[str, ...]
-    made_by_hfcart: bool
+    record: bytes | None = None
+    name: str = ""
+
+    @property
+    def made_by_hfcart(self) -> bool:
+        """Whether main holds a merge or a fine-tuning of hfcart's."""
+        return self.record is not None
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,7 @@ def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool =
             found = info(repo)
         except RepoNotFoundError:
             _check_namespace(repo, namespaces)
-            return Target(repo, False, None, (), False)
+            return Target(repo, False, None, ())
         if not create_pr:
             call(f"Checking write access to {repo}", lambda: API.auth_check(repo, write=True), repo=repo)
         if private and not found.private:
@@ -139,13 +152,13 @@ def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool =
                 hint=_MAKE_PRIVATE.format(repo),
             )
         there = snapshot_of(repo, found)
-        ours = _made_by_hfcart(there)
-        if not (ours or overwrite or create_pr) and there.files.keys() - THE_HUBS_OWN:
+        record = _record_of(there)
+        if not (record or overwrite or create_pr) and there.files.keys() - THE_HUBS_OWN:
             raise PublishError(
                 f"{repo} exists, and hfcart did not make what it holds ({len(there.files)} files).",
                 hint="Choose another name, or replace its model with --overwrite.",
             )
-        return Target(repo, True, there.commit, tuple(sorted(there.files)), ours)
+        return Target(repo, True, there.commit, tuple(sorted(there.files)), record, there.name)
 
 
 def _namespaces() -> list[str]:
@@ -166,16 +179,19 @@ def _check_namespace(repo: str, namespaces: list[str]) -> None:
         )
 
 
-def _made_by_hfcart(there: Snapshot) -> bool:
+def _record_of(there: Snapshot) -> bytes | None:
+    """The hfcart.json of a repo, if it is what hfcart writes as far as its keys tell."""
     try:
-        record = json.loads(read_small(there, "hfcart.json", MAX_RECORD) or b"null")
+        data = read_small(there, "hfcart.json", MAX_RECORD)
+        record = json.loads(data or b"null")
     except (ValueError, RecursionError, CorruptFileError):
-        return False
-    return (
+        return None
+    ours = (
         isinstance(record, dict)
         and type(record.get("format")) is int
         and {"recipe", "method", "sources", "tensors"} <= record.keys()
     )
+    return data if ours else None
 
 
 def publish(
@@ -187,12 +203,13 @@ def publish(
     message: str,
     overwrite: bool = False,
     leave: Collection[str] = (),
+    instead: Mapping[str, bytes] | None = None,
 ) -> Published:
     """Publish a folder in one commit on top of `target.head`; create the repo if need be. Safe to repeat.
 
     The same commit deletes weight files and indexes of the target that the folder lacks (an old
-    model.safetensors beside new shards is what from_pretrained would load), and hfcart's results of an older
-    evaluation, which the Hub would show for the new weights.
+    model.safetensors beside new shards is what from_pretrained would load), hfcart's results of an older
+    evaluation, which the Hub would show for the new weights, and whatever else hfcart wrote of what was there.
 
     Args:
         folder: its regular files are published; no links, and nothing with a leading dot but DOTTED.
@@ -202,6 +219,7 @@ def publish(
         message: of the commit; its first line is the title.
         overwrite: only for the command that a failure suggests.
         leave: files of the folder that are not published.
+        instead: path -> content, in place of the folder's file of that name or beside its files.
 
     Raises:
         PublishError: refused, failed, or the target has changed since it was checked. The folder is untouched.
@@ -210,19 +228,20 @@ def publish(
     again = f"The folder is intact; to try again, run: {again}"
     folder = folder.resolve()
     with _publishing(again), _quiet_client():
-        paths = [path for path in publishable(folder) if path not in leave]
-        if not paths:
+        files: dict[str, bytes | Path] = {path: folder / path for path in publishable(folder) if path not in leave}
+        files |= instead or {}
+        if not files:
             raise PublishError(f"{folder.name} holds no files to publish.")
         head, there = target.head, set(target.files)
         if head is None:
             head, there = _create(target.repo, private), THE_HUBS_OWN
-        local = call(f"Reading {folder.name}", lambda: {path: _digests(folder / path) for path in paths})
+        local = call(f"Reading {folder.name}", lambda: {path: digests(content) for path, content in files.items()})
         url = f"{constants.ENDPOINT}/{target.repo}"
-        if _holds(target.repo, head, local):
+        gone = sorted(path for path in there - local.keys() if _is_stale(path, ours=target.made_by_hfcart))
+        if not gone and _holds(target.repo, head, local):
             return Published(url, head, None, changed=False)
-        added = call(f"Reading {folder.name}", lambda: [CommitOperationAdd(path, folder / path) for path in paths])
-        gone = [CommitOperationDelete(path) for path in sorted(there - local.keys()) if _is_stale(path)]
-        commit = _Commit(target.repo, head, [*added, *gone], local, message, create_pr)
+        added = call(f"Reading {folder.name}", lambda: [CommitOperationAdd(*item) for item in files.items()])
+        commit = _Commit(target.repo, head, [*added, *map(CommitOperationDelete, gone)], local, message, create_pr)
         made, pull_request = call(commit.what, commit.send, repo=target.repo)
         return Published(url, made, pull_request)
 
@@ -245,32 +264,38 @@ def publishable(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _is_stale(path: str) -> bool:
-    """Whether a file may not stay beside new weights that do not bring it: other weights, and results of others."""
+def _is_stale(path: str, *, ours: bool) -> bool:
+    """Whether a file may not stay beside new weights that do not bring it: it is of the weights that were there.
+
+    Args:
+        path: its path in the repo.
+        ours: whether hfcart made what the repo holds.
+    """
     name = path.rsplit("/", 1)[-1]
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in WEIGHTS) or any(
-        fnmatch.fnmatchcase(path, pattern) for pattern in RESULTS
+        fnmatch.fnmatchcase(path, pattern) for pattern in (*RESULTS, *(OURS if ours else ()))
     )
 
 
-def _digests(path: Path) -> tuple[str, str]:
+def digests(content: bytes | Path) -> tuple[str, str]:
     """What the Hub knows a file by: its sha256 if LFS holds it, git's digest if not."""
-    lfs, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    lfs, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
         while chunk := file.read(1 << 20):
             lfs.update(chunk)
             git.update(chunk)
     return lfs.hexdigest(), git.hexdigest()
 
 
-def _holds(repo: str, commit: str, local: dict[str, tuple[str, str]], *, whole: bool = True) -> bool:
-    """Whether a commit holds all the local files as they are and, if they are the whole, nothing stale beside them."""
+def _holds(repo: str, commit: str, local: dict[str, tuple[str, str]], gone: Collection[str] = ()) -> bool:
+    """Whether a commit holds all the local files as they are, and nothing of what is to go."""
     there = {entry["path"]: entry for entry in tree(repo, commit)}
     for path, (lfs, git) in local.items():
-        entry = there.pop(path, {"oid": None})
+        entry = there.get(path, {"oid": None})
         if (entry["lfs"]["oid"] != lfs) if entry.get("lfs") else (entry["oid"] != git):
             return False
-    return not (whole and any(_is_stale(path) for path in there))
+    return not there.keys() & set(gone)
 
 
 def _create(repo: str, private: bool) -> str:
@@ -301,12 +326,15 @@ class _Commit:
     local: dict[str, tuple[str, str]]
     message: str
     create_pr: bool
-    whole: bool = True
     known: set[str] | None = None  # pull requests that were there before
 
     @property
     def what(self) -> str:
         return f"Publishing to {self.repo}"
+
+    @property
+    def gone(self) -> list[str]:
+        return [each.path_in_repo for each in self.operations if isinstance(each, CommitOperationDelete)]
 
     def send(self) -> tuple[str, str | None]:
         """The commit's id, and the page of the pull request if one was opened."""
@@ -360,7 +388,7 @@ class _Commit:
         head = str(info(self.repo).sha)
         if head == self.parent:
             return None
-        if _holds(self.repo, head, self.local, whole=self.whole):
+        if _holds(self.repo, head, self.local, self.gone):
             return head, None
         moved = f"main was at {self.parent[:12]}, now it is at {head[:12]}"
         raise PublishError(f"{self.what}: it has changed since it was checked; {moved}.")
@@ -368,7 +396,7 @@ class _Commit:
     def proposed(self) -> tuple[str, str] | None:
         """Commit and page of a new pull request with exactly these files, None if there is none."""
         for number, head in self.pull_requests().items():
-            if number not in (self.known or ()) and _holds(self.repo, head, self.local, whole=self.whole):
+            if number not in (self.known or ()) and _holds(self.repo, head, self.local, self.gone):
                 return head, self.page(number)
         return None
 

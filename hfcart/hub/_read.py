@@ -48,12 +48,14 @@ class Snapshot:
         revision: what was asked for, None if nothing was.
         commit: 40 hex digits; everything read later is read at this commit.
         files: every file of that commit, by path.
+        name: what the Hub calls the repo: another name than `repo` if it was renamed, or in another case.
     """
 
     repo: str
     revision: str | None
     commit: str
     files: dict[str, RepoFile]
+    name: str = ""
 
 
 def split_ref(ref: str) -> tuple[str, str | None]:
@@ -112,7 +114,7 @@ def snapshot_of(ref: str, found: ModelInfo) -> Snapshot:
         path = _check_path(entry["path"], repo)
         lfs = entry.get("lfs")
         files[path] = RepoFile(path, lfs["size"] if lfs else entry["size"], lfs["oid"] if lfs else None)
-    return Snapshot(repo, revision, str(found.sha), files)
+    return Snapshot(repo, revision, str(found.sha), files, str(found.id or repo)[:200])
 
 
 def tree(repo: str, commit: str) -> list[dict[str, Any]]:

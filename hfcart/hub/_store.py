@@ -19,6 +19,7 @@ class HubStore:
         self._snapshot = snapshot
         self.label = snapshot.repo
         self.repo: str | None = snapshot.repo
+        self.name: str | None = snapshot.name
         self.revision = snapshot.revision
         self.commit: str | None = snapshot.commit
         self.sizes = {name: file.size for name, file in snapshot.files.items() if "/" not in name}

@@ -12,8 +12,7 @@ from hfcart.errors import CorruptFileError, HfcartError, PublishError, VerifyErr
 from hfcart.front_matter import with_results
 from hfcart.merged import MAX_RECORD, RECORD
 from hfcart.progress import Progress
-from hfcart.reader import sha256_of
-from hfcart.records import EvalRecord, FileRecord
+from hfcart.records import EvalRecord
 from hfcart.results.confusion import Confusion, matrices_among
 from hfcart.results.files import (
     CARD,
@@ -28,7 +27,7 @@ from hfcart.results.files import (
     warn_of_lost,
 )
 from hfcart.scores import belongs
-from hfcart.sources import Tower, pin
+from hfcart.sources import Tower, content_of, pin
 from hfcart.tuned import read_any
 
 BENCHMARKS = ".eval_results/hfcart-"  # and the task; other names are other people's
@@ -81,7 +80,7 @@ def publish_results(
     progress.step(f"Checking {repo}")
     there = hub.resolve(repo)
     tower = pin(f"{repo}@{there.commit}", progress)
-    refuse_other_weights(f"main of {repo}", record, _weights(tower))
+    refuse_other_weights(f"main of {repo}", record, content_of(tower))
     files, gone = benchmark_files(record, repo, progress), []
     card, made = _card_of(tower), _record_of(tower)
     fresh = None
@@ -115,14 +114,6 @@ def publish_results(
     if not published.changed:
         progress.note(f"{repo} holds exactly these results already: nothing was sent.")
     return published
-
-
-def _weights(tower: Tower) -> str:
-    """Digest of the weights that a load of the repo would take, by the Hub's own digests where it has them."""
-    store = tower.store
-    digests = [store.digest(name) or sha256_of(store.fetch(name)) for name in tower.weights]
-    tower.make_record([FileRecord(n, store.sizes[n], d) for n, d in zip(tower.weights, digests, strict=True)])
-    return tower.source.sha256
 
 
 def _card_of(tower: Tower) -> str | None:
