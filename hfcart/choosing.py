@@ -8,12 +8,9 @@ candidates reached is noted at once, so that a killed merge measures nothing twi
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +20,7 @@ from hfcart.data import Part, Split, open_split
 from hfcart.engine import Worker, current_environment, fingerprint
 from hfcart.errors import SourceError
 from hfcart.heads import Base, check_architecture, make_head, open_base
+from hfcart.journal import Journal
 from hfcart.linalg import one_blas_thread
 from hfcart.methods import Chosen, function
 from hfcart.names import PROJECTION, Group
@@ -54,6 +52,11 @@ class _Counts:
     correct: tuple[int, ...]
     images: int
     undecodable: int
+
+    @classmethod
+    def of(cls, line: dict[str, Any]) -> _Counts:
+        """From a line of the journal."""
+        return cls(tuple(line["correct"]), line["images"], line["undecodable"])
 
 
 def choose(
@@ -144,7 +147,9 @@ class _Work:
         self._candidate = function(self.chosen.candidate)
         self._at_once = towers_at_once(plan.parameters)
         self._reader = Worker(plan, partial, device)
-        self._journal = partial.path / _FOLDER / _COUNTS
+        # Each line has a fingerprint of its own: counts do not depend on all that decides the merge.
+        self._journal = Journal(partial.path / _FOLDER / _COUNTS, f"counts {_VERSION}")
+        self._noted = {line["of"]: _Counts.of(line) for line in self._journal.lines}
         self._splits: dict[str, Split] = {}
 
     def split(self, task: TaskCard, commit: str | None) -> Split:
@@ -166,10 +171,12 @@ class _Work:
             [self.base.key, self.base.source.sha256, self._preprocessor, self.precision],
             split.decides(),
         )
-        found = _noted(self._journal).get(digest)
+        found = self._noted.get(digest)
         if found is None:
             found = self._measured(place, split)
-            _note(self._journal, digest, found)
+            with explain_os_errors(self._journal.path):
+                self._journal.append({"of": digest, **dataclasses.asdict(found)})
+            self._noted[digest] = found
         if found.undecodable:
             self.progress.warn(f"{found.undecodable} images of {split.task.title} cannot be decoded: left out.")
         return found
@@ -236,25 +243,3 @@ class _Work:
             pool.shutdown(wait=True, cancel_futures=True)
         # The model has copies of them: each candidate's go as soon as it stands.
         return [vision_model(self.plan.architecture, made.pop(0)) for _ in values]
-
-
-def _noted(journal: Path) -> dict[str, _Counts]:
-    """What earlier runs noted, by fingerprint; a line that a kill cut off counts as never written."""
-    found: dict[str, _Counts] = {}
-    for line in journal.read_text(encoding="utf-8").split("\n")[:-1] if journal.is_file() else ():
-        try:
-            digest, correct, images, undecodable = json.loads(line)
-        except ValueError:
-            continue
-        found[digest] = _Counts(tuple(correct), images, undecodable)
-    return found
-
-
-def _note(journal: Path, digest: str, counts: _Counts) -> None:
-    line = json.dumps([digest, counts.correct, counts.images, counts.undecodable])
-    with explain_os_errors(journal.parent):
-        journal.parent.mkdir(exist_ok=True)
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n")  # a line that a kill cut off before must not swallow this one
-            file.flush()
-            os.fsync(file.fileno())

@@ -7,8 +7,6 @@ are the merge's alone. As many merged towers as fit are then measured side by si
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +22,7 @@ from hfcart.data import Part, Split, open_split
 from hfcart.engine import choose_device, current_environment, fingerprint
 from hfcart.errors import NonFiniteError, UsageError
 from hfcart.heads import Base, make_head, open_base
+from hfcart.journal import Journal
 from hfcart.layout import Layout
 from hfcart.matching import known, own_task
 from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
@@ -59,6 +58,7 @@ class _Work:
     workers: int
     partial: PartialFolder
     progress: Progress
+    journal: Journal | None = None
     merged: dict[str, dict[str, Any]] = field(default_factory=dict)
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, Apart] = field(default_factory=dict)
@@ -158,15 +158,14 @@ def run_compare(
                 progress=progress,
             )
             environment = current_environment(where)
-            partial.open(Layout({}, {}, {}, None), _fingerprint(work, settings, environment))
-            _read_journal(work)
+            decides = _fingerprint(work, settings, environment)
+            partial.open(Layout({}, {}, {}, None), decides)
+            work.journal = Journal(partial.path / _JOURNAL, decides)
+            _resume(work)
             _run(work)
             record = _record(work, settings, limit, environment)
             _finish(partial, record)
             return record
-        except KeyboardInterrupt as stop:
-            stop.add_note(f"What is done so far is kept in {partial.path}: run the same command again to go on.")
-            raise
         finally:
             plan.close()
 
@@ -358,16 +357,15 @@ def _fingerprint(work: _Work, settings: Mapping[str, Any], environment: Environm
     )
 
 
-def _read_journal(work: _Work) -> None:
-    """What an earlier run of the same comparison did; a line that a kill cut off counts as never written."""
-    journal = work.partial.path / _JOURNAL
-    whole = 0
-    for line in journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else ():
-        found = json.loads(line)
-        whole += len(line) + 1
-        _take(work, found)
-    if journal.is_file():
-        os.truncate(journal, whole)
+def _resume(work: _Work) -> None:
+    """Take what an earlier run of the same comparison did."""
+    assert work.journal is not None
+    for line in work.journal.lines:
+        _take(work, line)
+    gone = [row for row, line in work.merged.items() if not (work.towers / line["folder"]).is_dir()]
+    for row in gone:
+        if row not in work.measured:  # it could not be measured: it is made, and told, again
+            del work.merged[row]
     waiting = {line["folder"] for row, line in work.merged.items() if row not in work.measured}
     for path in work.towers.iterdir() if work.towers.is_dir() else ():
         if path.name not in waiting:
@@ -378,10 +376,9 @@ def _read_journal(work: _Work) -> None:
 
 
 def _write_line(work: _Work, line: dict[str, Any]) -> None:
-    with explain_os_errors(work.partial.path), (work.partial.path / _JOURNAL).open("ab") as file:
-        file.write(json.dumps(line).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    assert work.journal is not None
+    with explain_os_errors(work.partial.path):
+        work.journal.append(line)
     _take(work, line)
 
 

@@ -19,7 +19,7 @@ from hfcart.errors import HfcartError, SourceError, UsageError
 from hfcart.heads import Base, base_of, check_base, make_head, open_base
 from hfcart.matching import Known, own_tower
 from hfcart.merged import MAX_RECORD, RECORD, pinned, read_record
-from hfcart.merger import merge_folder
+from hfcart.merger import merge_aside
 from hfcart.plan import default_workers
 from hfcart.progress import Progress, Within
 from hfcart.recipe import make
@@ -229,7 +229,7 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
         average = {**fields, "method": "average", "full_clip": False, "out": str(Path(folder) / "average")}
         progress.step("Averaging the towers that were merged")
         try:
-            merge_folder(make(average, RECORD), Within(progress))
+            merge_aside(make(average, RECORD), Within(progress))
         except SourceError as error:
             error.message = f"The towers that were merged cannot be measured. {error.message}"
             raise

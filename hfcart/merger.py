@@ -51,12 +51,22 @@ def merge_folder(recipe: Recipe, progress: Progress, target: Target | None = Non
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
         KeyboardInterrupt: with a note that says how to go on.
     """
-    partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
+    with PartialFolder(recipe.folder, overwrite=recipe.overwrite) as partial:
+        return _merge_into(partial, recipe, progress, target)
+
+
+def merge_aside(recipe: Recipe, progress: Progress) -> MergeRecord:
+    """The same into a folder for temporary files: of what does not stay, no message says that it does."""
     try:
-        with partial:
-            return _merge_into(partial, recipe, progress, target)
+        return merge_folder(recipe, progress)
     except KeyboardInterrupt as stop:
-        stop.add_note(f"What is done so far is kept in {partial.path}: run the same command again to go on.")
+        stop.__notes__ = []
+        raise
+    except OutputError as error:
+        error.hint = "Free some space where temporary files go, or name another place for them: TMPDIR=/path"
+        raise
+    except DistantError as error:
+        error.hint = None
         raise
 
 

@@ -8,8 +8,6 @@ for many points. What is done so far survives a kill: tensors by the writer's jo
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from hfcart.data import Part, Split, open_split
 from hfcart.engine import Worker, choose_device, current_environment, fingerprint, run
 from hfcart.errors import SourceError, UsageError
 from hfcart.heads import Base, check_architecture, make_head, open_base
+from hfcart.journal import Journal
 from hfcart.layout import Layout, lay_out
 from hfcart.linalg import rank_of
 from hfcart.merger import preprocessor_of
@@ -137,15 +136,14 @@ def run_sweep(
             splits = [
                 open_split(task, part, limit=limit, streaming=streaming, progress=progress) for task in tasks
             ]  # opened before the work: a task that cannot be read is told now
-            partial.open(grid.layout(), _fingerprint(grid, splits, bound, chosen, environment))
+            decides = _fingerprint(grid, splits, bound, chosen, environment)
+            partial.open(grid.layout(), decides)
             run(grid.plan, partial, where, threads, progress, worker=_worker(grid), label="Decomposing")
-            points, images = _measure(grid, partial, splits, bound, where, chosen, threads, progress)
+            journal = Journal(partial.path / _POINTS, decides)
+            points, images = _measure(grid, partial, journal, splits, bound, where, chosen, threads, progress)
             record = _record(grid, splits, bound, points, images, environment)
             _finish(partial, record)
             return record
-        except KeyboardInterrupt as stop:
-            stop.add_note(f"What is done so far is kept in {partial.path}: run the same command again to go on.")
-            raise
         finally:
             grid.plan.close()
 
@@ -219,6 +217,7 @@ def _fingerprint(grid: _Grid, splits: Sequence[Split], base: Base, precision: st
 def _measure(
     grid: _Grid,
     partial: PartialFolder,
+    journal: Journal,
     splits: Sequence[Split],
     base: Base,
     device: torch.device,
@@ -227,8 +226,7 @@ def _measure(
     progress: Progress,
 ) -> tuple[list[SweepPoint], tuple[int, ...]]:
     """Every point on every task, those of an earlier run taken from its journal; and how many images were scored."""
-    journal = partial.path / _POINTS
-    done = _read_points(journal)
+    done = {(line["rank"], line["scale"]): line for line in journal.lines}
     todo = [point for point in grid.points if point not in done]
     at_once = towers_at_once(grid.plan.parameters)
     heads = [make_head(base, split.task, progress) for split in splits]
@@ -261,16 +259,20 @@ def _measure(
                     raise SourceError(f"Not one image of {split.dataset.repo} could be decoded.", hint=_NO_IMAGE)
                 for counts, confusion in zip(correct, found, strict=True):
                     counts.append(int(confusion.diagonal().sum()))
-            lines = [(point, counts, images) for point, counts in zip(some, correct, strict=True)]
-            _write_points(journal, lines, partial)
-            done |= {point: (tuple(counts), tuple(images)) for point, counts, images in lines}
+            lines = [
+                {"rank": index, "scale": scale, "correct": counts, "images": images}
+                for (index, scale), counts in zip(some, correct, strict=True)
+            ]
+            with explain_os_errors(partial.path):
+                journal.append(*lines)
+            done |= dict(zip(some, lines, strict=True))
     finally:
         progress.finish()
     points = [
-        SweepPoint(grid.ranks[point[0]] if grid.ranks and n else None, point[1], done[point][0])
+        SweepPoint(grid.ranks[point[0]] if grid.ranks and n else None, point[1], tuple(done[point]["correct"]))
         for n, point in enumerate(grid.points)
     ]
-    return points, done[grid.points[0]][1]
+    return points, tuple(done[grid.points[0]]["images"])
 
 
 class _Times(Within):
@@ -300,28 +302,6 @@ def _tower(grid: _Grid, partial: PartialFolder, point: _Setting) -> CLIPVisionMo
             if scale and grid.updated(group):
                 tensors[name] += scale * tensor(f"update{index}.{name}", grid.plan.shapes[name])
     return vision_model(grid.plan.architecture, tensors)
-
-
-def _read_points(journal: Path) -> dict[_Setting, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Points of an earlier run of the same sweep; a line that a kill cut off counts as never written."""
-    found: dict[_Setting, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    for line in journal.read_text(encoding="utf-8").split("\n")[:-1] if journal.is_file() else ():
-        try:
-            index, scale, correct, images = json.loads(line)
-        except ValueError:
-            break
-        found[index, scale] = tuple(correct), tuple(images)
-    return found
-
-
-def _write_points(
-    journal: Path, lines: Sequence[tuple[_Setting, Sequence[int], Sequence[int]]], partial: PartialFolder
-) -> None:
-    text = "".join(json.dumps([*point, correct, images]) + "\n" for point, correct, images in lines)
-    with explain_os_errors(partial.path), journal.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _record(

@@ -17,7 +17,7 @@ import torch
 from hfcart.engine import choose_device, current_environment
 from hfcart.errors import SourceError, VerifyError
 from hfcart.merged import MAX_RECORD, RECORD, read_record
-from hfcart.merger import merge_folder
+from hfcart.merger import merge_aside
 from hfcart.progress import Progress
 from hfcart.reader import LocalFile, TensorSpec, parse_header, sha256_of
 from hfcart.recipe import make
@@ -83,7 +83,7 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
         again = Path(folder) / "again"
         recipe = make({**record.recipe, "out": str(again), "device": device, "stream": stream}, RECORD)
         try:
-            merge_folder(recipe, progress)
+            merge_aside(recipe, progress)
         except SourceError as error:
             error.message = f"The merge cannot be repeated. {error.message}"
             raise

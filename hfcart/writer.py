@@ -7,12 +7,10 @@ place, with their digests: a resumed run believes the digests, not the lines.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from hfcart.errors import OutputError, VerifyError
+from hfcart.journal import Journal, sync, whole_lines, write_all
 from hfcart.layout import Layout
 from hfcart.reader import LocalFile, parse_header
 
 # Beside the output while it is made: pickles converted, the work of an adaptation, and what candidates of a parameter
 # reached. They stay while a merge is begun anew with other settings, and go when it is done.
-_ASIDE = ("converted", "adaptation.partial", "choosing")
+CONVERTED = "converted"
+_ASIDE = (CONVERTED, "adaptation.partial", "choosing")
+_JOURNAL = "journal.jsonl"
 
 
 class PartialFolder:
@@ -35,15 +36,22 @@ class PartialFolder:
     threads, each group by one of them.
     """
 
-    def __init__(self, out: Path, *, overwrite: bool) -> None:
-        """Check that `out` may be made. Raises OutputError if it exists (and not overwrite)."""
+    def __init__(self, out: Path, *, overwrite: bool, inner: bool = False) -> None:
+        """Check that `out` may be made. Raises OutputError if it exists (and not overwrite).
+
+        Args:
+            out: the folder to make.
+            overwrite: replace one that hfcart made.
+            inner: whether it is made inside another partial folder, which is the one that messages name.
+        """
         self.out = out
         self.path = out.with_name(out.name + ".partial")
         self.overwrite = overwrite
+        self._inner = inner
         self.done: dict[str, dict[str, Any]] = {}
         self.fit: dict[str, Any] | None = None
         self._files: dict[str, int] = {}
-        self._journal = -1
+        self._journal: Journal | None = None
         self._lock = -1
         refuse_existing(out, overwrite=overwrite)
 
@@ -62,16 +70,32 @@ class PartialFolder:
             ) from None
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close every file. What is in the folder stays for the next run; a folder nothing was done in goes."""
-        for descriptor in (*self._files.values(), self._journal, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._files, self._journal, self._lock = {}, -1, -1
-        if self.path.is_dir() and {p.name for p in self.path.iterdir()} == {".lock"}:
-            with contextlib.suppress(OSError):
-                (self.path / ".lock").unlink()
-                self.path.rmdir()
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        """Close every file. Work stays for the next run; a folder nothing was done in goes.
+
+        Who interrupts it, or has no room for it, is told where the work is, if there is any.
+        """
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        if not self._work_done():
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+        self._files, self._journal, self._lock = {}, None, -1
+        if self._inner or not self.path.is_dir():
+            return
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(f"What is done so far is kept in {self.path}: run the same command again to go on.")
+        elif isinstance(error, OutputError) and isinstance(error.__cause__, OSError):
+            error.hint = f"{error.hint} What is done so far is kept in {self.path}."
+
+    def _work_done(self) -> bool:
+        """Whether the folder holds anything that a later run need not do again.
+
+        Nothing are reserved space, converted pickles, and a journal without a group.
+        """
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        others = {name for name in names if not name.endswith(".safetensors")} - {".lock", CONVERTED, _JOURNAL}
+        return bool(others) or len(whole_lines(self.path / _JOURNAL)[0]) > 1
 
     def open(self, layout: Layout, fingerprint: str) -> None:
         """Reserve the space of every shard, then read the journal and believe what its digests prove.
@@ -84,17 +108,15 @@ class PartialFolder:
             OutputError: the disk is too small, or the folder holds another merge (and not overwrite).
         """
         self._layout = layout
-        journal = self.path / "journal.jsonl"
-        lines, whole = _journal_lines(journal)
-        if lines and lines[0].get("fingerprint") != fingerprint:
-            if not self.overwrite:
-                raise OutputError(
-                    f"{self.path} holds unfinished work with other sources, settings or versions.",
-                    hint=f"Run that one again to finish it, give another --out, or --overwrite to start anew "
-                    f"(or: rm -r {self.path}).",
-                )
-            lines = []
-        if not lines:
+        # Not synced: what a line says is done is proven by the bytes that are in place.
+        journal = self._journal = Journal(self.path / _JOURNAL, fingerprint, synced=False)
+        if journal.foreign and not self.overwrite:
+            raise OutputError(
+                f"{self.path} holds unfinished work with other sources, settings or versions.",
+                hint=f"Run that one again to finish it, give another --out, or --overwrite to start anew "
+                f"(or: rm -r {self.path}).",
+            )
+        if not journal.lines:
             self._clear()
         with explain_os_errors(self.path):
             for file, header in layout.headers.items():
@@ -102,26 +124,24 @@ class PartialFolder:
                 self._files[file] = descriptor
                 os.ftruncate(descriptor, layout.sizes[file])
                 reserve(descriptor, layout.sizes[file])
-                _write_all(descriptor, header, 0)
-            self._journal = os.open(journal, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            os.ftruncate(self._journal, whole if lines else 0)
-            if not lines:
-                _write_all(self._journal, json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
-        self.done = {line["group"]: line for line in lines[1:] if self._proven(line)}
+                write_all(descriptor, header, 0)
+            journal.append()
+        self.done = {line["group"]: line for line in journal.lines if self._proven(line)}
         # Statistics gathered before the first group: they follow from what the fingerprint covers.
-        self.fit = next((line["fit"] for line in lines[1:] if "fit" in line), None)
+        self.fit = next((line["fit"] for line in journal.lines if "fit" in line), None)
 
     def write(self, name: str, data: memoryview) -> str:
         """Put a tensor's bytes into its slot. Returns their sha256."""
         slot = self._layout.slots[name]
         with explain_os_errors(self.path):
-            _write_all(self._files[slot.file], data, slot.start)
+            write_all(self._files[slot.file], data, slot.start)
         return hashlib.sha256(data).hexdigest()
 
     def record(self, line: dict[str, Any]) -> None:
-        """Append a finished group to the journal: one write, so a kill leaves at most one torn last line."""
+        """Append a finished group to the journal. One thread at a time."""
+        assert self._journal is not None  # opened
         with explain_os_errors(self.path):
-            _write_all(self._journal, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            self._journal.append(line)
 
     def add(self, name: str, data: bytes) -> None:
         """Write a small file beside the weights (`figures/energy.png` makes its folder)."""
@@ -137,20 +157,20 @@ class PartialFolder:
         """
         with explain_os_errors(self.path):
             refuse_existing(self.out, overwrite=self.overwrite)  # another run may have finished meanwhile
-            for name in ("journal.jsonl", ".lock"):
+            for name in (_JOURNAL, ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             for name in _ASIDE:
                 shutil.rmtree(self.path / name, ignore_errors=True)
             for path in sorted(self.path.rglob("*")):
-                _fsync(path)
-            _fsync(self.path)
+                sync(path)
+            sync(self.path)
             if self.out.exists():
                 _exchange(self.path, self.out)
-                _fsync(self.out.parent)
+                sync(self.out.parent)
                 shutil.rmtree(self.path, ignore_errors=True)
             else:
                 self.path.rename(self.out)
-                _fsync(self.out.parent)
+                sync(self.out.parent)
 
     def _proven(self, line: dict[str, Any]) -> bool:
         digests = line.get("sha256", {})
@@ -166,7 +186,7 @@ class PartialFolder:
 
     def _clear(self) -> None:
         for path in self.path.iterdir():
-            if path.name in (".lock", *_ASIDE):
+            if path.name in (".lock", _JOURNAL, *_ASIDE):  # a journal cuts itself
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -193,7 +213,7 @@ def _refuse_foreign(partial: Path) -> None:
     """Raise OutputError for a `.partial` that hfcart did not make: it would be emptied."""
     if not partial.exists() and not partial.is_symlink():
         return
-    known = (".lock", "journal.jsonl", "hfcart.json", *_ASIDE)
+    known = (".lock", _JOURNAL, "hfcart.json", *_ASIDE)
     ours = partial.is_dir() and not partial.is_symlink()
     if not ours or (any(partial.iterdir()) and not any((partial / name).exists() for name in known)):
         raise OutputError(
@@ -260,41 +280,11 @@ class explain_os_errors:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(
                 f"There is no room for {self._path}: {error.strerror}.",
-                hint="Free some space, or give an --out on another disk. What is done so far is kept.",
+                hint="Free some space, or give an --out on another disk.",
             ) from error
         raise OutputError(
             f"{self._path} cannot be written: {error.strerror}.", hint="Give an --out that you may write to."
         ) from error
-
-
-def _write_all(descriptor: int, data: bytes | memoryview, start: int | None = None) -> None:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        part = view[done:]
-        done += os.write(descriptor, part) if start is None else os.pwrite(descriptor, part, start + done)
-
-
-def _journal_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The journal's whole lines and their length in bytes; a torn one, and what follows it, was never written."""
-    lines: list[dict[str, Any]] = []
-    length = 0
-    if path.exists():
-        for text in path.read_bytes().split(b"\n")[:-1]:
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
-            length += len(text) + 1
-    return lines, length
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _exchange(new: Path, old: Path) -> None:

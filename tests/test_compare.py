@@ -172,12 +172,12 @@ def test_a_killed_comparison_goes_on(zoo, hfcart: Run, clean_env: dict[str, str]
         [sys.executable, "-m", "hfcart", *command], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
     )
     journal = tmp_path / "compare.partial" / "methods.jsonl"
-    while not (journal.is_file() and b'"merged": "average"' in journal.read_bytes()):
+    while not (journal.is_file() and b'"merged":"average"' in journal.read_bytes()):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (before,) = [json.loads(line) for line in journal.read_text().splitlines()]
+    _, before = [json.loads(line) for line in journal.read_text().splitlines()]
     assert not (tmp_path / "compare").exists()
     with journal.open("a") as file:
         file.write('{"merged": "car')  # what a kill may leave of a line

@@ -38,7 +38,7 @@ FLOORS = [
         "patience",
     ],
     ["linalg", "moments", "methods", "names", "architecture", "similarity", "reader", "scores", "markdown", "images"],
-    ["layout", "tasks", "pixels", "forward", "fields"],
+    ["layout", "tasks", "pixels", "forward", "fields", "journal"],
     [
         "recipe",
         "hub",

@@ -18,6 +18,9 @@ from towers import TINY, weights, write_tower
 
 import hfcart
 from hfcart.errors import DistantError, OutputError
+from hfcart.merger import merge_aside, merge_folder
+from hfcart.progress import Progress
+from hfcart.recipe import make
 
 KILLS = 24
 SMALL = {**TINY, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 6}
@@ -107,6 +110,50 @@ def test_ctrl_c_leaves_a_folder_to_resume(tmp_path: Path, clean_env: dict[str, s
     assert contents(tmp_path / "m") == contents(tmp_path / "undisturbed")
 
 
+class Stop(Progress):
+    """Ctrl-C at the stage of that name, or after so many groups."""
+
+    def __init__(self, at: str | int) -> None:
+        self.at, self.done = at, 0
+
+    def step(self, text: str) -> None:
+        if text == self.at:
+            raise KeyboardInterrupt
+
+    def advance(self, amount: int) -> None:
+        self.done += amount > 0
+        if self.done == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", ["Resolving sources", "Reading headers", "Checking digests", 1, 12])
+def test_work_is_said_to_be_kept_only_where_it_is(tmp_path: Path, at: str | int) -> None:
+    sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2)]
+    torch.save(weights(3), write_tower(tmp_path / "old", 3) / "pytorch_model.bin")  # converted early
+    (tmp_path / "old" / "model.safetensors").unlink()
+    out = tmp_path / "m"
+    with pytest.raises(KeyboardInterrupt) as stop:
+        hfcart.merge([*sources, str(tmp_path / "old")], out=str(out), workers=1, progress=Stop(at))
+    kept = out.with_name("m.partial").is_dir()
+    assert kept == isinstance(at, int)
+    notes = [f"What is done so far is kept in {out}.partial: run the same command again to go on."]
+    assert getattr(stop.value, "__notes__", []) == (notes if kept else [])
+
+
+def test_of_work_in_a_temporary_folder_nothing_is_said_to_be_kept(tmp_path: Path) -> None:
+    sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2)]
+    out = str(tmp_path / "m")
+    with pytest.raises(KeyboardInterrupt) as stop:
+        merge_aside(make({"sources": sources, "out": out, "workers": 1}), Stop(5))
+    assert stop.value.__notes__ == []
+    far = {k: 3 * torch.randn(v.shape) for k, v in weights(2).items()}
+    save_file(far, tmp_path / "t2" / "model.safetensors")
+    for merge, words in ((merge_folder, "the work is kept in"), (merge_aside, "None")):
+        with pytest.raises(DistantError) as distant:
+            merge(make({"sources": sources, "out": out + words[:1]}), Progress())
+        assert words in str(distant.value.hint)
+
+
 def test_a_full_disk_fails_at_the_start(tmp_path: Path, clean_env: dict[str, str]) -> None:
     for i in (1, 2):
         write_tower(tmp_path / f"t{i}", i)
@@ -122,8 +169,8 @@ def test_a_full_disk_fails_at_the_start(tmp_path: Path, clean_env: dict[str, str
     )
     assert done.returncode == 1
     assert "There is no room for m.partial" in done.stderr and "Traceback" not in done.stderr
-    journal = tmp_path / "m.partial" / "journal.jsonl"
-    assert not journal.exists()  # before a single group was merged
+    assert "kept" not in done.stderr
+    assert not (tmp_path / "m.partial").exists()  # before a single group was merged
     assert not (tmp_path / "m").exists()
 
 

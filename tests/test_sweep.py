@@ -1,16 +1,14 @@
-"""The points of a sweep are merges: the same weights and accuracies, from one decomposition; and it survives kills."""
+"""The points of a sweep are merges: the same weights and accuracies, from one decomposition."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from clips import write_clip
-from conftest import TOKEN, Commands
+from conftest import Commands
 from test_evaluate import TOWERS, clip, zoo  # noqa: F401 (fixtures)
 from towers import TINY
 
@@ -114,29 +112,6 @@ def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, commands: Comman
     assert again.returncode == 1 and "exists already" in again.stderr
     assert reverse.returncode == 0 and "hfcart merge" not in reverse.stdout, reverse.stderr
     assert "Partial: samples of at most 4 images" in reverse.stdout
-
-
-def test_a_killed_sweep_goes_on_and_ends_the_same(zoo, clean_env: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
-    hub, root = zoo
-    env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
-    script = [sys.executable, str(Path(__file__).with_name("sweeper.py"))]
-    arguments = [*TOWERS, f"{root}/images1.yaml", "user/clip"]
-
-    def run(out: str, at: int) -> int:
-        done = subprocess.run(
-            [*script, out, str(at), *arguments], cwd=tmp_path, env=env, capture_output=True, text=True
-        )
-        assert done.returncode in (0, -9), done.stderr
-        return done.returncode
-
-    assert run("undisturbed", -1) == 0
-    assert run("killed", 20) == -9  # in the middle of the decomposition
-    lines = (tmp_path / "killed.partial" / "journal.jsonl").read_text().splitlines()
-    assert 1 < len(lines) < 40 and not (tmp_path / "killed").exists()
-    assert run("killed", -1) == 0
-    for name in ("sweep.json", "figures/curve.png"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
-    assert not (tmp_path / "killed.partial").exists()
 
 
 REFUSED: list[tuple[list[str], int, list[str]]] = [

@@ -75,7 +75,7 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
     with contextlib.ExitStack() as stack:
         partial = None
         if accelerator.is_main_process:
-            partial = stack.enter_context(PartialFolder(folder / NAME, overwrite=plan.recipe.overwrite))
+            partial = stack.enter_context(PartialFolder(folder / NAME, overwrite=plan.recipe.overwrite, inner=True))
         else:
             progress = Progress()
         with accelerator.main_process_first():  # it downloads, the others find everything there

@@ -98,25 +98,20 @@ def _finetune(recipe: FinetuneRecipe, accelerator: Accelerator, progress: Progre
         partial = None
         if accelerator.is_main_process:  # it alone touches the disk; the others get the state from it
             partial = stack.enter_context(PartialFolder(recipe.folder, overwrite=recipe.overwrite))
-        try:
-            with accelerator.main_process_first():  # it downloads, the others find everything there
-                plan = make_finetune_plan(recipe, _precision(recipe, device), progress)
-            images = sum(len(split) for split in plan.splits)
-            epochs = recipe.steps * recipe.batch_size / images
-            progress.note(f"{images:,} training images: {recipe.steps:,} steps see each about {epochs:.3g} times.")
-            environment = current_environment(device)
-            if partial is not None:
-                partial.open(plan.layout, plan.fingerprint(environment, accelerator.num_processes))
-            training = _Training(plan, accelerator, device, partial, progress)
-            training.resume()
-            training.run()
-            record = None
-            if partial is not None:
-                record = finish(partial, plan, training.state, accelerator.num_processes, environment, progress)
-        except KeyboardInterrupt as stop:
-            if partial is not None:
-                stop.add_note(f"The last checkpoint is kept in {partial.path}: run the same command again to go on.")
-            raise
+        with accelerator.main_process_first():  # it downloads, the others find everything there
+            plan = make_finetune_plan(recipe, _precision(recipe, device), progress)
+        images = sum(len(split) for split in plan.splits)
+        epochs = recipe.steps * recipe.batch_size / images
+        progress.note(f"{images:,} training images: {recipe.steps:,} steps see each about {epochs:.3g} times.")
+        environment = current_environment(device)
+        if partial is not None:
+            partial.open(plan.layout, plan.fingerprint(environment, accelerator.num_processes))
+        training = _Training(plan, accelerator, device, partial, progress)
+        training.resume()
+        training.run()
+        record = None
+        if partial is not None:
+            record = finish(partial, plan, training.state, accelerator.num_processes, environment, progress)
     (shared,) = broadcast_object_list([record])
     return shared  # type: ignore[no-any-return]
 

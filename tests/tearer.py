@@ -1,0 +1,85 @@
+"""Run a piece of work again and again, each time killed in the middle of writing a line of one of its journals.
+
+A process of its own, with everything imported once: each attempt is a fork. Prints the wait status of each as JSON.
+
+Usage: python tearer.py JOBS, a JSON file with a list of {"kind", "fields", "journal", "tear"}: `tear` is which write to
+that journal is torn (from 1), and after how many of its bytes; null to let it end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import hfcart.choosing
+import hfcart.clip
+import hfcart.compare
+import hfcart.journal
+import hfcart.plots
+import hfcart.sweep
+from hfcart.apart import Apart
+from hfcart.merger import merge_folder
+from hfcart.progress import Progress
+from hfcart.recipe import make
+from hfcart.tasks import read_tasks
+
+
+def merge(fields: dict[str, Any]) -> None:
+    merge_folder(make(fields), Progress())
+
+
+def apart(fields: dict[str, Any]) -> Apart:
+    """In this process, which has everything imported; the time and the memory it took are no matter here."""
+    merge(fields)
+    return Apart(1.0, 1, None, None, ())
+
+
+def measure(run: Any) -> Any:
+    def work(fields: dict[str, Any]) -> None:
+        fields = {**fields, "tasks": read_tasks([fields["tasks"]]), "out": Path(fields["out"])}
+        run(**fields, workers=1, precision="float32", progress=Progress())
+
+    return work
+
+
+def torn(name: str, left: int, size: int) -> None:
+    """From now on, the write number `left` to that journal stops after `size` bytes, and this process with it."""
+    whole = hfcart.journal.write_all
+
+    def write_all(descriptor: int, data: bytes, start: int) -> None:
+        nonlocal left
+        left -= Path(f"/proc/self/fd/{descriptor}").readlink().name == name
+        if left == 0:
+            os.pwrite(descriptor, data[:size], start)
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(descriptor, data, start)
+
+    hfcart.journal.write_all = write_all
+
+
+KINDS = {"merge": merge, "sweep": measure(hfcart.sweep.run_sweep), "compare": measure(hfcart.compare.run_compare)}
+# As with towers so large that only one is in memory at a time: a line for each.
+hfcart.sweep.towers_at_once = hfcart.compare.towers_at_once = lambda parameters: 1
+hfcart.compare.merge_apart = apart
+
+
+def attempt(job: dict[str, Any]) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if job["tear"]:
+                torn(job["journal"], *job["tear"])
+            KINDS[job["kind"]](job["fields"])
+            code = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+print(json.dumps([attempt(job) for job in json.loads(Path(sys.argv[1]).read_text())]))
