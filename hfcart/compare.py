@@ -31,7 +31,7 @@ from hfcart.progress import Progress
 from hfcart.recipe import SourceTask, make
 from hfcart.records import CompareRecord, CompareRow, Environment
 from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
-from hfcart.sources import fetch_all, infer_base
+from hfcart.sources import Reopened, fetch_all, infer_base
 from hfcart.tasks import TaskCard
 from hfcart.towers import load_tower
 from hfcart.writer import PartialFolder, explain_os_errors, refuse_existing
@@ -41,6 +41,7 @@ TABLE = "compare.md"
 REFERENCES = ("measured", "none")
 _BESIDE = ("pretrained", "individual")
 _JOURNAL = "methods.jsonl"
+_Ref = str | Reopened
 
 
 @dataclass
@@ -48,7 +49,7 @@ class _Work:
     """What is merged and measured on what: fixed before the work. And what came of it so far."""
 
     plan: Plan
-    sources: dict[str, TaskCard | None]  # what opens a source at its commit -> the task that it was fine-tuned on
+    sources: dict[_Ref, TaskCard | None]  # what opens a source as it is -> the task that it was fine-tuned on
     base: Base
     splits: list[Split]
     rows: tuple[str, ...]
@@ -139,7 +140,7 @@ def run_compare(
         plan = make_plan(asked, partial.path / "converted", progress)  # proves base and towers alike
         try:
             fetch_all(plan.towers_and_base, progress, stream=False)
-            bound = open_base(_reopened(plan, base), progress)
+            bound = open_base(plan.clip_ref if plan.base else base or infer_base(plan.towers), progress)
             own = _sources(plan, sources, tasks)
             for left, blind in _blind_ones(names, own, tasks) if every else ():
                 progress.warn(f"{' and '.join(left)} are left out. {blind}")
@@ -180,19 +181,12 @@ def _settings(sources: Sequence[str], name: str, any_task: TaskCard) -> dict[str
     return settings | ({p.name: p.default for p in ADAPTING} if name in ADAPTIVE else {})
 
 
-def _reopened(plan: Plan, base: str | None) -> str:
-    store = plan.base.store if plan.base else None
-    if store is not None and store.repo:
-        return f"{store.repo}@{store.commit}"
-    return base or infer_base(plan.towers)
-
-
-def _blind(name: str, sources: Mapping[str, TaskCard | None], tasks: Sequence[TaskCard]) -> str | None:
+def _blind(name: str, sources: Mapping[_Ref, TaskCard | None], tasks: Sequence[TaskCard]) -> str | None:
     """Why a method that looks at training images cannot do so; None if it can, or needs none."""
     looks_at: Sequence[TaskCard | None] = tasks if name in ADAPTIVE else ()
     if name in METHODS and METHODS[name].statistics:
         looks_at = list(sources.values())
-        if lost := [ref.partition("@")[0] for ref, task in sources.items() if task is None]:
+        if lost := [str(ref).partition("@")[0] for ref, task in sources.items() if task is None]:
             return (
                 f"They look at images of each source's own task, and none of these tasks is that of {', '.join(lost)}."
             )
@@ -202,7 +196,7 @@ def _blind(name: str, sources: Mapping[str, TaskCard | None], tasks: Sequence[Ta
 
 
 def _blind_ones(
-    names: Sequence[str], sources: Mapping[str, TaskCard | None], tasks: Sequence[TaskCard]
+    names: Sequence[str], sources: Mapping[_Ref, TaskCard | None], tasks: Sequence[TaskCard]
 ) -> list[tuple[list[str], str]]:
     """The methods that cannot look at the images they need, by what keeps them from it."""
     found: dict[str, list[str]] = {}
@@ -212,11 +206,12 @@ def _blind_ones(
     return [(left, why) for why, left in found.items()]
 
 
-def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[str, TaskCard | None]:
-    """What opens each source at its commit, and the one of these tasks that it says it was fine-tuned on."""
-    found: dict[str, TaskCard | None] = {}
+def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[_Ref, TaskCard | None]:
+    """What opens each source with the same weights, and the one of these tasks that it says it was fine-tuned on."""
+    found: dict[_Ref, TaskCard | None] = {}
     for text, tower in zip(given, plan.given, strict=True):
-        ref = f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else text
+        local = Reopened(text, tower.source.sha256)
+        ref = f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else local
         found[ref] = own_task(known(tower), tasks)
     return found
 
@@ -242,7 +237,7 @@ def _merge(work: _Work, name: str) -> bool:
         # A name of its own: a killed comparison may have left a merge that is still writing.
         place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=work.towers))
     fields: dict[str, Any] = {
-        "sources": list(work.sources),
+        "sources": [_plain(ref) for ref in work.sources],
         "method": ADAPTIVE.get(name, name),
         "out": str(place / "merged"),
         "device": work.asked_device,
@@ -250,7 +245,7 @@ def _merge(work: _Work, name: str) -> bool:
     }
     method, pinned = behind(name), {s.task.id: SourceTask.of(s.task, s.dataset.commit).plain() for s in work.splits}
     if method.needs_base or method.heads or name in ADAPTIVE:
-        fields["base"] = work.base.ref
+        fields["base"] = _plain(work.base.again)
     if method.statistics:
         fields["tasks"] = [pinned[task.id] for task in work.sources.values() if task]
     if name in ADAPTIVE:
@@ -323,18 +318,23 @@ def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None
     return correct, images
 
 
-def _place(work: _Work, row: str) -> str:
-    return work.base.ref if row == "pretrained" else str(work.towers / work.merged[row]["folder"] / "merged")
+def _plain(ref: _Ref) -> str | dict[str, str]:
+    """As a recipe has it."""
+    return ref if isinstance(ref, str) else dataclasses.asdict(ref)
 
 
-def _own_tower(work: _Work, task: TaskCard) -> str | None:
+def _place(work: _Work, row: str) -> _Ref:
+    return work.base.again if row == "pretrained" else str(work.towers / work.merged[row]["folder"] / "merged")
+
+
+def _own_tower(work: _Work, task: TaskCard) -> _Ref | None:
     found = next((ref for ref, own in work.sources.items() if own == task), None)
     if found is None:
         work.warn(f"None of the towers says that it was fine-tuned on {task.dataset.repo} alone.")
     return found
 
 
-def _scorer(work: _Work, row: str, ref: str) -> Scorer:
+def _scorer(work: _Work, row: str, ref: _Ref) -> Scorer:
     tower = load_tower(ref, Progress())
     fields = tower.preprocessor or work.base.preprocessor
     return Scorer(

@@ -218,7 +218,7 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
     record = _merge_record(tower)
     shared = {}
     if tower.source.sha256 != base.source.sha256:  # of a CLIPModel that names no other base, nothing is known
-        shared["pretrained"] = load_tower(base.ref, progress)
+        shared["pretrained"] = load_tower(base.again, progress)
     if record is None:
         what = "only its base" if shared else "nothing"
         progress.warn(f"{tower.label} is not a merge of hfcart's: {what} is measured beside it.")

@@ -78,6 +78,11 @@ def _convert(tower: Tower, converted: Path, progress: Progress) -> None:
         target = converted / f"{digest}.safetensors"
         if not target.exists():
             convert(path, target, f"{tower.label}/{name}")
+        if sha256_of(path) != digest:
+            raise CorruptFileError(
+                f"{tower.label}/{name} changed while it was read.",
+                hint="Run the same command again when nothing else writes to it.",
+            )
         tower.open(target.name, target)
         files.append(target.name)
     progress.note(f"{tower.label} has no safetensors: {', '.join(tower.weights)} was loaded (data only) and converted.")

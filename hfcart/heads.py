@@ -28,7 +28,7 @@ from hfcart.preprocessor import clip_default, read_preprocessor
 from hfcart.progress import Progress, Within
 from hfcart.prompts import encoder
 from hfcart.records import Architecture, FinetuneRecord, MergeRecord, SourceRecord
-from hfcart.sources import Tower, known_base
+from hfcart.sources import Reopened, Tower, known_base
 from hfcart.stores import LocalStore
 from hfcart.tasks import TaskCard
 from hfcart.towers import LoadedTower, opened, read_tensor
@@ -73,8 +73,13 @@ class Base:
         """Its commit, or the digest of a local folder's weights: what its cached heads are kept under."""
         return self.source.commit or self.source.sha256
 
+    @property
+    def again(self) -> str | Reopened:
+        """What opens it again, or nothing if it is no longer the same."""
+        return self.ref if self.source.repo else Reopened(self.ref, self.source.sha256)
 
-def open_base(ref: str, progress: Progress) -> Base:
+
+def open_base(ref: str | Reopened, progress: Progress) -> Base:
     """A CLIP model as a base: pinned and checked. Of its weights only the projection is read, if that is possible.
 
     Args:
@@ -105,7 +110,7 @@ def as_base(tower: Tower) -> Base:
     )
 
 
-def base_of(tower: LoadedTower) -> str:
+def base_of(tower: LoadedTower) -> str | Reopened:
     """The CLIP model that a tower says it comes from: its record's, itself, its card's, else the one of its shape.
 
     Raises:
@@ -122,7 +127,8 @@ def base_of(tower: LoadedTower) -> str:
         if isinstance(record, MergeRecord):
             stated = {source.facts.base_models for source in record.sources}
     if tower.is_clip:
-        return f"{tower.source.repo}@{tower.source.commit}" if tower.source.repo else _folder(tower)
+        source = tower.source
+        return f"{source.repo}@{source.commit}" if source.repo else Reopened(_folder(tower), source.sha256)
     if len(stated) == 1 and len(only := stated.pop()) == 1:
         return only[0]
     known = known_base(tower.architecture)
@@ -252,7 +258,7 @@ def _compute(base: Base, task: TaskCard, progress: Progress) -> Head:
 def _text_model(base: Base, progress: Progress) -> CLIPTextModelWithProjection:
     from hfcart.clip import text_model
 
-    with opened(base.ref, progress) as tower:
+    with opened(base.again, progress) as tower:
         parts = read_base_parts(tower).tensors
         tensors = {name: read_tensor(tower, spec) for name, spec in parts.items() if name.startswith("text_")}
     return text_model(base.text_config, tensors)

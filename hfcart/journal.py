@@ -40,9 +40,14 @@ class Journal:
         self.lines = found[1:] if fits else []
         self._length = length if fits else 0
 
+    @property
+    def new(self) -> bool:
+        """Whether nothing of this work was ever noted, not even its fingerprint."""
+        return not self._length
+
     def append(self, *lines: Line) -> None:
         """Note these, in one write; without any, make sure that the file is there. Raises OSError."""
-        new = not self._length
+        new = self.new
         data = b"".join(map(_encoded, [*([self._header] if new else []), *lines]))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)

@@ -21,9 +21,9 @@ from hfcart.matching import match
 from hfcart.methods import METHODS, Method
 from hfcart.names import Group, groups
 from hfcart.progress import Progress
-from hfcart.recipe import Recipe, SourceTask, parse_size
+from hfcart.recipe import LocalSource, Recipe, SourceTask, parse_size
 from hfcart.records import Architecture, SourceData
-from hfcart.sources import Tower, infer_base, pin, pin_all
+from hfcart.sources import Reopened, Tower, infer_base, pin, pin_all
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -151,7 +151,7 @@ class Plan:
         )
 
     @property
-    def clip_ref(self) -> str:
+    def clip_ref(self) -> str | Reopened:
         """What opens the CLIP model behind the towers: the base at its commit, else what their cards or shape tell.
 
         Raises:
@@ -163,7 +163,8 @@ class Plan:
         if store.repo:
             return f"{store.repo}@{store.commit}"
         asked = self.recipe.base
-        return asked if isinstance(asked, str) else asked.path if asked else infer_base(self.towers)
+        path = asked.path if isinstance(asked, LocalSource) else asked or infer_base(self.towers)
+        return Reopened(path, self.base.source.sha256)
 
     @property
     def own_tasks(self) -> list[SourceTask]:

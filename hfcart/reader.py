@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -176,11 +177,18 @@ class LocalFile:
     def __init__(self, path: Path, where: str) -> None:
         """Open `path`; `where` is its name in messages."""
         self.where = where
+        # (start, end) -> CRC-32 of what was there when it was first read, or hashed. Times of change would say less:
+        # a write within a clock's tick, or through a mapping, leaves them as they are.
+        self._seen: dict[tuple[int, int], int] = {}
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self.size = os.fstat(self._fd).st_size
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill `buffer` with the bytes from `start` on. Raises CorruptFileError if the file ends before."""
+        """Fill `buffer` with the bytes from `start` on.
+
+        Raises:
+            CorruptFileError: the file ends before, or holds other bytes there than were hashed.
+        """
         done = 0
         while done < len(buffer):
             got = os.preadv(self._fd, [buffer[done:]], start + done)
@@ -191,12 +199,53 @@ class LocalFile:
                     hint="Run the same command again when nothing else writes to it.",
                 )
             done += got
+        seen = self._seen.get((start, start + len(buffer)))
+        if seen is not None and seen != zlib.crc32(buffer):
+            raise self._changed(start, start + len(buffer))
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes [start, end)."""
+        """The bytes [start, end): the same ones each time, or CorruptFileError."""
         buffer = bytearray(end - start)
         self.read_into(memoryview(buffer), start)
+        self._seen.setdefault((start, end), zlib.crc32(buffer))
         return bytes(buffer)
+
+    def sealed(self, ranges: Iterable[tuple[int, int]]) -> str:
+        """sha256 of the whole file. From now on these ranges are read as they were hashed, or not at all.
+
+        Args:
+            ranges: (start, end) of what will be read; they do not overlap, nor with what was read before.
+
+        Raises:
+            CorruptFileError: the file changed since it was opened.
+        """
+        digest = hashlib.sha256()
+        position = 0
+        for start, end in [*sorted({*ranges, *self._seen}), (self.size, self.size)]:
+            self._add(digest, position, start)
+            crc = self._add(digest, start, end)
+            if self._seen.setdefault((start, end), crc) != crc:
+                raise self._changed(start, end)
+            position = end
+        if (size := os.fstat(self._fd).st_size) != self.size:
+            raise self._changed(self.size, size)
+        return digest.hexdigest()
+
+    def _add(self, digest: hashlib._Hash, start: int, end: int) -> int:
+        """Add the bytes [start, end) to a digest. Returns their CRC-32."""
+        crc, buffer = 0, memoryview(bytearray(min(1 << 20, max(0, end - start))))
+        for at in range(start, end, 1 << 20):
+            part = buffer[: min(len(buffer), end - at)]
+            self.read_into(part, at)
+            digest.update(part)
+            crc = zlib.crc32(part, crc)
+        return crc
+
+    def _changed(self, start: int, end: int) -> CorruptFileError:
+        return CorruptFileError(
+            f"{self.where} changed while it was read: its bytes {start:,} to {end:,} are not what they were.",
+            hint="Run the same command again when nothing else writes to it.",
+        )
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -42,6 +42,18 @@ _KNOWN_BASES = {
 }
 
 
+@dataclass(frozen=True)
+class Reopened:
+    """A local folder that this command has read before: its weights must still have the sha256 of then."""
+
+    path: str
+    sha256: str
+
+    def __str__(self) -> str:
+        """What was typed."""
+        return self.path
+
+
 @dataclass
 class Tower:
     """One source while it is being worked with.
@@ -51,12 +63,13 @@ class Tower:
         architecture: what its config.json says.
         facts: what its card says.
         weights: the weight files chosen, in name order.
-        wanted: sha256 that a recorded recipe demands of a local source.
+        wanted: sha256 that a recorded recipe, or an earlier reading, demands of a local source.
         tensors: canonical name -> where it is stored; filled by `read_headers`.
         index: stored name -> shard, if there is an index.
         record: filled by `fetch_all`.
         stored: everything its headers list, by the names in the files.
         files: the weight files that are on this machine, open.
+        reopened: whether `wanted` is of an earlier reading.
     """
 
     store: Store
@@ -69,6 +82,7 @@ class Tower:
     record: SourceRecord | None = None
     stored: list[TensorSpec] = field(default_factory=list)
     files: dict[str, LocalFile] = field(default_factory=dict)
+    reopened: bool = False
 
     @property
     def label(self) -> str:
@@ -99,14 +113,31 @@ class Tower:
         else:
             buffer[:] = self.store.read(spec.file, spec.start, spec.end)
 
+    def size(self, name: str) -> int:
+        """Bytes of weight file `name`."""
+        return self.files[name].size if name in self.files else self.store.sizes[name]
+
+    def sealed(self, name: str) -> str:
+        """sha256 of weight file `name`, which is here. Its tensors are read as they were hashed from now on."""
+        return self.files[name].sealed((spec.start, spec.end) for spec in self.stored if spec.file == name)
+
     def open(self, name: str, path: Path) -> None:
-        """Read weight file `name` from `path` from now on."""
-        self.files[name] = LocalFile(path, f"{self.label}/{name}")
+        """Read weight file `name` from `path` from now on. Raises CorruptFileError if that is not possible."""
+        try:
+            self.files[name] = LocalFile(path, f"{self.label}/{name}")
+        except OSError as error:
+            raise CorruptFileError(f"{self.label}/{name} cannot be read: {error.strerror}.") from None
 
     def make_record(self, files: list[FileRecord]) -> None:
         """Fill `record` from the weight files' digests. Raises SourceError if a recipe demands others."""
         joined = "".join(file.sha256 for file in files)
         content = joined if len(files) == 1 else hashlib.sha256(joined.encode()).hexdigest()
+        if self.reopened and content != self.wanted:
+            raise CorruptFileError(
+                f"{self.label} changed while it was used: {files[0].name} or another of its "
+                "weight files had other bytes when it was opened before.",
+                hint="Run the same command again when nothing else writes to it.",
+            )
         if self.wanted and content != self.wanted:
             raise SourceError(
                 f"{self.label} is not the tower the recipe was made with: its weights have sha256 {content[:12]}…, "
@@ -131,10 +162,10 @@ class Tower:
         self.files.clear()
 
 
-def pin(ref: str | LocalSource, progress: Progress) -> Tower:
+def pin(ref: str | LocalSource | Reopened, progress: Progress) -> Tower:
     """Resolve one source: a Hub repo to a commit, once; a folder to its files. Reads its config and card."""
-    text = ref.path if isinstance(ref, LocalSource) else ref
-    store = open_store(text, progress, local=isinstance(ref, LocalSource))
+    text = ref if isinstance(ref, str) else ref.path
+    store = open_store(text, progress, local=not isinstance(ref, str))
     config = store.small("config.json")
     if config is None:
         raise NotATowerError(
@@ -151,9 +182,9 @@ def pin(ref: str | LocalSource, progress: Progress) -> Tower:
     else:
         progress.warn(f"{store.label}/README.md is too large to be a card: its licence counts as not stated.")
     facts = card_facts(readme.decode("utf-8", "replace") if readme else None)
-    wanted = ref.sha256 if isinstance(ref, LocalSource) else None
+    wanted = None if isinstance(ref, str) else ref.sha256
     weights, index = _choose_weights(store)
-    return Tower(store, architecture, facts, weights, wanted, index=index)
+    return Tower(store, architecture, facts, weights, wanted, index=index, reopened=isinstance(ref, Reopened))
 
 
 def open_store(text: str, progress: Progress, *, local: bool = False) -> Store:
@@ -285,27 +316,19 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
     for tower in towers:
         if tower.record is None:
             own = [(name, digest) for (t, name), digest in zip(files, digests, strict=True) if t is tower]
-            tower.make_record([FileRecord(name, tower.store.sizes[name], d) for name, d in own])
+            tower.make_record([FileRecord(name, tower.size(name), d) for name, d in own])
+        if isinstance(tower.store, LocalStore):
+            tower.store.check()  # its config and its weights are of one moment
 
 
 def _digest(tower: Tower, name: str) -> str:
     promised = tower.store.digest(name)
     if promised and name not in tower.files:
         return promised
-    found = _hash(tower.files[name])
+    found = tower.sealed(name)
     if promised and found != promised:
         raise CorruptFileError(
             f"{tower.label}/{name} has sha256 {found[:12]}…, the Hub says {promised[:12]}…: the download is broken.",
             hint=f"Remove it from the cache and run again: hf cache rm model/{tower.label}",
         )
     return found
-
-
-def _hash(file: LocalFile) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    for start in range(0, file.size, len(buffer)):
-        part = buffer[: min(len(buffer), file.size - start)]
-        file.read_into(part, start)
-        digest.update(part)
-    return digest.hexdigest()

@@ -64,14 +64,37 @@ class LocalStore:
         name = folder.name if folder.name not in ("", "..") else folder.resolve().name
         self.label = name.encode("utf-8", "replace").decode()
         self.sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        self._read: dict[str, bytes] = {}
 
     def small(self, name: str, limit: int = SMALL) -> bytes | None:
-        """A small file's bytes, None if there is no such file. Raises CorruptFileError if it is above `limit`."""
+        """A small file's bytes, None if there is no such file: the same each time, whatever becomes of the file.
+
+        Raises:
+            CorruptFileError: it is above `limit`, or cannot be read.
+        """
         if name not in self.sizes:
             return None
         if self.sizes[name] > limit:
             raise CorruptFileError(f"{self.label}/{name} has {self.sizes[name]:,} bytes, expected at most {limit:,}.")
-        return (self.folder / name).read_bytes()
+        if name not in self._read:
+            self._read[name] = self._now(name)
+        return self._read[name]
+
+    def check(self) -> None:
+        """Prove that every small file is still what was read. Raises CorruptFileError naming the first that is not."""
+        for name, data in self._read.items():
+            if self._now(name) != data:
+                raise CorruptFileError(
+                    f"{self.label}/{name} changed while the folder was read.",
+                    hint="Run the same command again when nothing else writes to it.",
+                )
+
+    def _now(self, name: str) -> bytes:
+        try:
+            with (self.folder / name).open("rb") as file:
+                return file.read(self.sizes[name] + 1)
+        except OSError as error:
+            raise CorruptFileError(f"{self.label}/{name} cannot be read: {error.strerror}.") from None
 
     def digest(self, name: str) -> str | None:
         """The sha256 that is known without reading the file: none here."""

@@ -130,7 +130,8 @@ def run_sweep(
             fetch_all(grid.plan.towers_and_base, progress, stream=False)
             grid.plan.towers.sort(key=lambda t: (t.source.sha256, t.store.repo or "", t.label))
             environment = current_environment(where)
-            bound = open_base(base or infer_base(grid.plan.towers), progress)
+            ref = grid.plan.clip_ref if grid.plan.base else base or infer_base(grid.plan.towers)
+            bound = open_base(ref, progress)
             check_architecture("the towers", grid.plan.architecture, bound)
             chosen = precision_for(precision, where)
             splits = [

@@ -20,7 +20,7 @@ from hfcart.preprocessor import read_preprocessor
 from hfcart.progress import Progress, Within
 from hfcart.reader import TensorSpec
 from hfcart.records import Architecture, SourceRecord
-from hfcart.sources import Tower, fetch_all, pin
+from hfcart.sources import Reopened, Tower, fetch_all, pin
 from hfcart.stores import Store
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ class LoadedTower:
 
 
 @contextmanager
-def opened(ref: str, progress: Progress, *, whole: bool = True) -> Iterator[Tower]:
+def opened(ref: str | Reopened, progress: Progress, *, whole: bool = True) -> Iterator[Tower]:
     """A source pinned, with its headers read and its weights ready to be read.
 
     Args:
-        ref: a Hub repo (`user/name`, `user/name@revision`) or a folder.
+        ref: a Hub repo (`user/name`, `user/name@revision`) or a folder, read before or not.
         progress: told of each stage.
         whole: fetch the weight files; otherwise tensors are read by ranged requests where that is possible.
     """
@@ -76,7 +76,7 @@ def opened(ref: str, progress: Progress, *, whole: bool = True) -> Iterator[Towe
             tower.close()
 
 
-def load_tower(ref: str, progress: Progress) -> LoadedTower:
+def load_tower(ref: str | Reopened, progress: Progress) -> LoadedTower:
     """Load a vision tower, whichever of the three forms its tensor names have, as a CLIPVisionModel.
 
     Raises:

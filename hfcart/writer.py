@@ -116,7 +116,7 @@ class PartialFolder:
                 hint=f"Run that one again to finish it, give another --out, or --overwrite to start anew "
                 f"(or: rm -r {self.path}).",
             )
-        if not journal.lines:
+        if journal.new:
             self._clear()
         with explain_os_errors(self.path):
             for file, header in layout.headers.items():

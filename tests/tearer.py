@@ -1,6 +1,7 @@
 """Run a piece of work again and again, each time killed in the middle of writing a line of one of its journals.
 
-A process of its own, with everything imported once: each attempt is a fork. Prints the wait status of each as JSON.
+A process of its own, with everything imported once: each attempt is a fork. Prints, as JSON, the wait status of each
+and the whole lines that it left.
 
 Usage: python tearer.py JOBS, a JSON file with a list of {"kind", "fields", "journal", "tear"}: `tear` is which write to
 that journal is torn (from 1), and after how many of its bytes; null to let it end.
@@ -67,7 +68,7 @@ hfcart.sweep.towers_at_once = hfcart.compare.towers_at_once = lambda parameters:
 hfcart.compare.merge_apart = apart
 
 
-def attempt(job: dict[str, Any]) -> int:
+def attempt(job: dict[str, Any]) -> tuple[int, list[str]]:
     child = os.fork()
     if child == 0:
         code = 1
@@ -79,7 +80,9 @@ def attempt(job: dict[str, Any]) -> int:
         finally:
             sys.stderr.flush()
             os._exit(code)
-    return os.waitpid(child, 0)[1]
+    status = os.waitpid(child, 0)[1]
+    left = list(Path(job["fields"]["out"] + ".partial").rglob(job["journal"]))
+    return status, left[0].read_text().split("\n")[:-1] if left else []
 
 
 print(json.dumps([attempt(job) for job in json.loads(Path(sys.argv[1]).read_text())]))

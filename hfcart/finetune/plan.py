@@ -91,7 +91,7 @@ def make_finetune_plan(recipe: FinetuneRecipe, precision: str, progress: Progres
     """
     tasks = read_tasks(recipe.tasks)
     base = open_base(recipe.base, progress)
-    tower = load_tower(base.ref, progress)  # the very commit whose projection was read
+    tower = load_tower(base.again, progress)  # the very commit whose projection was read
     splits = [open_split(task, "train", streaming=False, progress=progress) for task in tasks]
     heads = [make_head(base, task, progress) for task in tasks]
     return FinetunePlan(recipe, base, tower, tasks, splits, heads, precision)
