@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -218,7 +219,7 @@ class _Work:
             raise SourceError(
                 f"Not one of the {undecodable} images of {split.task.title} can be decoded: nothing can be chosen for "
                 f"{label}.",
-                hint=f"Look at {split.dataset.repo}, or give {label} another task: --tasks {label}=TASK",
+                hint=f"Look at {split.dataset.repo}, or give {label} another task: --tasks {shlex.quote(label)}=TASK",
             )
         return _Counts(tuple(correct), images, undecodable)
 

@@ -24,6 +24,7 @@ from hfcart.errors import NonFiniteError, UsageError
 from hfcart.heads import Base, make_head, open_base
 from hfcart.journal import Journal
 from hfcart.layout import Layout
+from hfcart.lineage import infer_base
 from hfcart.matching import known, own_task
 from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
 from hfcart.plan import Plan, default_workers, make_plan
@@ -31,7 +32,7 @@ from hfcart.progress import Progress
 from hfcart.recipe import SourceTask, make
 from hfcart.records import CompareRecord, CompareRow, Environment
 from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
-from hfcart.sources import Reopened, fetch_all, infer_base
+from hfcart.sources import Reopened, fetch_all
 from hfcart.tasks import TaskCard
 from hfcart.towers import load_tower
 from hfcart.writer import PartialFolder, explain_os_errors, refuse_existing
@@ -140,7 +141,7 @@ def run_compare(
         plan = make_plan(asked, partial.path / "converted", progress)  # proves base and towers alike
         try:
             fetch_all(plan.towers_and_base, progress, stream=False)
-            bound = open_base(plan.clip_ref if plan.base else base or infer_base(plan.towers), progress)
+            bound = open_base(plan.clip_ref if plan.base else base or infer_base(plan.towers, progress), progress)
             own = _sources(plan, sources, tasks)
             for left, blind in _blind_ones(names, own, tasks) if every else ():
                 progress.warn(f"{' and '.join(left)} are left out. {blind}")

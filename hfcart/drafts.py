@@ -52,7 +52,7 @@ def _lines(name: str, found: Contents, config: str | None, readme: str) -> list[
     others = [split for split in found.splits if split not in (test, train)]
     lines = [
         f"# Drafted from {found.pinned.repo} at commit {found.pinned.commit}.",
-        '# Check what is marked "check", then use it: hfcart eval … --tasks ./this-file.yaml',
+        '# Check what is marked "check", then use it: hfcart eval user/tower --tasks FILE',
         f"id: {_text(name)}",
         f"title: {_text(_title(readme) or found.pinned.repo.split('/')[1])}",
         "dataset:",

@@ -17,7 +17,8 @@
     └── VerifyError                 an output is not what its record says
 
 Each carries a sentence that names the repo, the tensor, what was expected and what was found, and a
-`hint`: the next thing to do, a command where there is one. Neither ever holds a token.
+`hint`: the next thing to do, a command where there is one. Neither ever holds a token. A hint may have several
+lines; a command in it stands in backticks, or from its name to the end of the line, so that it works when typed.
 
 What does not stop the work is a warning: on the command line a line of its own, from Python HfcartWarning.
 """
@@ -25,6 +26,12 @@ What does not stop the work is a warning: on the command line a line of its own,
 from __future__ import annotations
 
 AGAIN = "then run the same command again."
+
+
+def together(*hints: str | None) -> str | None:
+    """Several hints as one: a line each, so that nothing runs on into a command. None if there is none."""
+    lines = [hint.rstrip() for hint in hints if hint]
+    return "\n".join(lines) or None
 
 
 class HfcartError(Exception):
@@ -106,7 +113,7 @@ class VerifyError(HfcartError):
     """An output is not what its record says."""
 
 
-def next_step(hint: str | None, step: str) -> str:
-    """A hint that ends with `step`, in place of running the same command again where the state is not so any more."""
+def next_step(hint: str | None, *steps: str) -> str:
+    """A hint that ends with `steps`, in place of running the same command again where the state is not so any more."""
     kept = hint.removesuffix(f", {AGAIN}") + "." * hint.endswith(AGAIN) if hint else ""
-    return f"{kept} {step}".strip()
+    return together(kept, *steps) or ""

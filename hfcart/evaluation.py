@@ -91,7 +91,7 @@ def run_eval(
     if not processes.is_main_process:
         progress = Progress()
     tower = load_tower(ref, progress)
-    bound = open_base(base or base_of(tower), progress)
+    bound = open_base(base or base_of(tower, progress), progress)
     check_base(tower, bound, progress)
     chosen = precision_for(precision, where)
     several = f", in {processes.num_processes} processes" if processes.num_processes > 1 else ""

@@ -44,7 +44,8 @@ def card_facts(readme: str | None) -> CardFacts:
         datasets=_repos(card.get("datasets")),
         # YAML reads an unquoted `no`, Norwegian, as False.
         languages=_matching(["no" if x is False else x for x in _items(languages)], _LANGUAGE, 32),
-        base_models=_repos(card.get("base_model")),
+        # The card of a merge names there what was merged, not what that was fine-tuned from.
+        base_models=() if card.get("base_model_relation") == "merge" else _repos(card.get("base_model")),
     )
 
 

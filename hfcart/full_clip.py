@@ -13,7 +13,7 @@ from typing import Any
 
 from hfcart.alike import tensor_differences
 from hfcart.architecture import checked, encoder_shapes
-from hfcart.errors import CorruptFileError, MismatchError, NotATowerError, SourceError
+from hfcart.errors import CorruptFileError, MismatchError, NotATowerError, SourceError, together
 from hfcart.names import PROJECTION
 from hfcart.reader import TensorSpec, strict_json
 from hfcart.records import Architecture
@@ -89,7 +89,10 @@ def read_base_parts(base: Tower) -> BaseParts:
         raise SourceError(
             f"{label} is a vision tower only: the whole CLIPModel that such towers come from is needed, "
             "with its text tower and projections.",
-            hint=f"Name it: --base {known_base(base.architecture) or 'user/name'} (of hfcart finetune: its BASE).",
+            hint=together(
+                f"Name it: --base {known_base(base.architecture) or 'user/name'}",
+                "Of `hfcart finetune` it is the BASE, which comes first.",
+            ),
         )
     text_config = _text_config(config, label)
     expected = _expected(text_config, base.architecture)
@@ -98,7 +101,7 @@ def read_base_parts(base: Tower) -> BaseParts:
             f"{label} does not hold the text tower and the projections that its config.json describes. "
             "Nothing was downloaded.",
             [(label, *row) for row in rows],
-            hint="Name a revision that fits: --base user/name@revision",
+            hint="Name a revision of it that fits: user/name@revision.",
         )
     scale = config.get("logit_scale_init_value", _LOGIT_SCALE)
     if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
@@ -182,7 +185,7 @@ def _expected(text: dict[str, Any], arch: Architecture) -> dict[str, tuple[int, 
 
 
 def _tokenizer(base: Tower, label: str, config: dict[str, Any]) -> dict[str, bytes]:
-    hint = "Name a base with a plain CLIP tokenizer: --base openai/clip-vit-base-patch32, or the one of your size."
+    hint = "Name a base with a plain CLIP tokenizer: openai/clip-vit-base-patch32, or the one of your size."
     files = {name: data for name, size in _TOKENIZER.items() if (data := base.store.small(name, size)) is not None}
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
         raise SourceError(

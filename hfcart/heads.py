@@ -22,7 +22,8 @@ from safetensors.torch import save
 from hfcart.architecture import differences
 from hfcart.errors import MismatchError, SourceError, UsageError, VerifyError
 from hfcart.full_clip import read_base_parts
-from hfcart.merged import MAX_RECORD, RECORD, pinned
+from hfcart.lineage import base_by_record, unopenable
+from hfcart.merged import MAX_RECORD, RECORD
 from hfcart.names import PROJECTION
 from hfcart.preprocessor import clip_default, read_preprocessor
 from hfcart.progress import Progress, Within
@@ -110,27 +111,27 @@ def as_base(tower: Tower) -> Base:
     )
 
 
-def base_of(tower: LoadedTower) -> str | Reopened:
-    """The CLIP model that a tower says it comes from: its record's, itself, its card's, else the one of its shape.
+def base_of(tower: LoadedTower, progress: Progress) -> str | Reopened:
+    """The CLIP model that a tower says it comes from: as its record leads to, itself, its card's, else of its shape.
 
     Raises:
-        UsageError: nothing tells.
+        UsageError: nothing tells, or those whom its record leads to disagree.
         VerifyError: its record cannot be read.
+        HubError: its record cannot be followed.
     """
-    stated = {tower.source.facts.base_models}
     record = _record_of(tower)
-    if record is not None:
-        base = record.sources[0] if isinstance(record, FinetuneRecord) else record.base
-        # Of a merge with --full-clip too: it holds a copy of the base's text tower, and is not the base.
-        if base is not None and (found := pinned(base)):
-            return found
-        if isinstance(record, MergeRecord):
-            stated = {source.facts.base_models for source in record.sources}
+    # Of a merge with --full-clip too: it holds a copy of the base's text tower, and is not the base.
+    found = base_by_record(record, tower.label, progress) if record is not None else None
+    if found is not None and found.ref is not None:
+        return found.ref
     if tower.is_clip:
         source = tower.source
         return f"{source.repo}@{source.commit}" if source.repo else Reopened(_folder(tower), source.sha256)
-    if len(stated) == 1 and len(only := stated.pop()) == 1:
-        return only[0]
+    if found is not None:
+        raise unopenable(found)
+    stated = tower.source.facts.base_models
+    if record is None and len(stated) == 1:
+        return stated[0]
     known = known_base(tower.architecture)
     if known is None:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +11,7 @@ from hfcart.errors import UsageError
 from hfcart.recipe import LocalSource
 from hfcart.records import CardFacts
 from hfcart.sources import Tower
-from hfcart.tasks import TaskCard, parts, read_tasks
+from hfcart.tasks import TaskCard, name_of, parts, read_tasks
 
 Known = tuple[str | None, CardFacts]  # a tower's repo on the Hub, and what its card says
 Key = TypeVar("Key")
@@ -74,13 +75,19 @@ def match(towers: Sequence[Tower], typed: Sequence[str | LocalSource], entries: 
             own = [task for task in tasks if best and fits(known(tower), task) == best]
             found[place] = own[0] if len(own) == 1 else None
             several |= {tower.label: own} if len(own) > 1 else {}
-    _refuse_open([tower.label for tower, task in zip(towers, found, strict=True) if task is None], several, tasks[0])
+    if None in found:
+        lost = [(tower.label, _typed(text)) for tower, text, task in zip(towers, typed, found, strict=True) if not task]
+        raise _open(lost, several, tasks[0], entries)
     return tuple(task for task in found if task is not None)
 
 
 def _names(tower: Tower, typed: str | LocalSource) -> set[str]:
-    text = typed.path if isinstance(typed, LocalSource) else typed
+    text = _typed(typed)
     return {text, text.rstrip("/"), tower.label, *([tower.store.repo] if tower.store.repo else [])}
+
+
+def _typed(source: str | LocalSource) -> str:
+    return source.path if isinstance(source, LocalSource) else source
 
 
 def _split(entries: Sequence[str], sources: set[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -110,9 +117,14 @@ def _only(source: str, task: str) -> TaskCard:
     return found[0]
 
 
-def _refuse_open(labels: Sequence[str], several: Mapping[str, Sequence[TaskCard]], example: TaskCard) -> None:
-    if not labels:
-        return
+def _open(
+    lost: Sequence[tuple[str, str]],
+    several: Mapping[str, Sequence[TaskCard]],
+    example: TaskCard,
+    entries: Sequence[str],
+) -> UsageError:
+    """The error for sources (label and what was typed) whose task is not known."""
+    labels = [label for label, _ in lost]
     if none := [label for label in labels if label not in several]:
         it, its = ("it", "its card") if len(none) == 1 else ("them", "their cards")
         message = (
@@ -123,5 +135,5 @@ def _refuse_open(labels: Sequence[str], several: Mapping[str, Sequence[TaskCard]
         message = "It is not certain which task was trained into which source."
     for label, own in several.items():
         message += f" Of these tasks, {' and '.join(task.id for task in own)} fit {label}."
-    told = ",".join(f"{label}={several.get(label, [example])[0].id}" for label in labels)
-    raise UsageError(message, hint=f"Say it, such as --tasks {told}")
+    told = [f"{text}={name_of(several.get(label, [example])[0])}" for label, text in lost]
+    return UsageError(message, hint=f"Say it, such as --tasks {shlex.quote(','.join([*entries, *told]))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,6 @@ def _check_target(ref: str, *, local: bool, create_pr: bool) -> None:
     if local:
         raise UsageError(
             f"{ref} is a folder: --push puts results into the Hub repo that was evaluated.",
-            hint=f"Evaluate the folder, then publish it: hfcart push {ref} --to user/name",
+            hint=f"Evaluate the folder, then publish it: hfcart push {shlex.quote(ref)} --to user/name",
         )
     check_results_target(ref.partition("@")[0], create_pr=create_pr)

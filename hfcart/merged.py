@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def check_files(record: MergeRecord | FinetuneRecord, folder: Path) -> None:
         if not path.is_file():
             raise OutputError(f"{folder} lacks {name}, which its {RECORD} lists.", hint="Make it again.")
         if sha256_of(path) != digest:
-            again = f"hfcart merge --recipe {folder}/{RECIPE} --out NEW"
+            again = f"hfcart merge --recipe {shlex.quote(str(folder / RECIPE))} --out NEW"
             raise OutputError(
                 f"{folder}/{name} was changed after it was made: its sha256 is not the one in {RECORD}.",
                 hint=f"Make it again: {again if RECIPE in record.files else f'{folder}/README.md has the command.'}",

@@ -17,13 +17,14 @@ from hfcart.errors import UsageError
 from hfcart.full_clip import BaseParts, read_base_parts
 from hfcart.headers import read_headers
 from hfcart.layout import Layout, lay_out
+from hfcart.lineage import infer_base
 from hfcart.matching import match
 from hfcart.methods import METHODS, Method
 from hfcart.names import Group, groups
 from hfcart.progress import Progress
 from hfcart.recipe import LocalSource, Recipe, SourceTask, parse_size
 from hfcart.records import Architecture, SourceData
-from hfcart.sources import Reopened, Tower, infer_base, pin, pin_all
+from hfcart.sources import Reopened, Tower, pin, pin_all
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -152,18 +153,18 @@ class Plan:
 
     @property
     def clip_ref(self) -> str | Reopened:
-        """What opens the CLIP model behind the towers: the base at its commit, else what their cards or shape tell.
+        """What opens the CLIP model behind the towers: the base at its commit, else what they lead to.
 
         Raises:
             UsageError: nothing tells.
         """
         if self.base is None:
-            return infer_base(self.towers)
+            return infer_base(self.towers, Progress())
         store = self.base.store
         if store.repo:
             return f"{store.repo}@{store.commit}"
         asked = self.recipe.base
-        path = asked.path if isinstance(asked, LocalSource) else asked or infer_base(self.towers)
+        path = asked.path if isinstance(asked, LocalSource) else asked or infer_base(self.towers, Progress())
         return Reopened(path, self.base.source.sha256)
 
     @property
@@ -269,7 +270,7 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Targe
     tasks = _tasks(recipe, towers)
     base_ref = recipe.base
     if base_ref is None and (method.needs_base or method.heads or recipe.full_clip):
-        base_ref = infer_base(towers)
+        base_ref = infer_base(towers, progress)
         progress.note(f"Base model: {base_ref} (give --base to choose another).")
     base = pin(base_ref, progress) if base_ref else None
     if target is not None:

@@ -36,7 +36,7 @@ def encoder(label: str, files: Mapping[str, bytes], text_config: Mapping[str, An
     def bad(what: str) -> CorruptFileError:
         return CorruptFileError(
             f"{label}: its tokenizer {what} (of {source}).",
-            hint="Name a base, or a revision of this one, with a tokenizer that fits it: --base user/name@revision",
+            hint="Name a base, or a revision of this one, with a tokenizer that fits it: user/name@revision.",
         )
 
     words = _made(files, text_config["max_position_embeddings"], bad)

@@ -305,7 +305,7 @@ def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:
     try:
         return Recipe(**fields)
     except (ValidationError, TypeError) as error:
-        raise UsageError(explain(error, where), hint="hfcart merge --help lists every field.") from None
+        raise UsageError(explain(error, where), hint="`hfcart merge --help` lists every field.") from None
 
 
 def as_yaml(fields: dict[str, Any]) -> str:
@@ -338,7 +338,7 @@ def read(path: Path) -> dict[str, Any]:
         if str(path) not in names():
             raise UsageError(
                 f"There is no file {path} here, and no recipe of that name. Known: {', '.join(names())}.",
-                hint="hfcart merge --recipe FILE, or --recipe NAME",
+                hint="Give the path of a file, or one of these names: hfcart merge --recipe NAME",
             )
         path = cards_dir() / "recipes" / f"{path}.yaml"
     try:

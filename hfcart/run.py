@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,11 +104,22 @@ def _evaluated(recipe: Recipe, progress: Progress) -> EvalRecord | None:
             str(recipe.folder), read_tasks([recipe.eval or ""]), base=base, device=recipe.device, progress=progress
         )
     except HfcartError as error:
-        then = f", then hfcart push {recipe.folder} --to {recipe.push_to}" if recipe.push_to else ""
-        go_on = f"The merge is complete in {recipe.folder}: hfcart eval {recipe.folder} --tasks {recipe.eval}{then}"
-        error.hint = next_step(error.hint, go_on)
+        error.hint = next_step(error.hint, *_go_on(recipe))
         raise
     return done.record if done else None
+
+
+def _go_on(recipe: Recipe) -> list[str]:
+    """What is left to do of a recipe whose merge is complete."""
+    base = ["--base", recipe.base] if isinstance(recipe.base, str) else []
+    again = shlex.join(["hfcart", "eval", str(recipe.folder), "--tasks", recipe.eval or "", *base])
+    lines = [f"The merge is complete in {recipe.folder}. To measure it: {again}"]
+    if recipe.push_to:
+        from hfcart.hub import push_command
+
+        push = push_command(recipe.folder, recipe.push_to, recipe.private, recipe.create_pr, recipe.overwrite)
+        lines.append(f"Then, to publish it: {push}")
+    return lines
 
 
 def _published(recipe: Recipe, target: Target, progress: Progress) -> Published:

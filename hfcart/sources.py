@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfcart.architecture import read_architecture
-from hfcart.errors import CorruptFileError, NotATowerError, SourceError, UsageError
+from hfcart.errors import CorruptFileError, NotATowerError, SourceError
 from hfcart.facts import card_facts
 from hfcart.layout import INDEX, SINGLE
 from hfcart.parallel import in_parallel
@@ -256,24 +256,6 @@ def pin_all(refs: Sequence[str | LocalSource], progress: Progress) -> list[Tower
     """Pin every source, several at a time; the first failure in the order given is the one raised."""
     progress.step("Resolving sources")
     return in_parallel(lambda ref: pin(ref, progress), refs)
-
-
-def infer_base(towers: Sequence[Tower]) -> str:
-    """The base model that the sources' cards agree on, else the one that has the config's shape.
-
-    Raises:
-        UsageError: neither says.
-    """
-    stated = {tower.facts.base_models for tower in towers if tower.facts.base_models}
-    if len(stated) == 1 and len(only := stated.pop()) == 1:
-        return only[0]
-    known = known_base(towers[0].architecture)
-    if known is None:
-        raise UsageError(
-            "This merge needs the base model, and neither the sources' cards nor their shape tell which.",
-            hint="Give it: --base user/name",
-        )
-    return known
 
 
 def known_base(arch: Architecture) -> str | None:

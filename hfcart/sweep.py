@@ -22,6 +22,7 @@ from hfcart.heads import Base, check_architecture, make_head, open_base
 from hfcart.journal import Journal
 from hfcart.layout import Layout, lay_out
 from hfcart.linalg import rank_of
+from hfcart.lineage import infer_base
 from hfcart.merger import preprocessor_of
 from hfcart.methods import METHODS, function, keywords_of
 from hfcart.names import Group
@@ -30,7 +31,7 @@ from hfcart.progress import Progress, Within
 from hfcart.recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
 from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
-from hfcart.sources import fetch_all, infer_base
+from hfcart.sources import fetch_all
 from hfcart.tasks import TaskCard
 from hfcart.writer import PartialFolder, explain_os_errors
 
@@ -130,7 +131,7 @@ def run_sweep(
             fetch_all(grid.plan.towers_and_base, progress, stream=False)
             grid.plan.towers.sort(key=lambda t: (t.source.sha256, t.store.repo or "", t.label))
             environment = current_environment(where)
-            ref = grid.plan.clip_ref if grid.plan.base else base or infer_base(grid.plan.towers)
+            ref = grid.plan.clip_ref if grid.plan.base else base or infer_base(grid.plan.towers, progress)
             bound = open_base(ref, progress)
             check_architecture("the towers", grid.plan.architecture, bound)
             chosen = precision_for(precision, where)
@@ -162,7 +163,8 @@ def _recipe(
     able = [name for name, line in METHODS.items() if line.updates]
     if method not in able:
         raise UsageError(
-            f"A sweep takes {', '.join(able)}; {method!r} is not anchor + λ · update.", hint="hfcart methods lists all."
+            f"A sweep takes {', '.join(able)}; {method!r} is not anchor + λ · update.",
+            hint="`hfcart methods` lists all.",
         )
     takes_rank = any(p.name == "rank" for p in METHODS[method].parameters)
     if takes_rank != bool(ranks):

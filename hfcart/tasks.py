@@ -190,6 +190,14 @@ def all_tasks() -> list[TaskCard]:
     return [_benchmark_task(name) for name in _BENCHMARK]
 
 
+_READ_FROM: dict[tuple[str, str], str] = {}  # id and sha256 of a card of the user's own -> where it was read
+
+
+def name_of(task: TaskCard) -> str:
+    """What names a task on a command line: its id if it comes with hfcart, else the path its card was read from."""
+    return task.id if benchmark_task(task.id) == task else _READ_FROM.get((task.id, task.sha256), task.id)
+
+
 def read_tasks(names: Sequence[str]) -> list[TaskCard]:
     """The tasks that a user names.
 
@@ -268,9 +276,11 @@ def read_card(path: Path) -> TaskCard:
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise UsageError(f"The task card {path} is not a mapping of fields to values.", hint=_HINT)
     try:
-        return TaskCard(**fields)
+        card = TaskCard(**fields)
     except ValidationError as error:
         raise UsageError(f"The task card {path}: {_explain(error)}.", hint=_HINT) from None
+    _READ_FROM[card.id, card.sha256] = str(path)
+    return card
 
 
 def _explain(error: ValidationError) -> str:

@@ -12,12 +12,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hfcart.errors import OutputError, VerifyError
+from hfcart.errors import OutputError, VerifyError, together
 from hfcart.journal import Journal, sync, whole_lines, write_all
 from hfcart.layout import Layout
 from hfcart.reader import LocalFile, parse_header
@@ -113,8 +114,10 @@ class PartialFolder:
         if journal.foreign and not self.overwrite:
             raise OutputError(
                 f"{self.path} holds unfinished work with other sources, settings or versions.",
-                hint=f"Run that one again to finish it, give another --out, or --overwrite to start anew "
-                f"(or: rm -r {self.path}).",
+                hint=together(
+                    "Run that one again to finish it, give another --out, or --overwrite to start anew.",
+                    f"Or remove it: rm -r {shlex.quote(str(self.path))}",
+                ),
             )
         if journal.new:
             self._clear()

@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 _HOOK = install_import_hook(["hfcart.linalg", "hfcart.moments", "hfcart.methods"], "beartype.beartype")
 
 import torch  # noqa: E402
+from hints import command_of, commands_in, faults  # noqa: E402
 
+from hfcart import errors  # noqa: E402
 from hfcart.demo.hub import EmbeddedHub  # noqa: E402
 
 torch.set_num_threads(1)
@@ -32,6 +34,32 @@ from hfcart.cli import app
 results = [CliRunner().invoke(app, args) for args in json.load(sys.stdin)]
 print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
 """
+
+
+def works_when_typed(args: Sequence[str], done: subprocess.CompletedProcess[str]) -> None:
+    """Every command that a run printed, and every option in its hints, is one that there is."""
+    if {"--json", "--help", "-h"} & set(args):
+        return
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    for line in [line for line in lines if not line.startswith("Usage: ")]:
+        hint = line.startswith("→ ")
+        wrong = faults(line, command_of(args)) if hint else [w for c in commands_in(line) for w in faults(c)]
+        assert not wrong, wrong
+
+
+@pytest.fixture(autouse=True)
+def _every_hint_works(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What errors raised in this process tell people to type, tried when the test is over."""
+    hints: list[str] = []
+    init = errors.HfcartError.__init__
+
+    def noted(self: errors.HfcartError, message: str, *, hint: str | None = None) -> None:
+        init(self, message, hint=hint)
+        hints.append(hint or "")
+
+    monkeypatch.setattr(errors.HfcartError, "__init__", noted)
+    yield
+    assert not [wrong for hint in hints for wrong in faults(hint)]
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +99,7 @@ def hfcart(clean_env: dict[str, str], tmp_path: Path) -> Run:
         settings["HF_HOME"] = str(tmp_path / "hf-home")
         if token:
             settings["HF_TOKEN"] = token
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "hfcart", *map(str, args)],
             cwd=cwd,
             env=settings,
@@ -79,6 +107,8 @@ def hfcart(clean_env: dict[str, str], tmp_path: Path) -> Run:
             text=True,
             timeout=300,
         )
+        works_when_typed([str(arg) for arg in args], done)
+        return done
 
     return run
 
@@ -95,6 +125,9 @@ def commands(clean_env: dict[str, str], tmp_path: Path) -> Commands:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.splitlines()[-1])
-        return [subprocess.CompletedProcess(line, *each) for line, each in zip(lines, found, strict=True)]
+        all_done = [subprocess.CompletedProcess(line, *each) for line, each in zip(lines, found, strict=True)]
+        for line, each in zip(lines, all_done, strict=True):
+            works_when_typed(line, each)
+        return all_done
 
     return run

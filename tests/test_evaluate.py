@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from clips import END, image, png, write_clip, write_images
-from conftest import TOKEN, Run
+from conftest import TOKEN, Commands, Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -208,11 +208,12 @@ def tower_of(clip: Path, folder: Path, readme: str = "") -> Path:
 
 def test_the_base_is_what_the_tower_says(clip: Path, tmp_path: Path) -> None:
     plain = load_tower(str(tower_of(clip, tmp_path / "tower", "---\nbase_model: user/clip\n---\n")), Progress())
-    assert base_of(plain) == "user/clip"
-    assert load_tower(str(clip), Progress()).is_clip and str(base_of(load_tower(str(clip), Progress()))) == str(clip)
+    assert base_of(plain, Progress()) == "user/clip"
+    whole = load_tower(str(clip), Progress())
+    assert whole.is_clip and str(base_of(whole, Progress())) == str(clip)
     silent = load_tower(str(tower_of(clip, tmp_path / "silent")), Progress())
     with pytest.raises(UsageError, match="--base|tells which") as error:
-        base_of(silent)
+        base_of(silent, Progress())
     assert error.value.hint == "Give it: --base user/name"
 
 
@@ -221,7 +222,7 @@ def test_a_record_that_is_none_says_which_option_helps(clip: Path, tmp_path: Pat
     folder = tower_of(clip, tmp_path / "tower", "---\nbase_model: user/clip\n---\n")
     (folder / "hfcart.json").write_bytes(record)
     with pytest.raises(VerifyError, match=r"tower/hfcart.json is not a") as error:
-        base_of(load_tower(str(folder), Progress()))
+        base_of(load_tower(str(folder), Progress()), Progress())
     assert "--base user/name" in str(error.value.hint)
 
 
@@ -482,6 +483,22 @@ def test_python_is_warned_of_what_an_evaluation_could_not_measure(zoo, clean_env
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout, done.stderr
     assert done.stderr.startswith("<string>:2: HfcartWarning: user/t1 is not a merge of hfcart's: only its base")
+
+
+def test_a_merge_of_merges_is_scored_by_the_base_of_its_towers(zoo, commands: Commands) -> None:
+    hub, root = zoo
+    quick = ("--tasks", f"{root}/images1.yaml", "--limit", "8", "--json")
+    first, second, found, told = commands(
+        hub,
+        [
+            ["merge", "user/t1", "user/t2", "--method", "average", "--push-to", "user/two"],
+            ["merge", "user/two", "user/t3", "--method", "average", "--out", "of-merges"],
+            ["eval", "of-merges", *quick],
+            ["eval", "of-merges", "--base", "user/clip", *quick],
+        ],
+    )
+    assert first.returncode == second.returncode == found.returncode == 0, (first.stderr, second.stderr, found.stderr)
+    assert json.loads(found.stdout)["base"] == "user/clip" and found.stdout == told.stdout
 
 
 def test_a_whole_clip_model_is_not_its_own_pretrained_base(zoo, hfcart: Run) -> None:

@@ -53,7 +53,7 @@ FLOORS = [
     ],
     ["stores", "card", "plots", "merged", "data"],
     ["sources", "preprocessor", "tuned", "finetune_card", "drafts"],
-    ["headers", "alike", "results", "matching", "replacing"],
+    ["headers", "alike", "results", "matching", "replacing", "lineage"],
     ["full_clip", "publish", "prompts"],
     ["plan", "towers"],
     ["engine", "heads", "scoring", "checkpoints", "loader"],

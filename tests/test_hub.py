@@ -497,6 +497,7 @@ tags: [clip]
         ("license_link: ../../LICENSE", {}),
         ("license_link: /etc/passwd", {}),
         ("base_model: [a/b, c/d, a/b]", {"base_models": ("a/b", "c/d")}),
+        ("base_model: a/b\nbase_model_relation: merge", {}),
         ("base_model: ./checkpoint", {}),
         ("base_model: [../x, a/b/c, 'a/b\\n', [a/b], null, a/b--c]", {}),
         ("datasets: 'x](http://evil)'", {}),

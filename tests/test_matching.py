@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -95,14 +96,14 @@ def test_towers_of_the_benchmark_are_known_by_name() -> None:
 @pytest.mark.parametrize(
     ("entries", "words", "hint"),
     [
-        (["c1.yaml"], ["trained into t2, t3:", "names them,"], "--tasks t2=task1,t3=task1"),
-        (["c1.yaml,c2.yaml"], ["trained into t3:", "names it,"], "--tasks t3=task1"),
+        (["c1.yaml"], ["trained into t2, t3:", "names them,"], "--tasks c1.yaml,./t2/=c1.yaml,t3=c1.yaml"),
+        (["c1.yaml,c2.yaml"], ["trained into t3:", "names it,"], "--tasks c1.yaml,c2.yaml,t3=c1.yaml"),
         (["t4=c1.yaml"], ["t4=c1.yaml: t4 is none of the sources", "t1"], "SOURCE=TASK"),
         (["t3=8"], ["t3=8 names 8 tasks: a source has one"], None),
         (["t3=mnist,t3=dtd"], ["t3 is given two tasks, mnist and dtd"], None),
         (["t3=nothing"], ["no task 'nothing'"], "hfcart tasks"),
         (["t3=mnist", "other.yaml", "c1.yaml"], ["both have the id 'task1'"], "id of its own"),
-        (["t3=mnist", "again.yaml", "c1.yaml,c2.yaml"], ["not certain", "again and task1 fit t1."], "--tasks t1=again"),
+        (["t3=mnist", "again.yaml", "c1.yaml,c2.yaml"], ["not certain", "again and task1 fit t1."], ",t1=again.yaml"),
         ([], ["No task is named"], "hfcart tasks"),
     ],
 )
@@ -114,3 +115,6 @@ def test_what_is_refused(towers: list[Tower], entries: list[str], words: list[st
         match(towers, TYPED, entries)
     assert all(word in error.value.message for word in words), error.value.message
     assert hint is None or hint in (error.value.hint or "")
+    if "such as --tasks" in (error.value.hint or ""):  # what is proposed works in the place of what was typed
+        proposed = shlex.split(error.value.hint.partition("--tasks ")[2])
+        assert len(match(towers, TYPED, proposed)) == 3

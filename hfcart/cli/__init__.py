@@ -9,6 +9,7 @@ import typer
 
 from hfcart import __version__
 from hfcart.cli import compare, demo, eval, finetune, merge, methods, push, sweep, tasks, verify
+from hfcart.cli._output import Command
 
 app = typer.Typer(
     name="hfcart",
@@ -48,7 +49,7 @@ for command in (
     methods.methods,
     demo.demo,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(tasks.app, name="tasks")
 
 

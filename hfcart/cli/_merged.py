@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING
 
@@ -95,10 +96,11 @@ def show_result(recipe: Recipe, record: MergeRecord, published: Published | None
         output.data(record.to_json())
     energies = [t.energy for t in record.tensors if t.energy is not None]
     kept = f", {sum(energies) / len(energies):.0%} of the task vectors' energy kept" if energies else ""
-    place = str(recipe.folder) if published is None else recipe.push_to
-    load = f'{record.model_class}.from_pretrained("{place}")'
+    place = json.dumps(str(recipe.folder) if published is None else recipe.push_to, ensure_ascii=False)
+    at = f', revision="{published.revision}"' if published and published.revision else ""
+    load = f"{record.model_class}.from_pretrained({place}{at})"
     if record.model_class == "CLIPModel":
-        load = f'pipeline("zero-shot-image-classification", model="{place}")'
+        load = f'pipeline("zero-shot-image-classification", model={place}{at})'
     output.result()
     output.result(f"Merged {len(record.sources)} towers with {record.method.name}{kept}: {recipe.folder}")
     output.result(f"  card     {recipe.folder / 'README.md'}")
@@ -107,7 +109,7 @@ def show_result(recipe: Recipe, record: MergeRecord, published: Published | None
         output.result(f"  publish  hfcart push {shlex.quote(str(recipe.folder))} --to user/name")
     else:
         output.result(f"  load     {load}")
-        output.result(f"  verify   hfcart verify {recipe.push_to}")
+        output.result(f"  verify   hfcart verify {recipe.push_to}{f'@{published.revision}' if at else ''}")
         output.result(f"  online   {published.pull_request or published.url}")
     if output.quiet:
         output.essential(published.pull_request or published.url if published else str(recipe.folder))

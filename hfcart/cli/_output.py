@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,12 +18,13 @@ import traceback
 import unicodedata
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from hfcart.addresses import Formatter, without_queries
 from hfcart.errors import HfcartError, MismatchError
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 _SECONDS_APART = 5.0  # between two plain lines of progress
 
 
@@ -136,8 +139,8 @@ class Output(Progress):
         if isinstance(error, MismatchError):
             self.table(["source", "what", "expected", "found"], error.rows, to_stderr=True)
         self._line("Error:", "bold red", error.message)
-        if error.hint:
-            self._line("→", "bold", error.hint)
+        for line in typed_here(error.hint or ""):
+            self._line("→", "bold", line)
 
     def abandon(self) -> None:
         """Remove a bar that an error left on the screen."""
@@ -153,6 +156,36 @@ class Output(Progress):
         line.append(mark, style=style)
         line.append(" " + clean(text))
         self._err.print(line)
+
+
+class Command(TyperCommand):
+    """A command that leaves word of its name and options: hints are written for several commands."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 (typer's context, of no public type)
+        """Run it."""
+        _running.update(name=ctx.command_path, options={flag for param in self.params for flag in param.opts})
+        return super().invoke(ctx)
+
+
+_running: dict[str, Any] = {}  # name and options of the command that runs
+
+
+def typed_here(hint: str) -> list[str]:
+    """The lines of a hint, without sentences about an option that the running command does not have.
+
+    What stands in a command line of its own, in backticks or to the end of the line, is another command's matter.
+    """
+    if not _running:
+        return hint.splitlines()
+    lines = []
+    for line in hint.splitlines():
+        sentences = re.split(r"(?<=\.) (?=[A-Z])", line)
+        own = [re.sub(r"`[^`]*`|\b(?:hfcart|hf|accelerate) .*", "", sentence) for sentence in sentences]
+        kept = [s for s, text in zip(sentences, own, strict=True) if set(_OPTION.findall(text)) <= _running["options"]]
+        lines += [" ".join(kept)] if kept else []
+    if hint and not lines:
+        lines = [f"What can be said here: {_running['name']} --help"]
+    return lines
 
 
 @contextlib.contextmanager

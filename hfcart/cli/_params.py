@@ -29,7 +29,7 @@ TASKS = Annotated[
     typer.Option(
         metavar="NAMES",
         help="Tasks, groups of them (8, 14, 20), your own task cards (FILE.yaml) and folders of them, with commas. "
-        "hfcart tasks lists them.",
+        "`hfcart tasks` lists them.",
         show_default=False,
     ),
 ]

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 def compare(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for hfcart merge.")
+        list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for `hfcart merge`.")
     ],
     tasks: TASKS,
     methods: Annotated[
         str,
         typer.Option(
             metavar="NAMES",
-            help="Such as cart,average,cart++ (hfcart methods lists them), or all. Default: all that take these "
+            help="Such as cart,average,cart++ (`hfcart methods` lists them), or all. Default: all that take these "
             "sources and learn no coefficients, which takes long on a CPU.",
             show_default=False,
         ),
@@ -45,7 +45,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="The CLIP model with the text tower, and the base of the methods that need one, as for hfcart merge.",
+            help="The CLIP model with the text tower, and the base of methods that need one, as for `hfcart merge`.",
         ),
     ] = None,
     references: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 import os
 import shlex
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,7 @@ def finetune(
         typer.Option(
             "--task",
             metavar="NAME",
-            help="A task, a group or a task card's path (hfcart tasks lists them). Several train one tower jointly.",
+            help="A task, a group or a task card's path (`hfcart tasks` lists them). Several train one tower jointly.",
         ),
     ],
     lr: Annotated[
@@ -108,7 +109,7 @@ def finetune(
     """Fine-tune a CLIP vision tower on one task, or on several jointly, with the text side frozen.
 
     A killed training goes on when the same command is run again. Several processes:
-    accelerate launch -m hfcart finetune ...
+    accelerate launch -m hfcart finetune BASE --task NAME
 
     Example:  hfcart finetune openai/clip-vit-base-patch32 --task sun397 --push-to user/clip-sun397
     """
@@ -151,17 +152,20 @@ def _show_result(recipe: FinetuneRecipe, record: FinetuneRecord, published: Publ
     method, tasks = record.method, ",".join(task.task for task in record.tasks)
     given = shlex.quote(",".join(recipe.tasks))  # cards of the user's own are known by their paths
     losses = f"training loss {method.first_loss:.4f} to {method.last_loss:.4f}"
+    given += "" if record.sources[0].repo else f" --base {shlex.quote(recipe.base)}"
     folder = shlex.quote(str(recipe.folder))
     output.result()
     output.result(f"Fine-tuned {record.sources[0].label} on {tasks}, {losses}: {recipe.folder}")
     output.result(f"  card     {recipe.folder / 'README.md'}")
     if published is None:
-        output.result(f'  load     {record.model_class}.from_pretrained("{recipe.folder}")')
+        output.result(f"  load     {record.model_class}.from_pretrained({json_module.dumps(str(recipe.folder))})")
         output.result(f"  measure  hfcart eval {folder} --tasks {given}")
         output.result(f"  publish  hfcart push {folder} --to user/name")
     else:
-        output.result(f'  load     {record.model_class}.from_pretrained("{recipe.push_to}")')
-        output.result(f"  measure  hfcart eval {recipe.push_to} --tasks {given}")
+        at = published.revision
+        load = f'"{recipe.push_to}"' + (f', revision="{at}"' if at else "")
+        output.result(f"  load     {record.model_class}.from_pretrained({load})")
+        output.result(f"  measure  hfcart eval {recipe.push_to}{f'@{at}' if at else ''} --tasks {given}")
         output.result(f"  online   {published.pull_request or published.url}")
     if output.quiet:
         output.essential(published.pull_request or published.url if published else str(recipe.folder))

@@ -109,7 +109,7 @@ def merge(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {', '.join(METHODS)} (hfcart methods explains them). Default: cart.",
+            help=f"One of {', '.join(METHODS)} (`hfcart methods` explains them). Default: cart.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -126,8 +126,8 @@ def merge(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Learn a coefficient for each tower and tensor on unlabelled images of these tasks (as hfcart eval "
-            "--tasks), in place of --scale, where they begin. With cart that is CART++, with task_arithmetic "
+            help="Learn a coefficient for each tower and tensor on unlabelled images of these tasks (as `hfcart "
+            "eval` takes them), in place of --scale, where they begin. With cart that is CART++, with task_arithmetic "
             "AdaMerging, with ties AdaMerging++. Takes --steps, --lr and --seed.",
             rich_help_panel=_ADAPTATION,
         ),
@@ -167,8 +167,8 @@ def merge(
             "--tasks",
             metavar="NAMES",
             help="For methods that look at images (fisher, regmean): the tasks that the sources were fine-tuned on, as "
-            "hfcart eval takes them. Each source finds its own by the cards; SOURCE=TASK says it. With consensus, each "
-            "source's --threshold is chosen by accuracy on labelled validation images of its task.",
+            "`hfcart eval` takes them. Each source finds its own by the cards; SOURCE=TASK says it. With consensus, "
+            "each source's --threshold is chosen by accuracy on labelled validation images of its task.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -251,7 +251,7 @@ def merge(
         typer.Option(
             "--eval",
             metavar="NAMES",
-            help="Then measure the result on these tasks (as hfcart eval --tasks), and put the numbers on its card.",
+            help="Then measure the result on these tasks (as for `hfcart eval`), and put the numbers on its card.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -343,7 +343,7 @@ def merge(
 
 
 def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
-    from hfcart.errors import UsageError
+    from hfcart.errors import UsageError, together
     from hfcart.recipe import PARAMETERS, make, read
 
     recorded = read(file) if file else {}
@@ -373,6 +373,8 @@ def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
     if not fields.get("sources"):
         raise UsageError(
             "There is nothing to merge: no sources were given.",
-            hint="hfcart merge user/a user/b user/c --out merged   (or: hfcart merge --recipe FILE)",
+            hint=together(
+                "Name them: hfcart merge user/a user/b user/c --out merged", "Or a recipe: hfcart merge --recipe FILE"
+            ),
         )
     return make(fields, f"{file} and the command line" if file else "the command line")

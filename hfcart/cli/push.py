@@ -12,7 +12,9 @@ from hfcart.cli._params import CREATE_PR, DEBUG, MESSAGE, PRIVATE, QUIET
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that hfcart merge made.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that `hfcart merge` or `hfcart finetune` made.")
+    ],
     to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="The Hub repo to publish it in.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that hfcart did not make.")] = False,
     private: PRIVATE = False,

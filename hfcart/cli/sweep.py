@@ -35,7 +35,7 @@ _SCALES = {"cart": (1.0, 1.5, 2.0, 2.5), "task_arithmetic": _OF_SUMS, "consensus
 
 def sweep(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for hfcart merge.")
+        list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for `hfcart merge`.")
     ],
     tasks: TASKS,
     method: Annotated[
@@ -63,11 +63,11 @@ def sweep(
     threshold: Annotated[
         str | None,
         typer.Option(
-            metavar="X or X,X,...", help="Of consensus, at every point: as for hfcart merge.", rich_help_panel=_GRID
+            metavar="X or X,X,...", help="Of consensus, at every point: as for `hfcart merge`.", rich_help_panel=_GRID
         ),
     ] = None,
     agree: Annotated[
-        int | None, typer.Option(help="Of consensus, at every point: as for hfcart merge.", rich_help_panel=_GRID)
+        int | None, typer.Option(help="Of consensus, at every point: as for `hfcart merge`.", rich_help_panel=_GRID)
     ] = None,
     reverse: Annotated[
         bool,
@@ -76,10 +76,10 @@ def sweep(
         ),
     ] = False,
     qkv: Annotated[
-        str, typer.Option(metavar="split|fused", help="As for hfcart merge.", rich_help_panel=_GRID)
+        str, typer.Option(metavar="split|fused", help="As for `hfcart merge`.", rich_help_panel=_GRID)
     ] = "split",
     base: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="The CLIP model with the text tower, as for hfcart eval.")
+        str | None, typer.Option(metavar="SOURCE", help="The CLIP model with the text tower, as for `hfcart eval`.")
     ] = None,
     part: Annotated[
         str,

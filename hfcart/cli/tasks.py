@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json as json_module
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfcart.cli._output import Output, reporting
+from hfcart.cli._output import Command, Output, reporting
 from hfcart.cli._params import DEBUG
 
 if TYPE_CHECKING:
@@ -38,10 +39,13 @@ def tasks(context: typer.Context, json: _JSON = False) -> None:
             for task in listed
         ]
         output.table(["task", "title", "classes", "dataset", "test images", "groups"], rows)
-        output.note("`hfcart tasks show TASK` shows one whole. --tasks takes tasks, groups and your own YAML files.")
+        output.note(
+            "`hfcart tasks show TASK` shows one whole. Where tasks are asked for, groups and your own YAML "
+            "files are taken too."
+        )
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     names: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks, groups (8, 14, 20) or YAML files.")],
     json: _JSON = False,
@@ -59,7 +63,7 @@ def show(
             _show(task, output)
 
 
-@app.command()
+@app.command(cls=Command)
 def new(
     dataset: Annotated[str, typer.Argument(metavar="USER/DATASET", help="A Hub dataset, or user/name@revision.")],
     config: Annotated[str | None, typer.Option(metavar="NAME", help="The dataset's configuration.")] = None,
@@ -68,7 +72,7 @@ def new(
     ] = None,
     debug: DEBUG = False,
 ) -> None:
-    """Draft a task card from a dataset's features and README, to be checked and used with --tasks ./FILE."""
+    """Draft a task card from a dataset's features and README, to be checked, and used wherever a task is asked for."""
     with reporting(debug=debug) as output:
         from hfcart import hub
         from hfcart.drafts import draft_card
@@ -93,7 +97,7 @@ def new(
             read_card(path)
         except UsageError as error:
             output.warn(f"The draft needs your help before it can be used. {error.message}")
-        output.note(f"Check it, then look at it with: hfcart tasks show {path}")
+        output.note(f"Check it, then look at it with: hfcart tasks show {shlex.quote(str(path))}")
 
 
 def _taken(path: Path) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,13 @@ import datasets
 
 from hfcart.errors import SourceError
 from hfcart.progress import Progress
-from hfcart.tasks import TaskCard
+from hfcart.tasks import TaskCard, name_of
 
-CARD_HINT = "Columns, splits and class names are in the task card: `hfcart tasks show {}` prints it."
+
+def card_hint(task: TaskCard) -> str:
+    """Where to look when a dataset is not what its card says."""
+    command = f"hfcart tasks show {shlex.quote(name_of(task))}"
+    return f"Columns, splits and class names are in the task card: `{command}` prints it."
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Columns:
             if name not in features:
                 raise SourceError(
                     f"{sentence(self.where)} has no {role} column {name!r}: its columns are {', '.join(features)}.",
-                    hint=f"Correct {role}_column. " + CARD_HINT.format(self.task.id),
+                    hint=f"Correct {role}_column. " + card_hint(self.task),
                 )
         image, label = (features[name] for name in self.names)
         if not is_image(image):
@@ -50,7 +55,7 @@ class Columns:
     def _refuse(self, column: str, expected: str, feature: object) -> None:
         raise SourceError(
             f"The column {column!r} of {self.where}: expected {expected}, found {kind_of(feature)}.",
-            hint="Name the right column. " + CARD_HINT.format(self.task.id),
+            hint="Name the right column. " + card_hint(self.task),
         )
 
 
@@ -129,7 +134,7 @@ def checked_label(value: object, where: str, task: TaskCard) -> int:
     classes = len(task.classnames)
     if isinstance(value, int) and 0 <= value < classes:
         return int(value)
-    hint = CARD_HINT.format(task.id)
+    hint = card_hint(task)
     if value is None or value == -1:
         hint = "Datasets keep the labels of some splits secret: name another test_split. " + hint
     found = "no label" if value is None else f"label {value}"

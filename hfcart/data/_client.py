@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +12,10 @@ from typing import Any, TypeVar
 import datasets
 
 from hfcart import hub
-from hfcart.data._checks import CARD_HINT, is_image, is_label, kind_of
-from hfcart.errors import HfcartError, SourceError
+from hfcart.data._checks import card_hint, is_image, is_label, kind_of
+from hfcart.errors import HfcartError, SourceError, together
 from hfcart.patience import RETRY_BASE
+from hfcart.tasks import TaskCard
 
 T = TypeVar("T")
 
@@ -51,7 +53,10 @@ def open_builder(
             asked = f"has no config {config!r}" if config else "has several configs, and the card names none"
             raise SourceError(
                 f"The dataset {pinned.repo} {asked}: expected one of {', '.join(known[:20])}.",
-                hint="Correct `config` in the task card (for a draft: --config).",
+                hint=together(
+                    "Correct `config` in the task card.",
+                    f"For a new draft: hfcart tasks new {pinned.repo} --config {shlex.quote(known[0])}",
+                ),
             ) from error
         script = "it is made by a script, which is not run" if "script" in str(error) else innermost(error)
         raise SourceError(
@@ -71,12 +76,12 @@ def _configs(pinned: hub.PinnedDataset) -> list[str]:
         return []
 
 
-def check_split(whole: datasets.DatasetBuilder, split: str, pinned: hub.PinnedDataset, task: str) -> None:
+def check_split(whole: datasets.DatasetBuilder, split: str, pinned: hub.PinnedDataset, task: TaskCard) -> None:
     there = [str(name) for name in whole.config.data_files or ()]
     if split not in there:
         raise SourceError(
             f"The dataset {pinned.repo} has no split {split!r}: it has {', '.join(there[:20]) or 'none'}.",
-            hint="Correct test_split or train_split. " + CARD_HINT.format(task),
+            hint="Correct test_split or train_split. " + card_hint(task),
         )
 
 

@@ -15,7 +15,7 @@ from hfcart import hub
 from hfcart.data._checks import Columns, sentence
 from hfcart.data._client import client_call, failure, open_stream
 from hfcart.data._parquet import parquet_rows
-from hfcart.errors import HfcartError, SourceError
+from hfcart.errors import HfcartError, SourceError, together
 from hfcart.progress import Progress
 
 T = TypeVar("T")
@@ -81,7 +81,10 @@ class Source:
         """The error for a split that is longer or shorter than its own metadata says."""
         return SourceError(
             f"The metadata of {self.pinned.repo} says that {self.name} has {self.rows:,} rows; it has {found}.",
-            hint="Run the same command with --no-streaming: it counts them itself.",
+            hint=together(
+                "Run the same command with --no-streaming: it counts them itself.",
+                f"Or tell its owner: {self.pinned.page}/discussions",
+            ),
         )
 
     def image(self, value: object, where: str) -> bytes:

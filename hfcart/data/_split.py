@@ -156,7 +156,7 @@ def open_split(
     revision = commit or task.dataset.revision
     pinned = hub.pin_dataset(task.dataset.repo + (f"@{revision}" if revision else ""))
     whole = open_builder(pinned, task.dataset.config)
-    check_split(whole, split, pinned, task.id)
+    check_split(whole, split, pinned, task)
     source = Source(pinned, split, open_builder(pinned, task.dataset.config, whole, split))
     columns = Columns(task, source.name, progress)
     source.open(columns, streaming=streaming, promised=promised_rows(whole, split), progress=progress)

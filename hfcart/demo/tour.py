@@ -170,7 +170,7 @@ class _Commands:
     def _check(self, done: subprocess.CompletedProcess[Any]) -> None:
         if done.returncode:
             raise HfcartError(
-                f"The command above ended with exit code {done.returncode}.", hint="Run hfcart demo again."
+                f"The command above ended with exit code {done.returncode}.", hint="Run `hfcart demo` again."
             )
 
 
@@ -207,7 +207,7 @@ def _table(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
 def _results(folder: Path) -> EvalRecord:
     record = results_in(folder)
     if record is None:
-        raise HfcartError(f"{folder} has no {RESULTS}.", hint="Run hfcart demo again.")
+        raise HfcartError(f"{folder} has no {RESULTS}.", hint="Run `hfcart demo` again.")
     return record
 
 

@@ -82,4 +82,4 @@ def make(fields: dict[str, Any], where: str = "the command line") -> FinetuneRec
     try:
         return FinetuneRecipe(**fields)
     except (ValidationError, TypeError) as error:
-        raise UsageError(explain(error, where), hint="hfcart finetune --help lists every field.") from None
+        raise UsageError(explain(error, where), hint="`hfcart finetune --help` lists every field.") from None

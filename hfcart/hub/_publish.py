@@ -102,6 +102,11 @@ class Published:
     pull_request: str | None
     changed: bool = True
 
+    @property
+    def revision(self) -> str | None:
+        """Where it can be read until it is merged: `refs/pr/N` of a pull request, None for main."""
+        return f"refs/pr/{self.pull_request.rstrip('/').rpartition('/')[2]}" if self.pull_request else None
+
 
 @contextmanager
 def _publishing(again: str | None = None) -> Iterator[None]:

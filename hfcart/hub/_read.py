@@ -185,7 +185,7 @@ def read_bytes(snapshot: Snapshot, path: str, start: int, end: int) -> bytes:
             if response.status_code != 206 or not got.startswith(f"bytes {wanted}/"):
                 raise HubError(
                     f"{what}: the server does not give parts of files (status {response.status_code}).",
-                    hint="Run the same command without --stream.",
+                    hint=f"Fetch it whole and give that folder: hf download {snapshot.repo} --local-dir FOLDER",
                 )
             for chunk in response.iter_raw():
                 body.extend(chunk)

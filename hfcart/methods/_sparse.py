@@ -113,7 +113,7 @@ SPARSE = (
         task_vectors=True,
         note="Its paper has 75.2 for ViT-B/32 and these tasks, λ and α by validation, with towers of its own: not to "
         "be held against the others' figures. The defaults here are nobody's optimum: --tasks chooses each λ, and "
-        "hfcart sweep --scale then α, on validation images with their labels, as the paper does.",
+        "`hfcart sweep` then α, on validation images with their labels, as the paper does.",
         chosen=Chosen(
             parameter="threshold",
             candidates=(0.4, 0.3, 0.5, 0.2, 0.6),  # of equally good ones the nearest to the default, then the smaller

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -196,7 +197,8 @@ class _Work:
             raise SourceError(
                 f"Not one of the {undecodable} images of {split.task.title} can be decoded: nothing is known of "
                 f"{tower.label}.",
-                hint=f"Look at {split.dataset.repo}, or give {tower.label} another task: --tasks {tower.label}=TASK",
+                hint=f"Look at {split.dataset.repo}, or give {tower.label} another task: "
+                f"--tasks {shlex.quote(tower.label)}=TASK",
             )
         self._write(tower, totals, images, undecodable, path)
 
