@@ -16,12 +16,13 @@ import yaml
 
 from hfcart.card_results import HUB, accuracy_section, model_index
 from hfcart.errors import UsageError
-from hfcart.markdown import code, text
+from hfcart.markdown import code, text, words
 from hfcart.names import layer_and_matrix
 from hfcart.records import (
     Architecture,
     EvalRecord,
     MergeRecord,
+    MethodRecord,
     Selected,
     SelectionRecord,
     Similarity,
@@ -53,6 +54,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _URL = re.compile(r"https://[A-Za-z0-9.-]+(?:/[A-Za-z0-9._~/%#?&=+-]*)?")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
+_ARXIV = re.compile(r"\d{4}\.\d{4,5}")
+_CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
 _SIZES = {(384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
 
 
@@ -74,6 +77,8 @@ def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRe
         metadata=as_yaml(metadata),
         record=record,
         repo=repo,
+        model_class=record.model_class if record.model_class in _CLASSES else _CLASSES[0],
+        method_link=_method_link(record.method),
         size=_size(record.architecture),
         parameters=_parameters(record.parameters),
         towers=[_tower(source, record, i) for i, source in enumerate(record.sources)],
@@ -148,6 +153,15 @@ def _coefficient_range(record: MergeRecord) -> dict[str, Any] | None:
         "high": f"{max(values):.3g}",
         "drawn": any(map(layer_and_matrix, found)),
     }
+
+
+def _method_link(method: MethodRecord) -> str:
+    """The paper's name for the method, linked."""
+    return (
+        f"[{text(method.title)}](https://arxiv.org/abs/{method.arxiv})"
+        if _ARXIV.fullmatch(method.arxiv)
+        else (text(method.title))
+    )
 
 
 def _unique(values: Iterable[str]) -> list[str]:
@@ -254,7 +268,7 @@ def _seen(data: SourceData | Selected) -> dict[str, str]:
     page = f"{HUB}/datasets/{dataset.repo}/tree/{dataset.commit}"
     return {
         "tower": code(data.source, 60),
-        "task": text(data.title),
+        "task": words(data.title),
         "dataset": _dataset(dataset.repo),
         "pin": f"[`{dataset.commit[:7]}`]({page})" if pinned else code(dataset.commit, 40),
         "split": code(dataset.split, 40),

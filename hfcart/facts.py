@@ -32,7 +32,17 @@ def card_facts(readme: str | None) -> CardFacts:
         The facts that have the form they must have; empty facts for a card without front matter, or with one
         that is no plain YAML (broken, too long, too deep, with anchors or tags of its own). Never raises.
     """
-    card = _front_matter(readme or "")
+    return _facts(_front_matter(readme or ""))
+
+
+def are_facts(facts: CardFacts) -> bool:
+    """Whether these, of a record that anyone may have written, are what some card would have given."""
+    card = {name: getattr(facts, name) for name in ("license", "license_name", "license_link")}
+    lists = {"datasets": facts.datasets, "language": facts.languages, "base_model": facts.base_models}
+    return facts == _facts({**card, **{name: list(values) for name, values in lists.items()}})
+
+
+def _facts(card: dict[Any, Any]) -> CardFacts:
     licenses = [text.lower() for text in _texts(card.get("license"))]
     links = _matching(card.get("license_link"), _URL, 300) or _matching(card.get("license_link"), _FILE, 64)
     names = [name for name in _texts(card.get("license_name")) if len(name) <= 120 and name.isprintable()]

@@ -20,8 +20,6 @@ from hfcart.records import Architecture
 from hfcart.sources import Tower, known_base
 from hfcart.stores import SMALL
 
-RULE = "copied from the base"
-
 # CLIPTextConfig's own defaults: configs leave out what equals them.
 _TEXT: dict[str, int | float | str] = {
     "vocab_size": 49408,

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 from hfcart.architecture import output_config
 from hfcart.card import render_card
 from hfcart.errors import CorruptFileError, DistantError, OutputError
-from hfcart.full_clip import RULE, clip_config
+from hfcart.full_clip import clip_config
 from hfcart.layout import INDEX
-from hfcart.merged import RECIPE, RECORD
-from hfcart.methods import LINES_CITATION
+from hfcart.merged import RECIPE, RECORD, method_record
+from hfcart.names import COPIED
 from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
 from hfcart.preprocessor import FILE as PREPROCESSOR
 from hfcart.preprocessor import clip_default, read_preprocessor, to_json
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe, as_yaml
-from hfcart.records import Environment, MergeRecord, MethodRecord, SelectionRecord, Similarity, TensorRecord
+from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity, TensorRecord
 from hfcart.similarity import compare
 from hfcart.sources import fetch_all
 from hfcart.stores import LocalStore
@@ -275,15 +275,12 @@ def _record(
     selection: SelectionRecord | None,
 ) -> MergeRecord:
     method = plan.method
-    adaptive = method.adaptive if plan.recipe.coefficients is not None else None
-    lines_too = plan.recipe.lines is not None
-    citations = [*([LINES_CITATION] if lines_too else []), *([adaptive.citation] if adaptive else [])]
     tensors = {
         name: TensorRecord(
             name=name,
             shape=plan.shapes[name],
             dtype=plan.dtype,
-            rule=RULE if group.copied else method.rule_name(matrix=group.matrix),
+            rule=COPIED if group.copied else method.rule_name(matrix=group.matrix),
             rank=line["rank"],
             full_rank=line["full_rank"],
             energy=None if line["energy"] is None else _rounded(line["energy"]),
@@ -295,17 +292,7 @@ def _record(
     }
     return MergeRecord(
         recipe=plan.recorded_recipe(),
-        method=MethodRecord(
-            name=method.name,
-            title=adaptive.title if adaptive else method.title + (" with LiNeS" if lines_too else ""),
-            formula=adaptive.formula if adaptive else method.formula,
-            matrices=adaptive.matrices if adaptive else method.matrices,
-            others=adaptive.matrices if adaptive and method.alike else method.others,
-            parameters=plan.settings,
-            arxiv=adaptive.arxiv if adaptive else method.arxiv,
-            citation="\n".join([method.citation, *citations]),
-            uses_base=method.needs_base,
-        ),
+        method=method_record(plan.recipe, plan.settings),
         sources=tuple(tower.source for tower in plan.towers),
         base=plan.base.source if plan.base else None,
         architecture=plan.architecture,

@@ -13,9 +13,15 @@ from dataclasses import dataclass
 
 PREFIX = "vision_model."
 PROJECTION = "visual_projection.weight"
+COPIED = "copied from the base"  # the rule of what is beside the tower in a whole CLIPModel
 _FLAT_ROOTS = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
 # What a CLIPModel holds beside its tower. position_ids is a constant (0, 1, 2, ...) that old releases stored.
 _BESIDE = re.compile(r"text_model\..+|text_projection\.weight|logit_scale|(vision_model\.)?embeddings\.position_ids")
+_COPIED = re.compile(
+    r"text_model\.(?:embeddings\.(?:token|position)_embedding\.weight|final_layer_norm\.(?:weight|bias)"
+    r"|encoder\.layers\.\d{1,3}\.(?:self_attn\.(?:[qkv]|out)_proj|mlp\.fc[12]|layer_norm[12])\.(?:weight|bias))"
+    r"|visual_projection\.weight|text_projection\.weight|logit_scale"
+)
 _MATRIX = re.compile(
     r"vision_model\.encoder\.layers\.(\d+)\.(self_attn|mlp)\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)\.weight"
 )
@@ -31,6 +37,11 @@ def canonical(stored: str) -> str | None:
     if stored.startswith(_FLAT_ROOTS):
         return PREFIX + stored
     return stored
+
+
+def is_copied(name: str) -> bool:
+    """Whether a whole CLIPModel has a tensor of this name beside its tower."""
+    return _COPIED.fullmatch(name) is not None
 
 
 def is_matrix(name: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -24,8 +26,21 @@ def render(name: str, **values: Any) -> str:  # noqa: ANN401 (whatever the templ
         UsageError: the template (which users may edit) does not render.
         HfcartError: it cannot be read.
     """
+    path = cards_dir() / name
+    try:
+        return _environment(cards_dir()).get_template(name).render(**values)
+    except jinja2.TemplateNotFound:
+        raise HfcartError(f"The card template {path} cannot be read: No such file.") from None
+    except jinja2.TemplateError as error:
+        raise UsageError(f"The card template {path} does not render: {error}") from None
+    except OSError as error:
+        raise HfcartError(f"The card template {path} cannot be read: {error.strerror}.") from None
+
+
+@cache
+def _environment(folder: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(cards_dir()),
+        loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # Markdown, not HTML: the filters escape
         trim_blocks=True,
@@ -41,15 +56,7 @@ def render(name: str, **values: Any) -> str:  # noqa: ANN401 (whatever the templ
         "percent": percent,
         "signed": signed,
     }
-    path = cards_dir() / name
-    try:
-        return environment.get_template(name).render(**values)
-    except jinja2.TemplateNotFound:
-        raise HfcartError(f"The card template {path} cannot be read: No such file.") from None
-    except jinja2.TemplateError as error:
-        raise UsageError(f"The card template {path} does not render: {error}") from None
-    except OSError as error:
-        raise HfcartError(f"The card template {path} cannot be read: {error.strerror}.") from None
+    return environment
 
 
 def front_matter(metadata: dict[str, Any]) -> str:

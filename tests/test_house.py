@@ -51,7 +51,7 @@ FLOORS = [
         "front_matter",
         "compare_table",
     ],
-    ["stores", "card", "plots", "merged", "data"],
+    ["stores", "card", "plots", "merge_check", "merged", "data"],
     ["sources", "preprocessor", "tuned", "finetune_card", "drafts"],
     ["headers", "alike", "results", "matching", "replacing", "lineage"],
     ["full_clip", "publish", "prompts"],

@@ -22,10 +22,10 @@ from hfcart.preprocessor import FILE as PREPROCESSOR
 from hfcart.preprocessor import to_json
 from hfcart.progress import Progress
 from hfcart.records import Environment, FinetuneRecord, TensorRecord, TrainedTask, TrainingRecord
+from hfcart.tuned import MODEL_CLASS, OPTIMIZER, RULE
 from hfcart.writer import PartialFolder, read_back
 
 LOG = "results/training.csv"
-MODEL_CLASS = "CLIPVisionModel"
 AVERAGED = 50  # steps that the first and the last loss are means of; a tenth of the training where that is less
 
 
@@ -107,7 +107,7 @@ def _record(
         parameters=plan.parameters,
         dtype="float32",
         tensors=tuple(
-            TensorRecord(name, shape, "F32", "fine-tuned", None, None, None, False, digests[name])
+            TensorRecord(name, shape, "F32", RULE, None, None, None, False, digests[name])
             for name, shape in plan.shapes.items()
         ),
         environment=environment,
@@ -120,7 +120,7 @@ def _training(plan: FinetunePlan, state: TrainingState, processes: int) -> Train
     count = max(1, min(AVERAGED, len(losses) // 10))
     return TrainingRecord(
         name="joint" if len(plan.tasks) > 1 else "individual",
-        optimizer="AdamW",
+        optimizer=OPTIMIZER,
         betas=BETAS,
         epsilon=EPSILON,
         schedule="cosine",

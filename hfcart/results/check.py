@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from hfcart.records import RECORD_FORMAT, DatasetRecord, EvalRecord, Reference, TaskResult
-from hfcart.repo_id import is_repo_id
+from hfcart.records import RECORD_FORMAT, EvalRecord, Reference, TaskResult
+from hfcart.records.check import (
+    MOST,
+    PARTS,
+    PRECISIONS,
+    faults_of_dataset,
+    faults_of_environment,
+    is_commit,
+    is_line,
+    is_sha256,
+    is_task_id,
+)
 
 MAX_TASKS = 200
 MAX_CLASSES = 10_000
 MAX_SEED = 1 << 64
-TASK_ID = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
-
-_TASK = re.compile(TASK_ID)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_MOST = 10**12  # images
 
 
 def faults(record: EvalRecord) -> Iterator[str]:
     """What cannot be in a true evaluation, one phrase each; nothing for a good record."""
     if record.format != RECORD_FORMAT:
         yield f"it has format {record.format}"
-    if not _SHA256.fullmatch(record.weights_sha256):
+    if not is_sha256(record.weights_sha256):
         yield "weights_sha256 is no sha256"
-    if record.base_commit is not None and not _COMMIT.fullmatch(record.base_commit):
+    if record.base_commit is not None and not is_commit(record.base_commit):
         yield "base_commit is no commit"
-    if record.precision not in ("float32", "bfloat16"):
+    if record.precision not in PRECISIONS:
         yield "its precision is neither float32 nor bfloat16"
-    environment = record.environment
-    labels = [record.tower, record.base, *(str(value) for value in vars(environment).values())]
-    if not all(0 < len(label) <= 300 for label in labels):
+    if not all(0 < len(label) <= 300 for label in (record.tower, record.base)):
         yield "a name is empty or too long"
+    yield from faults_of_environment(record.environment)
     if not 1 <= len(record.results) <= MAX_TASKS:
         yield f"it has {len(record.results)} tasks, expected 1 to {MAX_TASKS}"
     if len({result.task for result in record.results}) < len(record.results):
@@ -42,19 +44,19 @@ def faults(record: EvalRecord) -> Iterator[str]:
 
 
 def _faults_of(result: TaskResult) -> Iterator[str]:
-    if not _TASK.fullmatch(result.task):
+    if not is_task_id(result.task):
         yield "its task has no proper name"
-    if not _is_line(result.title) or not all(_is_line(score.name) for score in result.classes):
+    if not is_line(result.title) or not all(is_line(score.name) for score in result.classes):
         yield "a title or a class name is not one line of text"
     if not 1 <= len(result.classes) <= MAX_CLASSES:
         yield f"it has {len(result.classes)} classes"
-    if not _SHA256.fullmatch(result.card_sha256):
+    if not is_sha256(result.card_sha256):
         yield "card_sha256 is no sha256"
-    yield from _faults_of_dataset(result.dataset)
-    if result.part not in ("test", "validation", "train"):
+    yield from faults_of_dataset(result.dataset)
+    if result.part not in PARTS:
         yield "its part is none of test, validation and train"
     counts = [result.rows, result.undecodable, *(n for score in result.classes for n in (score.n, score.correct))]
-    if not all(0 <= count <= _MOST for count in counts) or not 0 <= result.seed < MAX_SEED:
+    if not all(0 <= count <= MOST for count in counts) or not 0 <= result.seed < MAX_SEED:
         yield "a count is out of range"
     if any(score.correct > score.n for score in result.classes):
         yield "more images of a class were recognised than there were"
@@ -68,16 +70,5 @@ def _faults_of(result: TaskResult) -> Iterator[str]:
             yield "a reference is no accuracy of a named tower"
 
 
-def _faults_of_dataset(dataset: DatasetRecord) -> Iterator[str]:
-    if not is_repo_id(dataset.repo) or not _COMMIT.fullmatch(dataset.commit):
-        yield "its dataset is no Hub repo at a commit"
-    if not _is_line(dataset.split) or not (dataset.config is None or _is_line(dataset.config)):
-        yield "the split or the configuration is not one line of text"
-
-
 def _is_possible(reference: Reference) -> bool:
     return 0 <= reference.accuracy <= 1 and 0 < len(reference.tower) <= 300
-
-
-def _is_line(text: str) -> bool:
-    return 0 < len(text) <= 500 and text.isprintable() and bool(text.strip())

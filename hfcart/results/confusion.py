@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from hfcart.records import TaskResult
-from hfcart.results.check import TASK_ID
+from hfcart.records.check import TASK_ID
 
 Confusion = Sequence[Sequence[int]]
 """Counts of images, [true class][class found], in label order; an integer array will do."""

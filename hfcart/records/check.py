@@ -1,0 +1,154 @@
+"""What a true record cannot say, of the parts that several records share: what types alone do not rule out.
+
+Records are read back from folders and repos of strangers. What is no free text has a form, and is held to it here;
+free text (labels, titles, names of splits) is bounded, and escaped where it is shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from hfcart.records._adaptation import AdaptedTask
+from hfcart.records._merge import SourceData, TensorRecord
+from hfcart.records._selection import Selected
+from hfcart.records._sources import DatasetRecord, Environment, SourceRecord
+from hfcart.records._training import TrainedTask
+from hfcart.repo_id import is_repo_id
+
+TASK_ID = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
+PRECISIONS = ("float32", "bfloat16")
+PARTS = ("test", "validation", "train")
+MOST = 10**12  # of anything that is counted
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # torch's name -> safetensors'
+
+_TASK = re.compile(TASK_ID)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
+_VERSION = re.compile(r"[0-9][A-Za-z0-9.+_-]{0,60}")
+_SOLVER = re.compile(r"[a-z]+(?:-[a-z]+){0,3}")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
+_DEVICES = ("cpu", "cuda", "mps")
+_LONGEST = 20_000  # characters of any text of a record
+_LARGEST = 1 << 64  # whole number of a record
+
+
+def is_sane(value: object) -> bool:
+    """Whether JSON that was parsed holds only finite numbers, whole ones below 2⁶⁴, and texts of a bounded length."""
+    if isinstance(value, dict):
+        return all(len(str(key)) <= _LONGEST for key in value) and all(map(is_sane, value.values()))
+    if isinstance(value, list):
+        return all(map(is_sane, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return abs(value) < _LARGEST
+    return value is None or (isinstance(value, str) and len(value) <= _LONGEST)
+
+
+def is_sha256(text: str) -> bool:
+    """Whether it is a digest: 64 hex digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
+def is_commit(text: str | None) -> bool:
+    """Whether it is a commit: 40 hex digits."""
+    return text is not None and _COMMIT.fullmatch(text) is not None
+
+
+def is_task_id(text: str) -> bool:
+    """Whether a task may have this id."""
+    return _TASK.fullmatch(text) is not None
+
+
+def is_line(text: str, most: int = 500) -> bool:
+    """Whether it is one printable line that is not empty."""
+    return 0 < len(text) <= most and text.isprintable() and bool(text.strip())
+
+
+def is_label(text: str, commit: str | None) -> bool:
+    """Whether a model may be called so: a Hub repo by its name, a folder (which has no commit) by its own."""
+    if commit is not None:
+        return is_repo_id(text, namespace=True) and is_commit(commit)
+    return 0 < len(text) <= 255 and "/" not in text and text not in (".", "..")
+
+
+def faults_of_environment(environment: Environment) -> Iterator[str]:
+    """What cannot be true of where something was computed, one phrase each."""
+    for name in ("hfcart", "torch", "python"):
+        if not _VERSION.fullmatch(getattr(environment, name)):
+            yield f"its version of {name} is none"
+    if environment.device not in _DEVICES:
+        yield f"its device is none of {', '.join(_DEVICES)}"
+    if not _SOLVER.fullmatch(environment.solver):
+        yield "its solver has no proper name"
+    if not is_line(environment.platform, 200) or not is_line(environment.processor, 200):
+        yield "its platform or processor is not one line of text"
+
+
+def faults_of_dataset(dataset: DatasetRecord) -> Iterator[str]:
+    """What cannot be true of a pinned split."""
+    if not is_repo_id(dataset.repo) or not is_commit(dataset.commit):
+        yield "its dataset is no Hub repo at a commit"
+    if not is_line(dataset.split) or not (dataset.config is None or is_line(dataset.config)):
+        yield "the split or the configuration is not one line of text"
+
+
+def faults_of_task(task: AdaptedTask | SourceData | Selected | TrainedTask) -> Iterator[str]:
+    """What cannot be true of the images of a task that something was learned from."""
+    if not is_task_id(task.task):
+        yield "its task has no proper name"
+    if not is_line(task.title):
+        yield "the title of a task is not one line of text"
+    if not is_sha256(task.card_sha256):
+        yield "card_sha256 is no sha256"
+    if not (0 <= task.images <= MOST and 0 <= task.undecodable <= MOST):
+        yield "a count is out of range"
+    yield from faults_of_dataset(task.dataset)
+
+
+def faults_of_source(source: SourceRecord) -> Iterator[str]:
+    """What cannot be true of a pinned model, apart from what its card says."""
+    if source.repo is not None and source.label != source.repo:
+        yield "a source is called otherwise than its repo"
+    if (source.repo is None) != (source.commit is None) or not is_label(source.label, source.commit):
+        yield "a source is neither a Hub repo at a commit nor a folder's name"
+    if source.revision is not None and (source.repo is None or not _REVISION.fullmatch(source.revision)):
+        yield "the revision of a source is none"
+    if not all(is_line(file.name, 255) and "/" not in file.name for file in source.files):
+        yield "a file of a source has no plain name"
+    if not all(0 <= file.size < 1 << 62 and is_sha256(file.sha256) for file in source.files):
+        yield "a file of a source has no size or no sha256"
+    joined = "".join(file.sha256 for file in source.files)
+    if source.sha256 != (joined if len(source.files) == 1 else hashlib.sha256(joined.encode()).hexdigest()):
+        yield "the sha256 of a source is not that of its files"
+
+
+def faults_of_tensors(tensors: Sequence[TensorRecord], expected: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """What cannot be true of the tensors of a tower with these names and shapes."""
+    if sorted(tensor.name for tensor in tensors) != sorted(expected):
+        yield "its tensors are not those of its architecture"
+        return
+    for tensor in tensors:
+        if tensor.shape != expected[tensor.name]:
+            yield f"{tensor.name} has not the shape of its architecture"
+        if not is_sha256(tensor.sha256):
+            yield f"the sha256 of {tensor.name} is none"
+        if not (tensor.energy is None or 0 <= tensor.energy <= 1):
+            yield f"the energy of {tensor.name} is not in [0, 1]"
+        ranks = (tensor.rank, tensor.full_rank)
+        if any(rank is not None and not 1 <= rank <= MOST for rank in ranks):
+            yield f"a rank of {tensor.name} is out of range"
+        if tensor.rank is not None and (tensor.full_rank is None or tensor.rank > tensor.full_rank):
+            yield f"the rank of {tensor.name} is above the full one"
+
+
+def faults_of_files(files: dict[str, str], most: int) -> Iterator[str]:
+    """What cannot be true of the digests of a folder's files, of which there are `most` at most."""
+    if not 1 <= len(files) <= most:
+        yield f"it lists {len(files):,} files"
+    if not all(map(_PLAIN.fullmatch, files)) or not all(map(is_sha256, files.values())):
+        yield "a file has no plain name or no sha256"
