@@ -40,6 +40,12 @@ _KNOWN_BASES = {
     (768, 12, 16, 224): "openai/clip-vit-base-patch16",
     (1024, 24, 14, 224): "openai/clip-vit-large-patch14",
 }
+# What trainers save beside the weights.
+_OF_TRAINING = re.compile(
+    r"(training_args|trainer_state|(lr_|grad_)?(optimizer|optim|scheduler|scaler|sampler)|rng_state|random_states?"
+    r"|custom_checkpoint)([._-].*)?\.(bin|pt|pth)|.*[._-]optim_states\.pt",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -235,13 +241,15 @@ def _choose_weights(store: Store) -> tuple[list[str], dict[str, str] | None]:
         return sorted(set(index.values())), index
     if "pytorch_model.bin" in store.sizes:
         return ["pytorch_model.bin"], None
-    pickles = sorted(name for name in store.sizes if name.endswith((".bin", ".pt", ".pth")))
+    every = sorted(name for name in store.sizes if name.endswith((".bin", ".pt", ".pth")))
+    pickles = [name for name in every if not _OF_TRAINING.fullmatch(name)]
     shards = [name for name in pickles if re.fullmatch(r"pytorch_model-\d+-of-\d+\.bin", name)]
     if shards or len(pickles) == 1:
         return shards or pickles, None
     raise NotATowerError(
         f"{store.label} holds no weights: expected {SINGLE}, {INDEX} or pytorch_model.bin at its top level, "
-        f"found {', '.join(sorted(store.sizes)[:8]) or 'nothing'}.",
+        f"found {', '.join(sorted(store.sizes)[:8]) or 'nothing'}."
+        + (f" What {' and '.join(every[:2])} hold is the state of a training." if every and not pickles else ""),
         hint="Name a revision that has them: user/name@revision.",
     )
 
