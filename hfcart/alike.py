@@ -14,64 +14,105 @@ from hfcart.records import Architecture
 from hfcart.sources import Tower
 
 FLOATS = ("F32", "F16", "BF16")
+Row = tuple[str, str, str, str]  # of a table: source, what, expected, found
+_NUMBER = re.compile(r"(?<=\.)(\d{1,4})(?=\.)")
+_ROWS = 25  # a tower of which everything is named otherwise differs in 23 ways
 
 
 def check_alike(towers: Sequence[Tower], base: Tower | None, *, projection: bool) -> Architecture:
     """Prove from configs and headers that all towers are one architecture. Returns it.
 
-    The reference is the config that most sources share (the first of them in a draw).
+    Each file is held against its own config, each config against the one that most sources share (the first of them
+    in a draw).
 
     Raises:
         MismatchError: with a row for every difference, by repo and name.
     """
     reference = Counter(tower.architecture for tower in towers).most_common(1)[0][0]
-    expected = expected_shapes(reference, projection=projection)
-    rows: list[tuple[str, str, str, str]] = []
+    found: list[tuple[str, list[Row], list[Row]]] = []
     for tower in (*towers, *([base] if base else [])):
         label = tower.label + (" (base)" if tower is base else "")
-        rows += [(label, *row) for row in differences(tower.architecture, reference, projection=projection)]
         if not projection:
             tower.tensors.pop(PROJECTION, None)
-        rows += [(label, *row) for row in tensor_differences(tower.tensors, expected)]
-    if rows:
-        labels = sorted({row[0] for row in rows})
-        raise MismatchError(
-            f"{len(labels)} of {len(towers) + (base is not None)} towers differ from the rest in architecture: "
-            f"{', '.join(labels)}. Nothing was downloaded.",
-            rows,
-            hint="Leave out the towers that differ, or name a revision that fits: user/name@revision.",
-        )
+        expected = expected_shapes(tower.architecture, projection=projection)
+        differ = [(label, *row) for row in differences(tower.architecture, reference, projection=projection)]
+        misfit = [(label, *row) for row in tensor_differences(tower.tensors, expected)]
+        found.append((label, differ, misfit))
+    if any(differ or misfit for _, differ, misfit in found):
+        raise _mismatch(found)
     return reference
 
 
+def _mismatch(found: Sequence[tuple[str, list[Row], list[Row]]]) -> MismatchError:
+    """Say which configs differ from the rest, and which files hold other tensors than their own config describes."""
+    odd = sorted(label for label, differ, _ in found if differ)
+    broken = sorted(label for label, _, misfit in found if misfit)
+    left = sum(not (differ or misfit) for _, differ, misfit in found)
+    of, parts = f"of {len(found)} towers", []
+    if odd:
+        parts.append(f"{len(odd)} {of} differ from the rest in architecture: {', '.join(odd)}.")
+    if len(found) == 1:  # it is to be loaded, and its file may be here already
+        parts.append(f"{broken[0]} holds other tensors than its own config.json describes.")
+    else:
+        if broken:
+            parts.append(f"{len(broken)} {of} hold other tensors than their own config.json describes: "
+                         f"{', '.join(broken)}.")  # fmt: skip
+        parts.append("Nothing was downloaded.")
+    rows = [row for _, differ, misfit in found for row in (*differ, *misfit)]
+    hint = "Leave out the towers that differ, or name a revision that fits: user/name@revision."
+    if not left:
+        hint = "Name revisions whose files and config.json belong together: user/name@revision."
+    if all(row[1] == PROJECTION and row[3] == "missing" for row in rows):
+        hint = "Merge without --with-projection, which asks for a visual projection in every tower."
+    return MismatchError(" ".join(parts), rows, hint=hint)
+
+
 def tensor_differences(held: dict[str, TensorSpec], expected: dict[str, tuple[int, ...]]) -> list[tuple[str, str, str]]:
-    """Every (tensor, expected, found) in which what is stored differs; equal ones of several blocks in one row."""
-    rows: dict[tuple[str, str, str], list[int]] = {}
+    """Every (tensor, expected, found) in which what is stored differs, equal ones of several layers in one row.
 
-    def add(name: str, want: str, found: str) -> None:
-        block = re.fullmatch(r"((?:vision|text)_model\.encoder\.layers\.)(\d{1,4})(\..+)", name)
-        key = (f"{block[1]}{{}}{block[3]}" if block else name, want, found)
-        rows.setdefault(key, []).append(int(block[2]) if block else -1)
-
+    At most `_ROWS` rows of names that are expected and as many of others, then one that counts what is left out.
+    """
+    wrong, foreign = _Rows(), _Rows()
     for name, shape in expected.items():
         spec = held.get(name)
         want = f"float {list(shape)}"
         if spec is None:
-            add(name, want, "missing")
+            wrong.add(name, want, "missing")
         elif spec.dtype not in FLOATS:
-            add(name, "F32, F16 or BF16", spec.dtype)
+            wrong.add(name, "F32, F16 or BF16", spec.dtype)
         elif spec.shape != shape:
-            add(name, want, f"{spec.dtype} {list(spec.shape)}")
+            wrong.add(name, want, f"{spec.dtype} {str(list(spec.shape))[:60]}")
     for name, spec in held.items():
         if name not in expected:
-            add(name[:120], "no such tensor", f"{spec.dtype} {list(spec.shape)}")
-    return [(_with_layers(name, sorted(layers)), want, found) for (name, want, found), layers in rows.items()]
+            foreign.add(name[:120], "no such tensor", f"{spec.dtype} {str(list(spec.shape))[:60]}")
+    return [*wrong.folded(), *foreign.folded()]
 
 
-def _with_layers(name: str, layers: list[int]) -> str:
-    """`...layers.{0-3,7}.mlp...` for a difference that repeats in several blocks."""
-    if layers[0] < 0:
-        return name
+class _Rows:
+    """Rows of differences, those that repeat from layer to layer folded into one."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, ...], list[list[int]]] = {}
+
+    def add(self, name: str, want: str, found: str) -> None:
+        """Note one. Whatever stands around it, a number between two points is taken for a layer's."""
+        texts = _NUMBER.split(name)
+        self._seen.setdefault((want, found, *texts[::2]), []).append([int(number) for number in texts[1::2]])
+
+    def folded(self) -> list[tuple[str, str, str]]:
+        """`...layers.{0-3,7}.mlp...` for a difference that repeats."""
+        rows = []
+        for (want, found, *texts), numbers in list(self._seen.items())[:_ROWS]:
+            columns = [_numbers(sorted(set(column))) for column in zip(*numbers, strict=True)]
+            name = "".join(text + number for text, number in zip(texts, [*columns, ""], strict=True))
+            rows.append((name, want, found))
+        if rest := sum(map(len, list(self._seen.values())[_ROWS:])):
+            rows.append((f"and {rest:,} more", "", ""))
+        return rows
+
+
+def _numbers(layers: list[int]) -> str:
+    """`3` or `{0-3,7}`."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
@@ -79,4 +120,4 @@ def _with_layers(name: str, layers: list[int]) -> str:
         else:
             runs.append([layer])
     text = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return name.replace("{}", text if len(layers) == 1 else "{" + text + "}")
+    return text if len(layers) == 1 else "{" + text + "}"

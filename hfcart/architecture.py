@@ -26,6 +26,13 @@ _DEFAULTS: dict[str, int | float | str] = {
     "layer_norm_eps": 1e-5,
     "projection_dim": 512,
 }
+# The activations that transformers knows, but for prelu and xielu, which bring weights that no CLIP tower stores.
+# A list of its own, since transformers takes seconds to import; a test holds it against ACT2FN.
+ACTIVATIONS = (
+    *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
+    *("gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2"),
+    *("relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"),
+)
 # A config is hostile input; these bounds only keep nonsense from becoming gigabytes of expected names.
 _LARGEST = {"num_hidden_layers": 1_000, "num_channels": 1_000}
 _LARGEST_INT = 1_000_000
@@ -74,16 +81,22 @@ def read_architecture(config: object, where: str) -> Architecture:
 
 
 def checked(name: str, value: object, default: int | float | str, where: str) -> int | float | str:
-    """A config's field, of its default's type and in range. Raises NotATowerError if it is not."""
-    if isinstance(default, str):
-        good = isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() and value.isprintable()
+    """A config's field, of its default's type and in range. Raises NotATowerError if it is not.
+
+    Whatever passes is loaded by transformers: no merge writes a config that it refuses.
+    """
+    if isinstance(default, str):  # hidden_act
+        good = isinstance(value, str) and value in ACTIVATIONS
     elif isinstance(default, float):
         good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
     else:
         top = _LARGEST.get(name, _LARGEST_INT)
         good = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= top
     if not good:
-        raise NotATowerError(f"{where}: config.json has {name} = {str(value)[:60]!r}, which no CLIP tower can have.")
+        known = f"; transformers knows {', '.join(ACTIVATIONS)}" if name == "hidden_act" else ""
+        raise NotATowerError(
+            f"{where}: config.json has {name} = {str(value)[:60]!r}, which no CLIP tower can have{known}."
+        )
     return float(value) if isinstance(default, float) else value  # type: ignore[arg-type, return-value]
 
 

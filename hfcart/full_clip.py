@@ -92,7 +92,7 @@ def read_base_parts(base: Tower) -> BaseParts:
                 "Of `hfcart finetune` it is the BASE, which comes first.",
             ),
         )
-    text_config = _text_config(config, label)
+    text_config = read_text_config(config, label)
     expected = _expected(text_config, base.architecture)
     if rows := tensor_differences(held, expected):
         raise MismatchError(
@@ -140,7 +140,8 @@ def _stored_parts(base: Tower) -> dict[str, TensorSpec]:
     return held
 
 
-def _text_config(config: dict[str, Any], label: str) -> dict[str, Any]:
+def read_text_config(config: dict[str, Any], label: str) -> dict[str, Any]:
+    """The text side of a parsed config.json, checked. Raises NotATowerError as `read_architecture` does."""
     # transformers lets an old text_config_dict replace text_config as a whole, defaults included; so do we.
     old = config.get("text_config_dict")
     found = config.get("text_config") or {} if old is None else old

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcart.architecture import output_config
+from hfcart.architecture import differences, output_config, read_architecture
 from hfcart.card import render_card
-from hfcart.errors import CorruptFileError, DistantError, OutputError
-from hfcart.full_clip import clip_config
+from hfcart.errors import CorruptFileError, DistantError, OutputError, VerifyError
+from hfcart.full_clip import clip_config, read_text_config
 from hfcart.layout import INDEX
 from hfcart.merged import RECIPE, RECORD, method_record
 from hfcart.names import COPIED
@@ -24,6 +24,7 @@ from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
 from hfcart.preprocessor import FILE as PREPROCESSOR
 from hfcart.preprocessor import clip_default, read_preprocessor, to_json
 from hfcart.progress import Progress
+from hfcart.reader import strict_json
 from hfcart.recipe import Recipe, as_yaml
 from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity, TensorRecord
 from hfcart.similarity import compare
@@ -150,6 +151,7 @@ def _finish(
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
     files = dict(read_back(partial.path, plan.shapes, digests))
     files |= _write_small_files(partial, plan)
+    _read_config_back(partial.path, plan)
     record = _record(plan, lines, similarity, environment, files, learned, selection)
     if learned is not None:
         partial.add(LOG, adaptation_log(record, learned.history))
@@ -159,6 +161,18 @@ def _finish(
     partial.add("README.md", render_card(record, repo=plan.recipe.push_to).encode())
     partial.commit()
     return record
+
+
+def _read_config_back(folder: Path, plan: Plan) -> None:
+    """The written config must read as the merged architecture: what hfcart reads, transformers loads (a test)."""
+    with explain_os_errors(folder):
+        data = (folder / "config.json").read_bytes()
+    config = strict_json(data)
+    found = read_architecture(config, folder.name)
+    if plan.parts:
+        read_text_config(config, folder.name)
+    if rows := differences(found, plan.architecture, projection=True):
+        raise VerifyError(f"{rows[0][0]} reads back as {rows[0][2]}, not as {rows[0][1]}, which was written.")
 
 
 def _refuse_to_replace_a_source(plan: Plan, out: Path) -> None:
