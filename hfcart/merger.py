@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from hfcart.architecture import differences, output_config, read_architecture
 from hfcart.card import render_card
-from hfcart.errors import CorruptFileError, DistantError, OutputError, VerifyError
+from hfcart.errors import DistantError, OutputError, VerifyError
 from hfcart.full_clip import clip_config, read_text_config
 from hfcart.layout import INDEX
 from hfcart.merged import RECIPE, RECORD, method_record
 from hfcart.names import COPIED
 from hfcart.plan import TORCH_NAME, Plan, default_workers, make_plan
 from hfcart.preprocessor import FILE as PREPROCESSOR
-from hfcart.preprocessor import clip_default, read_preprocessor, to_json
+from hfcart.preprocessor import PreprocessorError, clip_default, read_preprocessor, to_json
 from hfcart.progress import Progress
 from hfcart.reader import strict_json
 from hfcart.recipe import Recipe, as_yaml
@@ -246,7 +246,7 @@ def preprocessor_of(plan: Plan, progress: Progress) -> dict[str, Any] | None:
     for tower in plan.towers_and_base:
         try:
             fields = read_preprocessor(tower.store, plan.architecture.image_size)
-        except CorruptFileError as error:
+        except PreprocessorError as error:
             progress.warn(f"{error.message} What it says of images is passed over.")
             continue
         if fields is not None:

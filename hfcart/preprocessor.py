@@ -28,6 +28,10 @@ _STEPS = {
 }
 
 
+class PreprocessorError(CorruptFileError):
+    """The file was read, but what it says cannot be followed: a merge of weights may go on without it."""
+
+
 class _Unusable(Exception):
     """A key, and what was expected of it."""
 
@@ -66,8 +70,9 @@ def read_preprocessor(store: Store, image_size: int) -> dict[str, Any] | None:
         image_size: pixels a side that its tower takes.
 
     Raises:
-        CorruptFileError: the file is no JSON object, a key holds what cannot be followed, or what comes out is not of
+        PreprocessorError: the file is no JSON object, a key holds what cannot be followed, or what comes out is not of
             the tower's size. It names the file and the key.
+        CorruptFileError: the file cannot be read.
     """
     stated = _stated(store)
     if stated is None:
@@ -104,8 +109,8 @@ def _stated(store: Store) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def _bad(message: str) -> CorruptFileError:
-    return CorruptFileError(
+def _bad(message: str) -> PreprocessorError:
+    return PreprocessorError(
         message, hint="Mend the file in a copy of the model, and give that folder in place of the repo."
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clips import write_clip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,12 +18,14 @@ from towers import write_tower
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hfcart.errors import CorruptFileError
+from hfcart.heads import open_base
 from hfcart.merger import merge_folder
 from hfcart.pixels import normalised, to_pixels
-from hfcart.preprocessor import clip_default, read_preprocessor, to_json
+from hfcart.preprocessor import PreprocessorError, clip_default, read_preprocessor, to_json
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe
 from hfcart.stores import LocalStore
+from hfcart.towers import load_tower
 
 SIDE = 16  # of the tower
 
@@ -231,6 +234,22 @@ class Warnings(Progress):
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+
+def test_a_tower_or_base_is_refused_before_images_are_read(tmp_path: Path) -> None:
+    own = {**FITS, "do_center_crop": False, "do_resize": False}
+    for form, load in (("prefixed", load_tower), ("full", open_base)):
+        folder = write_clip(tmp_path / form, 1) if form == "full" else write_tower(tmp_path / form, 1)
+        with pytest.raises(PreprocessorError, match=f"^{form}/preprocessor_config.json has do_center_crop = false"):
+            load(str(write(folder, preprocessor_config=own)), Progress())
+
+
+def test_a_file_that_cannot_be_read_stops_a_merge(tmp_path: Path) -> None:
+    """Unlike one that says what cannot be followed: it may say anything."""
+    write(write_tower(tmp_path / "t1", 1), preprocessor_config=" " * (1 << 21))
+    recipe = Recipe(sources=(str(tmp_path / "t1"),), method="average", out=str(tmp_path / "m"))
+    with pytest.raises(CorruptFileError, match="t1/preprocessor_config.json has 2,097,152 bytes"):
+        merge_folder(recipe, Progress())
 
 
 def test_a_merge_writes_what_its_sources_mean_or_says_which_was_passed_over(tmp_path: Path) -> None:
