@@ -33,6 +33,8 @@ from hfcart.stores import LocalStore
 from hfcart.writer import PartialFolder, explain_os_errors, read_back
 
 if TYPE_CHECKING:
+    from torch import device
+
     from hfcart.adapt.loop import Learned
     from hfcart.hub import Target
 
@@ -74,19 +76,9 @@ def merge_aside(recipe: Recipe, progress: Progress) -> MergeRecord:
 def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, target: Target | None) -> MergeRecord:
     plan = make_plan(recipe, partial.path / "converted", progress, target)
     try:
-        _refuse_to_replace_a_source(plan, partial.out)
-        # torch takes seconds to import: a source that does not fit is refused before that.
-        from hfcart.engine import choose_device, current_environment, other_projections, run
+        device = _prepare(plan, partial.out, progress, stream=recipe.stream)
+        from hfcart.engine import current_environment, run
 
-        device = choose_device(recipe.device)
-        fetch_all(plan.towers_and_base, progress, stream=recipe.stream)
-        _set_canonical_order(plan, progress)
-        preprocessor_of(plan, progress)  # said once, and before the first image is read
-        if others := other_projections(plan):
-            progress.warn(
-                f"The visual projection of {', '.join(others)} is not the base's, which the CLIPModel gets: what such "
-                "a tower learned may fit its text side less well."
-            )
         learned = _adapt(plan, partial, progress) if recipe.adapt else None
         environment = current_environment(device)
         workers = recipe.workers or default_workers()
@@ -106,6 +98,56 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, targ
         return _finish(partial, plan, environment, learned, selection, progress)
     finally:
         plan.close()
+
+
+def rehearse(recipe: Recipe, progress: Progress, target: Target | None = None) -> Plan:
+    """Everything that a merge says and refuses before its first byte; no weights are fetched, nothing is written.
+
+    Exceptions are pickles and weight files outside LFS: without the whole of them nothing is known of them.
+
+    Args:
+        recipe: what was asked.
+        progress: told of each stage, and of every warning that the merge would give.
+        target: as for `merge_folder`.
+
+    Returns:
+        The plan, its towers in canonical order.
+
+    Raises:
+        HfcartError: what the merge would raise up to there.
+    """
+    partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
+    partial.refuse_in_the_way()
+    with tempfile.TemporaryDirectory() as folder:
+        plan = make_plan(recipe, Path(folder), progress, target)
+        try:
+            device = _prepare(plan, partial.out, progress, stream=True)
+            from hfcart.engine import current_environment
+
+            # What is learned from images first has a part in the fingerprint.
+            known = not (recipe.adapt or plan.method.statistics or (plan.method.chosen and plan.tasks))
+            partial.rehearse(plan.layout, _fingerprint(plan, current_environment(device)) if known else None)
+            return plan
+        finally:
+            plan.close()
+
+
+def _prepare(plan: Plan, out: Path, progress: Progress, *, stream: bool) -> device:
+    """What comes before the first image or byte: the sources fetched, in canonical order, and all that is odd said."""
+    _refuse_to_replace_a_source(plan, out)
+    # torch takes seconds to import: a source that does not fit is refused before that.
+    from hfcart.engine import choose_device, other_projections
+
+    found = choose_device(plan.recipe.device)
+    fetch_all(plan.towers_and_base, progress, stream=stream)
+    _set_canonical_order(plan, progress)
+    preprocessor_of(plan, progress)  # said once, and before the first image is read
+    if others := other_projections(plan):
+        progress.warn(
+            f"The visual projection of {', '.join(others)} is not the base's, which the CLIPModel gets: what such "
+            "a tower learned may fit its text side less well."
+        )
+    return found
 
 
 def _adapt(plan: Plan, partial: PartialFolder, progress: Progress) -> Learned:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -184,8 +183,9 @@ class Plan:
         return sum(
             tower.store.sizes[name]
             for tower in self.towers_and_base
-            if tower.store.remote and not tower.pickled and tower.record is None
+            if tower.store.remote and not tower.pickled
             for name in tower.weights
+            if name not in tower.files
             if self.recipe.stream or not tower.store.here(name)
         )
 
@@ -315,14 +315,6 @@ def _tasks(recipe: Recipe, towers: list[Tower]) -> tuple[SourceTask, ...]:
     if not entries:
         return tuple(told)
     return tuple(SourceTask.of(task, None) for task in match(towers, recipe.sources, entries))
-
-
-def dry_run(recipe: Recipe, progress: Progress, target: Target | None = None) -> Plan:
-    """Make the plan and stop: no weights fetched (pickles excepted), nothing written."""
-    with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(recipe, Path(folder), progress, target)
-        plan.close()
-        return plan
 
 
 def default_workers() -> int:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from hfcart.errors import AGAIN, HfcartError, HubError, next_step
 from hfcart.merged import RECORD, read_record
-from hfcart.merger import assist, merge_folder
-from hfcart.plan import dry_run
+from hfcart.merger import assist, merge_folder, rehearse
 from hfcart.progress import Progress
 from hfcart.recipe import Recipe
 from hfcart.records import EvalRecord, MergeRecord
@@ -68,10 +67,10 @@ def _processes(recipe: Recipe) -> PartialState | None:
 
 
 def run_dry(recipe: Recipe, progress: Progress) -> Plan:
-    """Make the plan and stop: no weights fetched (pickles excepted), nothing written. Raises what the merge would."""
+    """Make the plan and stop; says, and raises, what the merge would before its first byte. Nothing is written."""
     _check_tasks(recipe)
     target = _target(recipe, progress) if recipe.push_to else None
-    return dry_run(recipe, progress, None if recipe.create_pr else target)
+    return rehearse(recipe, progress, None if recipe.create_pr else target)
 
 
 def _check_tasks(recipe: Recipe) -> None:
@@ -80,6 +79,10 @@ def _check_tasks(recipe: Recipe) -> None:
         from hfcart.tasks import read_tasks
 
         read_tasks([recipe.eval])
+    if isinstance(recipe.adapt, str):
+        from hfcart.tasks import read_tasks
+
+        read_tasks([recipe.adapt])
 
 
 def _target(recipe: Recipe, progress: Progress) -> Target:

@@ -66,10 +66,47 @@ class PartialFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
-            raise OutputError(
-                f"Another hfcart is writing {self.path}.", hint="Wait for it to end, or give another --out."
-            ) from None
+            raise self._taken() from None
         return self
+
+    def refuse_in_the_way(self) -> None:
+        """Raise what entering would, and make nothing."""
+        _refuse_foreign(self.path)
+        lock = self.path / ".lock"
+        if lock.is_file():
+            with explain_os_errors(self.path), lock.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise self._taken() from None
+        place = next(folder for folder in self.path.absolute().parents if folder.exists())
+        with explain_os_errors(self.path):
+            if not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def rehearse(self, layout: Layout, fingerprint: str | None) -> None:
+        """Raise what `open` would, and touch nothing. Without a fingerprint other work may be there or not."""
+        if fingerprint and not self.overwrite and Journal(self.path / _JOURNAL, fingerprint).foreign:
+            raise self._other_work()
+        place = next(folder for folder in self.path.absolute().parents if folder.exists())
+        reserved = sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
+        with explain_os_errors(self.path):
+            if shutil.disk_usage(place).free + reserved < sum(layout.sizes.values()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _taken(self) -> OutputError:
+        return OutputError(f"Another hfcart is writing {self.path}.", hint="Wait for it to end, or give another --out.")
+
+    def _other_work(self) -> OutputError:
+        return OutputError(
+            f"{self.path} holds unfinished work with other sources, settings or versions.",
+            hint=together(
+                "Run that one again to finish it, give another --out, or --overwrite to start anew.",
+                f"Or remove it: rm -r {shlex.quote(str(self.path))}",
+            ),
+        )
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
         """Close every file. Work stays for the next run; a folder nothing was done in goes.
@@ -112,13 +149,7 @@ class PartialFolder:
         # Not synced: what a line says is done is proven by the bytes that are in place.
         journal = self._journal = Journal(self.path / _JOURNAL, fingerprint, synced=False)
         if journal.foreign and not self.overwrite:
-            raise OutputError(
-                f"{self.path} holds unfinished work with other sources, settings or versions.",
-                hint=together(
-                    "Run that one again to finish it, give another --out, or --overwrite to start anew.",
-                    f"Or remove it: rm -r {shlex.quote(str(self.path))}",
-                ),
-            )
+            raise self._other_work()
         if journal.new:
             self._clear()
         with explain_os_errors(self.path):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfcart.cli._output import Output, size
 from hfcart.methods import ADAPTING
@@ -14,23 +15,26 @@ if TYPE_CHECKING:
     from hfcart.plan import Plan
     from hfcart.recipe import Recipe
     from hfcart.records import MergeRecord
+    from hfcart.sources import Tower
 
 
 def show_plan(plan: Plan, output: Output) -> None:
-    """What `--dry-run` prints."""
+    """What `--dry-run` prints: the plan, and with --json the same facts as JSON."""
     from hfcart.plan import default_workers
 
-    towers = [*plan.towers, *([plan.base] if plan.base else [])]
+    workers = plan.recipe.workers or default_workers()
+    if output.json:
+        output.data(json.dumps(_as_json(plan, workers, output.warnings), indent=2, ensure_ascii=False) + "\n")
+        return
     rows = [
         (
             tower.label + (" (base)" if tower is plan.base else ""),
             (tower.store.commit or "local")[:12],
             ", ".join(tower.weights[:1]) + (f" + {len(tower.weights) - 1} more" if len(tower.weights) > 1 else ""),
-            "/".join(sorted({spec.dtype for spec in tower.tensors.values()})),
+            "/".join(_dtypes(tower)),
         )
-        for tower in towers
+        for tower in plan.towers_and_base
     ]
-    workers = plan.recipe.workers or default_workers()
     settings = ", ".join(f"{name} {value}" for name, value in plan.recipe.parameters.items())
     output.table(["source", "commit", "weights", "dtype"], rows)
     output.result()
@@ -44,8 +48,43 @@ def show_plan(plan: Plan, output: Output) -> None:
         ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
         ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({len(plan.layout.sizes)} file(s))"),
         ("memory, about", f"{size(_memory(plan, workers))} at the peak, with {workers} worker(s)"),
+        *([("to publish", f"in {plan.recipe.push_to}")] if plan.recipe.push_to else []),
     ]
     output.table(["plan", ""], facts)
+
+
+def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
+    def tower(one: Tower) -> dict[str, Any]:
+        source = one.source
+        files = [dataclasses.asdict(file) for file in source.files]
+        return {"label": one.label, "repo": source.repo, "commit": source.commit, "sha256": source.sha256,
+                "dtypes": _dtypes(one), "files": files}  # fmt: skip
+
+    return {
+        "sources": [tower(one) for one in plan.towers],
+        "base": tower(plan.base) if plan.base else None,
+        "method": plan.method.name,
+        "parameters": plan.settings,
+        "images": _images(plan) if plan.tasks else None,
+        "coefficients": _adaptation(plan) if plan.recipe.adapt else None,
+        "copied": _copied(plan) if plan.parts else None,
+        "model_class": plan.model_class,
+        "tensors": len(plan.shapes),
+        "elements": plan.parameters,
+        "decomposed": plan.low_rank_groups,
+        "download_bytes": plan.download_bytes,
+        "output_bytes": plan.output_bytes,
+        "output_files": len(plan.layout.sizes),
+        "memory_bytes": _memory(plan, workers),
+        "workers": workers,
+        "out": str(plan.recipe.folder),
+        "push_to": plan.recipe.push_to,
+        "warnings": warnings,
+    }
+
+
+def _dtypes(tower: Tower) -> list[str]:
+    return sorted({spec.dtype for spec in tower.tensors.values()})
 
 
 def _images(plan: Plan) -> str:

@@ -55,6 +55,7 @@ class Output(Progress):
     def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
         """Open the two streams; nothing is printed yet."""
         self.quiet, self.json = quiet, json
+        self.warnings: list[str] = []
         self._err = _console(sys.stderr)
         self._out = _console(sys.stdout)
         self._live = self._err.is_terminal and not quiet
@@ -74,6 +75,7 @@ class Output(Progress):
 
     def warn(self, text: str) -> None:
         """A warning, shown in every mode."""
+        self.warnings.append(text)
         self._line("Warning:", "yellow", text)
 
     def start(self, label: str, total: int, unit: str) -> None:

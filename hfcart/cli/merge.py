@@ -256,7 +256,12 @@ def merge(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=_OUTPUT)
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the plan, and all that the merge would say first, and stop.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = False,
     push_to: Annotated[
         str | None,
