@@ -31,7 +31,7 @@ from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress
 from hfcart.recipe import SourceTask, make
 from hfcart.records import CompareRecord, CompareRow, Environment
-from hfcart.scoring import Scorer, batch_for, nothing_decoded, precision_for, score, towers_at_once
+from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
 from hfcart.sources import Reopened, fetch_all
 from hfcart.tasks import TaskCard
 from hfcart.towers import load_tower
@@ -308,8 +308,6 @@ def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None
                 workers=work.workers,
                 progress=work.progress,
             )
-            if not int(found[0].sum()):
-                raise nothing_decoded(split, undecodable)
             if undecodable:
                 work.warn(f"{undecodable} images of {split.task.title} cannot be decoded: they are left out.")
             images.append(int(found[0].sum()))

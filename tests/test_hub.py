@@ -806,3 +806,41 @@ def test_a_pull_request_leaves_main_alone(client, merged, tower):
     hub.fail("POST .*/commit/", status=503)
     ran = client.run(script, token=GUEST)
     assert ran.out["x"][0] == "nothing raised" and len(client.asked("POST .*/commit/")) == 4
+
+
+def test_silence_is_counted_over_a_whole_command(client):
+    """Ten files, each of them worth four tries, of a server that says nothing."""
+    hub = client.hub
+    for number in range(10):
+        hub.create(f"owner/data{number}", "dataset")
+    hub.fail("GET /datasets/", drop_request=True, delay=1e6, times=None)
+    script = """
+        for number in range(10):
+            out[str(number)] = refused(hub.benchmark_tasks, f"owner/data{number}", "0" * 40)[:2]
+        """
+    ran = client.run(script, HFCART_TIMEOUT="0.2")
+    assert all(kind == "HubError" and "no answer in time" in message for kind, message in ran.out.values())
+    # Nine times the bound of one request, then short looks; without it there would be 40 requests.
+    assert 9 <= len(client.asked("GET /datasets/")) <= 20
+
+
+def test_a_list_of_files_that_never_ends_or_leads_elsewhere_is_refused(client, tower):
+    hub = client.hub
+    for address in (f"{hub.url}/api/models/owner/tower/tree/x", "http://127.0.0.1:9/", "/relative"):
+        hub.clear()
+        hub.fail("GET .*/tree/", body=b"[]", headers={"Link": f'<{address}>; rel="next"'}, times=None)
+        kind, message, _ = client.run('out["x"] = refused(hub.resolve, "owner/tower")').out["x"]
+        assert kind == "HubError" and "made no sense" in message
+        assert len(client.asked("GET .*/tree/")) <= 3
+
+
+@pytest.mark.parametrize(
+    "token", ["hf_abc def", "hf_\u201cabc\u201d", "hf_abc\u00e9", "hf_abc\x7f", "Bearer hf_abc", "hf_\tabc"]
+)
+def test_a_token_with_characters_that_no_token_has_is_named(client, tower, token):
+    script = 'out["x"] = refused(hub.resolve, "owner/tower"); out["y"] = refused(check, "owner/new")'
+    ran = client.run(script, token=token)
+    for kind, message, hint in ran.out.values():
+        assert kind in ("AccessError", "PublishError") and "holds characters that no token has" in message
+        assert "HF_TOKEN" in message and "hf auth login" in hint and "abc" not in message + hint
+    assert not client.hub.requests

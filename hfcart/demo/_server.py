@@ -16,7 +16,7 @@ from hfcart.demo._routes import answer
 from hfcart.demo._store import CHUNK
 
 if TYPE_CHECKING:
-    from hfcart.demo.hub import EmbeddedHub
+    from hfcart.demo.hub import EmbeddedHub, Failure
 
 
 class Body:
@@ -96,14 +96,11 @@ class Handler(BaseHTTPRequestHandler):
             body.read(cut or 0)
             self.close_connection = True
             return None
-        if failure.status is not None:
-            reply = reply_json({"error": "This Hub was told to fail."}, failure.status, dict(failure.headers))
-        else:
-            reply = self._answer(call)
         if cut is not None and self.command == "HEAD":
+            self._answer(call)
             self.close_connection = True
             return None
-        return self._send(reply, body, cut)
+        return self._send(self._failing(call, failure), body, failure)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
@@ -122,24 +119,46 @@ class Handler(BaseHTTPRequestHandler):
             traceback.print_exc()
             return reply_json({"error": f"Internal error: {type(error).__name__}"}, 500)
 
-    def _send(self, reply: Reply, body: Body, cut: int | None = None) -> None:
+    def _failing(self, call: Call, failure: Failure) -> Reply:
+        """The reply to a request that is to fail."""
+        told = failure.status is not None and failure.body is None
+        refusal = reply_json({"error": "This Hub was told to fail."}, failure.status or 200, dict(failure.headers))
+        reply = refusal if told and not failure.after else self._answer(call)
+        if failure.redirect is not None:
+            address = failure.redirect.replace("{path}", self.path.partition("?")[0])
+            return Reply(failure.status or 302, headers={**reply.headers, "Location": address})
+        if failure.body is not None:
+            return Reply(failure.status or 200, failure.body, {**reply.headers, **failure.headers})
+        return refusal if told else reply
+
+    def _send(self, reply: Reply, body: Body, failure: Failure | None = None) -> None:
         body.drain()
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(reply.size))
+        size = reply.size if failure is None or failure.promise is None else failure.promise
+        self.send_header("Content-Length", str(size))
         self.end_headers()
         if self.command == "HEAD":
             return
-        left = reply.size if cut is None else min(cut, reply.size)
+        ends = [end for end in (failure.drop_after, failure.stall_after) if end is not None] if failure else []
+        left = min([size, reply.size, *ends])
+        step = max(1, left if failure is None or not failure.drip else left // 10)
+        for start in range(0, left, step):
+            self._send_part(reply, start, min(step, left - start))
+            if failure is not None and failure.drip:
+                self.server.stopping.wait(failure.drip)
+        if failure is not None and failure.stall_after is not None:
+            self.server.stopping.wait()
+        if left < size:
+            self.close_connection = True
+
+    def _send_part(self, reply: Reply, start: int, count: int) -> None:
         if reply.path is None:
-            self.wfile.write(reply.content[:left])
+            self.wfile.write(reply.content[start : start + count])
         else:
             with reply.path.open("rb") as file:
-                if left:
-                    self.connection.sendfile(file, reply.start, left)
-        if left < reply.size:
-            self.close_connection = True
+                self.connection.sendfile(file, reply.start + start, count)
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing: the Hub keeps its own log."""

@@ -39,6 +39,12 @@ class Failure:
     drop_request: bool
     delay: float
     headers: Mapping[str, str]
+    body: bytes | None
+    after: bool
+    redirect: str | None
+    promise: int | None
+    stall_after: int | None
+    drip: float
     first: int
     times: int | None
     seen: int = field(default=0)
@@ -166,6 +172,12 @@ class EmbeddedHub:
         drop_request: bool = False,
         delay: float = 0.0,
         headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        after: bool = False,
+        redirect: str | None = None,
+        promise: int | None = None,
+        stall_after: int | None = None,
+        drip: float = 0.0,
         first: int = 1,
         times: int | None = 1,
     ) -> None:
@@ -180,10 +192,31 @@ class EmbeddedHub:
             drop_request: close the connection without a reply, and without doing what was asked for.
             delay: wait so many seconds first.
             headers: of the reply with `status`, such as Retry-After.
+            body: what the reply holds in place of its own content; what was asked for is done.
+            after: do what was asked for before answering with `status`.
+            redirect: send the client to this address; `{path}` in it is the path of the request.
+            promise: the Content-Length, whatever the body has.
+            stall_after: say nothing any more after so many bytes of the reply's body.
+            drip: seconds between two tenths of the reply's body.
             first: the first matching request to fail, from 1.
             times: how many from there on; None for all.
         """
-        failure = Failure(re.compile(path), status, drop_after, drop_request, delay, dict(headers or {}), first, times)
+        failure = Failure(
+            path=re.compile(path),
+            status=status,
+            drop_after=drop_after,
+            drop_request=drop_request,
+            delay=delay,
+            headers=dict(headers or {}),
+            body=body,
+            after=after,
+            redirect=redirect,
+            promise=promise,
+            stall_after=stall_after,
+            drip=drip,
+            first=first,
+            times=times,
+        )
         with self.store.lock:
             self._failures.append(failure)
 

@@ -194,6 +194,7 @@ class _Watched(httpx.SyncByteStream):
                 came += len(chunk)
                 yield chunk
         except httpx.TransportError as error:
+            error.request = self._request
             _count_silence(error, self._request)
             # Less than this, and the client has nothing of it.
             work.broken[address] = 1 + work.broken.get(address, 0) * (came < constants.DOWNLOAD_CHUNK_SIZE)
@@ -205,22 +206,28 @@ class _Watched(httpx.SyncByteStream):
         self._inner.close()
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the last first; chains of causes can be circular."""
+    seen: list[BaseException] = []
+    below: BaseException | None = error
+    while below is not None and below not in seen:
+        seen.append(below)
+        yield below
+        below = below.error if isinstance(below, GaveUp) else below.__cause__
+
+
 def root(error: BaseException) -> BaseException:
     """What really happened, below "given up", "neither on the Hub nor in the cache" and "error while uploading"."""
-    while True:
-        if isinstance(error, GaveUp):
-            error = error.error
-        elif isinstance(error, client.LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
-            error = error.__cause__
-        else:
-            return error
-
-
-def _gave_up(error: BaseException | None) -> GaveUp | None:
-    """What ended all tries, if it was a request: the client wraps errors in others."""
-    while error is not None and not isinstance(error, GaveUp):
-        error = error.__cause__
+    for below in causes(error):
+        error = below
+        if not isinstance(below, GaveUp | client.LocalEntryNotFoundError | RuntimeError):
+            break
     return error
+
+
+def _gave_up(error: BaseException) -> GaveUp | None:
+    """What ended all tries, if it was a request: the client wraps errors in others."""
+    return next((below for below in causes(error) if isinstance(below, GaveUp)), None)
 
 
 def tries_of(error: BaseException) -> int:
@@ -249,6 +256,8 @@ def pause_after(error: BaseException, attempt: int) -> float | None:
     if isinstance(error, client.LocalEntryNotFoundError) or _gave_up(error) is not None:
         return None  # tried often enough already
     error = root(error)
+    if isinstance(error, httpx.TimeoutException) and silence.timeout is not None:
+        return None
     if isinstance(error, client.HfHubHTTPError):
         if error.response.status_code < 500 and error.response.status_code not in (408, 429):
             return None
@@ -312,9 +321,10 @@ def detail(error: BaseException) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds:,.0f} s (about {seconds / 60:,.0f} minutes)"
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds:,.0f} s (about {seconds / length:,.0f} {unit})"
+    return f"{seconds:.0f} s"
 
 
 def _make_client() -> Client:

@@ -14,19 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    constants,
-    get_session,
-    get_token,
-    hf_raise_for_status,
-)
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard, constants, get_token
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
-    build_hf_headers,
     disable_progress_bars,
     enable_progress_bars,
+    httpx,
 )
 
 from hfcart.addresses import without_queries
@@ -40,7 +34,7 @@ from hfcart.errors import (
     next_step,
 )
 from hfcart.hub._calls import API, CLIENT_ERRORS, call
-from hfcart.hub._http import detail, root, status_of, work
+from hfcart.hub._http import detail, request_of, root, status_of, work
 from hfcart.hub._read import _COMMIT, Snapshot, info, read_small, resolve, snapshot_of, split_ref, tree
 
 MAX_RECORD = 1 << 26  # bytes of a target's hfcart.json
@@ -375,8 +369,8 @@ class _Commit:
 
     def made(self, error: Exception) -> tuple[str, str | None] | None:
         """What came of a commit whose answer is an error: a lost answer does not mean a lost commit. None: nothing."""
-        status = status_of(root(error))
-        if status in REFUSED and status not in DOUBTFUL:
+        status, sent = status_of(root(error)), request_of(root(error))[0] == "POST"  # not where it was redirected to
+        if sent and status in REFUSED and status not in DOUBTFUL:
             return None
         look = self.proposed if self.create_pr else self.landed
         try:
@@ -440,7 +434,7 @@ def _quiet_client() -> Iterator[None]:
 
 
 def validate_card(text: str) -> list[str]:
-    """Ask the Hub whether it accepts a model card, as it stands (the client's own check writes the YAML anew).
+    """Ask the Hub whether it accepts a model card.
 
     Returns:
         What it finds wrong; nothing for a good card.
@@ -450,12 +444,12 @@ def validate_card(text: str) -> list[str]:
     """
 
     def ask() -> list[str]:
-        body = {"content": text, "repoType": "model"}
-        url = f"{constants.ENDPOINT}/api/validate-yaml"
-        response = get_session().post(url, json=body, headers=build_hf_headers(library_name="hfcart"))
-        if response.status_code == 400:
-            return _complaints(response.text)
-        hf_raise_for_status(response)
+        try:
+            ModelCard(text).validate()
+        except httpx.HTTPError:
+            raise
+        except (ValueError, yaml.YAMLError) as error:
+            return _complaints(str(error))
         return []
 
     return call("Checking the model card", ask)

@@ -19,7 +19,7 @@ from huggingface_hub import (
     hf_raise_for_status,
     try_to_load_from_cache,
 )
-from huggingface_hub.utils import build_hf_headers, silent_tqdm, validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, httpx, silent_tqdm, validate_repo_id  # type: ignore[attr-defined]
 
 from hfcart.errors import CorruptFileError, HubError, UsageError
 from hfcart.hub._calls import API, call
@@ -126,13 +126,21 @@ def tree(repo: str, commit: str) -> list[dict[str, Any]]:
     def page() -> tuple[list[dict[str, Any]], str | None]:
         response = get_session().get(url or "", headers=_headers(), timeout=READ_TIMEOUT)
         hf_raise_for_status(response)
-        found = [dict(entry) for entry in response.json() if entry["type"] == "file"]
+        if not isinstance(listing := response.json(), list):
+            raise ValueError("no list")
+        found = [dict(entry) for entry in listing if entry["type"] == "file"]
         for entry in found:
             stored = entry.get("lfs") or entry
             if type(stored["size"]) is not int or stored["size"] < 0 or not _DIGEST.fullmatch(stored["oid"]):
                 raise ValueError("a file without a size or a digest")
-        return found, response.links.get("next", {}).get("url")
+        follow = response.links.get("next", {}).get("url")
+        # The token goes along: to the Hub alone. And a list that leads back to itself has no end.
+        if follow is not None and (follow in seen or not follow.startswith(f"{constants.ENDPOINT}/")):
+            raise ValueError("a next page that cannot be")
+        seen.add(follow)
+        return found, follow
 
+    seen: set[str | None] = set()
     entries: list[dict[str, Any]] = []
     url: str | None = f"{constants.ENDPOINT}/api/models/{repo}/tree/{commit}?recursive=true"
     while url is not None:
@@ -194,8 +202,15 @@ def read_bytes(snapshot: Snapshot, path: str, start: int, end: int) -> bytes:
         if len(body) < end - start:
             raise ConnectionError("the body ended early")
 
+    def read() -> None:
+        try:
+            read_rest()
+        except httpx.TransportError:
+            if len(body) < end - start:  # else only the end of the answer was wrong
+                raise
+
     if start < end:
-        call(what, read_rest, repo=snapshot.repo)
+        call(what, read, repo=snapshot.repo)
     return bytes(body)
 
 
