@@ -281,7 +281,7 @@ def test_a_prompt_without_begin_or_end_is_refused(clip: Path, changes: tuple[Cha
         change(clip)
     with pytest.raises(CorruptFileError, match=found) as error:
         make_head(open_base(str(clip), Progress()), TASK, Progress())
-    assert error.value.message.startswith("clip: its tokenizer") and "--base" in str(error.value.hint)
+    assert error.value.message.startswith("clip: its tokenizer") and "user/name@revision" in str(error.value.hint)
     assert "tokenizer.json" in error.value.message or "merges.txt" in error.value.message
     assert "cannot be read" in error.value.message or "the prompt 'a photo of cat.'" in error.value.message
 
