@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hfcart.architecture import differences, expected_shapes
 from hfcart.errors import MismatchError
 from hfcart.names import PROJECTION
+from hfcart.quoting import some
 from hfcart.reader import TensorSpec
 from hfcart.records import Architecture
 from hfcart.sources import Tower
@@ -50,13 +51,13 @@ def _mismatch(found: Sequence[tuple[str, list[Row], list[Row]]]) -> MismatchErro
     left = sum(not (differ or misfit) for _, differ, misfit in found)
     of, parts = f"of {len(found)} towers", []
     if odd:
-        parts.append(f"{len(odd)} {of} differ from the rest in architecture: {', '.join(odd)}.")
+        parts.append(f"{len(odd)} {of} differ from the rest in architecture: {some(odd)}.")
     if len(found) == 1:  # it is to be loaded, and its file may be here already
         parts.append(f"{broken[0]} holds other tensors than its own config.json describes.")
     else:
         if broken:
             parts.append(f"{len(broken)} {of} hold other tensors than their own config.json describes: "
-                         f"{', '.join(broken)}.")  # fmt: skip
+                         f"{some(broken)}.")  # fmt: skip
         parts.append("Nothing was downloaded.")
     rows = [row for _, differ, misfit in found for row in (*differ, *misfit)]
     hint = "Leave out the towers that differ, or name a revision that fits: user/name@revision."

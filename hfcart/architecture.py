@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from hfcart.errors import NotATowerError
+from hfcart.quoting import quoted
 from hfcart.records import Architecture
 
 # CLIPVisionConfig's own defaults: configs written by older releases leave out what equals them.
@@ -52,7 +53,7 @@ def read_architecture(config: object, where: str) -> Architecture:
     kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise NotATowerError(
-            f"{where} is not a CLIP tower: config.json says model_type {kind!r}, "
+            f"{where} is not a CLIP tower: config.json says model_type {quoted(kind)}, "
             "expected 'clip_vision_model' or 'clip'.",
             hint="Give repos or folders that hold a CLIPVisionModel or a CLIPModel saved by transformers.",
         )
@@ -95,7 +96,7 @@ def checked(name: str, value: object, default: int | float | str, where: str) ->
     if not good:
         known = f"; transformers knows {', '.join(ACTIVATIONS)}" if name == "hidden_act" else ""
         raise NotATowerError(
-            f"{where}: config.json has {name} = {str(value)[:60]!r}, which no CLIP tower can have{known}."
+            f"{where}: config.json has {name} = {quoted(str(value), 60)}, which no CLIP tower can have{known}."
         )
     return float(value) if isinstance(default, float) else value  # type: ignore[arg-type, return-value]
 

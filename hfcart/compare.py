@@ -29,6 +29,7 @@ from hfcart.matching import known, own_task
 from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
 from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress
+from hfcart.quoting import quoted
 from hfcart.recipe import SourceTask, make
 from hfcart.records import CompareRecord, CompareRow, Environment
 from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
@@ -129,11 +130,13 @@ def run_compare(
         KeyboardInterrupt: with a note; the same command goes on where it stopped.
     """
     if references not in REFERENCES:
-        raise UsageError(f"--references is {references!r}, expected one of {', '.join(REFERENCES)}.")
+        raise UsageError(f"--references is {quoted(references)}, expected one of {', '.join(REFERENCES)}.")
     every = not methods or tuple(methods) == ("all",)
     names = tuple(offered(len(sources), adapted=bool(methods)) if every else dict.fromkeys(methods))
     if unknown := [name for name in names if name not in (*METHODS, *ADAPTIVE)]:
-        raise UsageError(f"unknown method {unknown[0]!r}, expected one of {', '.join((*METHODS, *ADAPTIVE))}, or all.")
+        raise UsageError(
+            f"unknown method {quoted(unknown[0])}, expected one of {', '.join((*METHODS, *ADAPTIVE))}, or all."
+        )
     settings = {name: _settings(sources, name, tasks[0]) for name in names}
     where, threads = choose_device(device), workers or default_workers()
     with PartialFolder(out, overwrite=overwrite) as partial:

@@ -11,6 +11,7 @@ from hfcart import hub, safe_yaml
 from hfcart.data import Contents, contents
 from hfcart.errors import SourceError
 from hfcart.facts import card_facts
+from hfcart.quoting import some
 
 _TESTS = ("test", "testing", "validation", "valid", "val", "dev", "eval")
 _TRAINS = ("train", "training")
@@ -34,7 +35,7 @@ def draft_card(ref: str, config: str | None = None) -> tuple[str, str]:
     """
     found = contents(ref, config)
     where = f"The dataset {found.pinned.repo}"
-    columns = ", ".join(f"{name} ({kind})" for name, kind in found.columns.items())
+    columns = some((f"{name} ({kind})" for name, kind in found.columns.items()), 20)
     for kind, there in (("images", found.images), ("labels", found.labels)):
         if not there:
             raise SourceError(f"{where} has no column of {kind}: its columns are {columns}.")

@@ -25,6 +25,8 @@ What does not stop the work is a warning: on the command line a line of its own,
 
 from __future__ import annotations
 
+from hfcart.quoting import MOST_ROWS, printable
+
 AGAIN = "then run the same command again."
 
 
@@ -40,10 +42,13 @@ class HfcartError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        """Take the message (what went wrong, a few sentences) and the hint (what to do next)."""
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        """Take the message (what went wrong, a few sentences) and the hint (what to do next).
+
+        Whatever they quote from a file or a server, they are printable and no longer than a screen.
+        """
+        self.message = printable(message)
+        super().__init__(self.message)
+        self.hint = None if hint is None else "\n".join(map(printable, hint.split("\n")[:MOST_ROWS]))
 
 
 class HfcartWarning(UserWarning):
@@ -86,7 +91,10 @@ class MismatchError(SourceError):
     def __init__(self, message: str, rows: list[tuple[str, str, str, str]], *, hint: str | None = None) -> None:
         """Take the summary, one (source, what, expected, found) for every difference, and the hint."""
         super().__init__(message, hint=hint)
-        self.rows = rows
+        shown = rows if len(rows) <= MOST_ROWS else rows[: MOST_ROWS - 1]
+        self.rows = [(*(printable(cell, 200) for cell in row),) for row in shown]
+        if len(shown) < len(rows):
+            self.rows.append(("…", f"{len(rows) - len(shown):,} more differences", "", ""))
 
 
 class DistantError(SourceError):

@@ -22,6 +22,7 @@ from hfcart.merged import MAX_RECORD, RECORD, pinned, read_record
 from hfcart.merger import merge_aside
 from hfcart.plan import default_workers
 from hfcart.progress import Progress, Within
+from hfcart.quoting import quoted
 from hfcart.recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
 from hfcart.results.check import MAX_SEED
@@ -253,7 +254,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     known = {"references": REFERENCES, "precision": ("auto", *PRECISIONS[:2]), "part": ("test", "validation", "train")}
     for name, values in known.items():
         if (value := options.get(name, values[0])) not in values:
-            raise UsageError(f"--{name} is {value!r}, expected one of {', '.join(values)}.")
+            raise UsageError(f"--{name} is {quoted(value)}, expected one of {', '.join(values)}.")
     for name in ("limit", "batch_size", "workers"):
         if (number := options.get(name)) is not None and number < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {number}, expected at least 1.")

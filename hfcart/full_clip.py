@@ -15,6 +15,7 @@ from hfcart.alike import tensor_differences
 from hfcart.architecture import checked, encoder_shapes
 from hfcart.errors import CorruptFileError, MismatchError, NotATowerError, SourceError, together
 from hfcart.names import PROJECTION
+from hfcart.quoting import quoted
 from hfcart.reader import TensorSpec, strict_json
 from hfcart.records import Architecture
 from hfcart.sources import Tower, known_base
@@ -155,7 +156,7 @@ def read_text_config(config: dict[str, Any], label: str) -> dict[str, Any]:
         value = found.get(name, token)
         known = type(value) is int and 0 <= value <= _LARGEST_ID
         if not known and (value is not None or name == "eos_token_id"):
-            raise NotATowerError(f"{where}: config.json has {name} = {str(value)[:60]!r}, which is no token.")
+            raise NotATowerError(f"{where}: config.json has {name} = {quoted(str(value), 60)}, which is no token.")
         out[name] = value
     if out["hidden_size"] % out["num_attention_heads"]:
         raise NotATowerError(
@@ -203,7 +204,8 @@ def _tokenizer(base: Tower, label: str, config: dict[str, Any]) -> dict[str, byt
             others := [k for k in found if not k.endswith(("_token", "_tokens"))]
         ):
             raise SourceError(
-                f"{label}: special_tokens_map.json has {others[0][:60]!r}, expected special tokens only.", hint=hint
+                f"{label}: special_tokens_map.json has {quoted(others[0], 60)}, expected special tokens only.",
+                hint=hint,
             )
         if name != "tokenizer_config.json":
             continue
@@ -219,7 +221,7 @@ def _tokenizer(base: Tower, label: str, config: dict[str, Any]) -> dict[str, byt
     ):
         if kind and kind not in known:
             raise SourceError(
-                f"{label}: {where} names the class {str(kind)[:60]!r}, expected one of {', '.join(known)}.",
+                f"{label}: {where} names the class {quoted(str(kind), 60)}, expected one of {', '.join(known)}.",
                 hint=hint,
             )
     return files

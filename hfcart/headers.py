@@ -11,6 +11,7 @@ from hfcart.layout import INDEX
 from hfcart.names import canonical
 from hfcart.parallel import in_parallel
 from hfcart.progress import Progress
+from hfcart.quoting import printable, some
 from hfcart.reader import parse_header, sha256_of
 from hfcart.records import FileRecord
 from hfcart.sources import Tower
@@ -61,8 +62,8 @@ def _check_index(tower: Tower) -> None:
     if odd:
         said, found = tower.index.get(odd[0], "nowhere"), held.get(odd[0], "nowhere")
         raise CorruptFileError(
-            f"{tower.label}/{INDEX} does not fit its shards: it puts {odd[0][:120]} {said}, its headers {found}"
-            + (f" ({len(odd)} such tensors)." if len(odd) > 1 else "."),
+            f"{tower.label}/{INDEX} does not fit its shards: it puts {printable(odd[0], 120)} {printable(said, 120)}, "
+            f"its headers {found}" + (f" ({len(odd)} such tensors)." if len(odd) > 1 else "."),
             hint="Ask its owner to upload the model again.",
         )
 
@@ -85,6 +86,6 @@ def _convert(tower: Tower, converted: Path, progress: Progress) -> None:
             )
         tower.open(target.name, target)
         files.append(target.name)
-    progress.note(f"{tower.label} has no safetensors: {', '.join(tower.weights)} was loaded (data only) and converted.")
+    progress.note(f"{tower.label} has no safetensors: {some(tower.weights)} was loaded (data only) and converted.")
     tower.weights = files
     tower.make_record(records)

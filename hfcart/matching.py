@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hfcart.errors import UsageError
+from hfcart.quoting import some
 from hfcart.recipe import LocalSource
 from hfcart.records import CardFacts
 from hfcart.sources import Tower
@@ -103,7 +104,7 @@ def _split(entries: Sequence[str], sources: set[str]) -> tuple[list[tuple[str, s
         cut = next((cut for cut in cuts if cut[0] in sources), None)
         if cut is None:
             raise UsageError(
-                f"{entry[:200]}: {cuts[0][0][:120]} is none of the sources, which are {', '.join(sorted(sources))}.",
+                f"{entry[:200]}: {cuts[0][0][:120]} is none of the sources, which are {some(sorted(sources))}.",
                 hint="Write --tasks SOURCE=TASK with the source as it is merged.",
             )
         told.append(cut)
@@ -128,7 +129,7 @@ def _open(
     if none := [label for label in labels if label not in several]:
         it, its = ("it", "its card") if len(none) == 1 else ("them", "their cards")
         message = (
-            f"It is not known which task was trained into {', '.join(none)}: no card of these tasks names {it}, and "
+            f"It is not known which task was trained into {some(none)}: no card of these tasks names {it}, and "
             f"{its} name no dataset of these tasks alone."
         )
     else:

@@ -14,6 +14,7 @@ from hfcart import __version__
 from hfcart.errors import OutputError, UsageError, VerifyError
 from hfcart.merge_check import faults
 from hfcart.methods import LINES_CITATION, METHODS
+from hfcart.quoting import quoted, some
 from hfcart.reader import sha256_of, strict_json
 from hfcart.recipe import Recipe, make
 from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, MethodRecord, SourceRecord
@@ -64,7 +65,7 @@ def read_record(data: bytes, where: str) -> MergeRecord:
         raise VerifyError(f"{where} is not a merge record of hfcart.", hint=_HINT) from None
     if record.method.name not in METHODS and is_line(record.method.name, 60):
         raise VerifyError(
-            f"{where} is of the method {record.method.name!r}, which hfcart {__version__} does not know.",
+            f"{where} is of the method {quoted(record.method.name)}, which hfcart {__version__} does not know.",
             hint="Update hfcart: pip install -U hfcart",
         )
     try:
@@ -126,7 +127,7 @@ def _check_recipe(recipe: dict[str, Any], where: str) -> None:
     if missing := sorted(_ALWAYS - set(recipe)):
         raise UsageError(f"{where}: it does not say {', '.join(missing)}.")
     if unknown := sorted(set(recipe) - known):
-        raise UsageError(f"{where}: no merge records {', '.join(map(repr, unknown))}.")
+        raise UsageError(f"{where}: no merge records {some(map(quoted, unknown))}.")
     sources = recipe.get("sources")
     for source in [*(sources if isinstance(sources, list | tuple) else []), *filter(None, [recipe.get("base")])]:
         if isinstance(source, str):
@@ -136,7 +137,9 @@ def _check_recipe(recipe: dict[str, Any], where: str) -> None:
             name = source.get("path") if isinstance(source, dict) else None
             good = isinstance(name, str) and "/" not in name and "\\" not in name and name not in ("", ".", "..", "~")
         if not good:
-            raise UsageError(f"{where}: the source {str(source)[:80]!r} is neither a pinned repo nor a folder's name.")
+            raise UsageError(
+                f"{where}: the source {quoted(str(source), 80)} is neither a pinned repo nor a folder's name."
+            )
 
 
 def pinned(source: SourceRecord) -> str | None:

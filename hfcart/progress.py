@@ -9,6 +9,7 @@ import warnings
 from types import FrameType
 
 from hfcart.errors import HfcartWarning
+from hfcart.quoting import printable
 
 
 class Progress:
@@ -45,7 +46,7 @@ class AsWarnings(Progress):
 
     def warn(self, text: str) -> None:
         """One warning. Raises HfcartWarning where a filter makes errors of them."""
-        warnings.warn_explicit(text, HfcartWarning, self._file, self._line, self._module, self._shown)
+        warnings.warn_explicit(printable(text), HfcartWarning, self._file, self._line, self._module, self._shown)
 
 
 class Within(Progress):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcart.errors import CorruptFileError
+from hfcart.quoting import quoted
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 MAX_INDEX = 50_000_000  # bytes of a *.index.json
@@ -45,7 +46,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(out) != len(pairs):
         seen: set[str] = set()
         twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise ValueError(f"the name {twice[:120]!r} occurs twice")
+        raise ValueError(f"the name {quoted(twice, 120)} occurs twice")
     return out
 
 
@@ -104,7 +105,7 @@ def parse_header(read: ReadRange, size: int, where: str) -> dict[str, TensorSpec
     for spec in specs:
         if spec.start != position:
             what = "overlaps the one before it" if spec.start < position else "leaves a gap before it"
-            raise bad(f"tensor {spec.name!r} {what} (starts at byte {spec.start:,}, expected {position:,})")
+            raise bad(f"tensor {quoted(spec.name)} {what} (starts at byte {spec.start:,}, expected {position:,})")
         position = spec.end
     if position > size:
         raise bad(f"it is cut short: its tensors end at byte {position:,}, the file has {size:,}")
@@ -123,12 +124,12 @@ def _tensor_spec(
             and all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 1 << 62 for x in value)
         )
 
-    shown = repr(name[:120])
+    shown = quoted(name, 120)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise bad(f"tensor {shown} is not described by exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in DTYPE_BYTES if isinstance(dtype, str) else True:
-        raise bad(f"tensor {shown} has the unknown dtype {str(dtype)[:20]!r}")
+        raise bad(f"tensor {shown} has the unknown dtype {quoted(str(dtype), 20)}")
     if not naturals(shape) or len(shape) > 16:
         raise bad(f"tensor {shown} has a shape that is not a short list of sizes")
     if not naturals(offsets, 2) or offsets[0] > offsets[1]:
@@ -160,11 +161,11 @@ def parse_index(data: bytes, present: Sequence[str], where: str) -> dict[str, st
         raise CorruptFileError(f"{where} is not a valid index: it maps no tensor to a shard.", hint=hint)
     for shard in sorted(set(weight_map.values())):
         if "/" in shard or "\\" in shard or shard in (".", "..") or "\0" in shard:
-            raise CorruptFileError(f"{where} names the file {shard[:120]!r}, outside its own folder.", hint=hint)
+            raise CorruptFileError(f"{where} names the file {quoted(shard, 120)}, outside its own folder.", hint=hint)
         if not shard.endswith(".safetensors"):
-            raise CorruptFileError(f"{where} names {shard[:120]!r}, which is no safetensors file.", hint=hint)
+            raise CorruptFileError(f"{where} names {quoted(shard, 120)}, which is no safetensors file.", hint=hint)
         if shard not in present:
-            raise CorruptFileError(f"{where} names the shard {shard[:120]!r}, which is not there.", hint=hint)
+            raise CorruptFileError(f"{where} names the shard {quoted(shard, 120)}, which is not there.", hint=hint)
     return weight_map
 
 

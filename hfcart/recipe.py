@@ -19,6 +19,7 @@ from hfcart._cards import cards_dir
 from hfcart.errors import UsageError
 from hfcart.fields import Device, HubRepo, OutFolder, explain
 from hfcart.methods import ADAPTING, METHODS
+from hfcart.quoting import printable, quoted
 from hfcart.tasks import TaskCard, benchmark_task
 
 # Names of every method's parameters: fields of the recipe, and options of the command line.
@@ -60,7 +61,7 @@ class SourceTask(BaseModel):
         if (self.task is None) == (self.card is None):
             raise ValueError("expected either the id of a task or a card")
         if self.task is not None and benchmark_task(self.task) is None:
-            raise ValueError(f"there is no task {self.task[:80]!r}")
+            raise ValueError(f"there is no task {quoted(self.task, 80)}")
         return self
 
     @property
@@ -157,7 +158,7 @@ class Recipe(BaseModel):
     @classmethod
     def _known_method(cls, value: str) -> str:
         if value not in METHODS:
-            raise ValueError(f"unknown method {value!r}, expected one of {', '.join(METHODS)}")
+            raise ValueError(f"unknown method {quoted(value)}, expected one of {', '.join(METHODS)}")
         return value
 
     @field_validator("rank")
@@ -296,7 +297,7 @@ def parse_size(text: str) -> int:
     if found:
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
     if size <= 0:
-        raise ValueError(f"{text!r} is not a size, expected such as 5GB or 500MB")
+        raise ValueError(f"{quoted(text)} is not a size, expected such as 5GB or 500MB")
     return size
 
 
@@ -349,7 +350,7 @@ def read(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or str(error)
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"The recipe {path} is not valid YAML{place}: {problem}.") from None
+        raise UsageError(f"The recipe {path} is not valid YAML{place}: {printable(problem, 300)}.") from None
     if not isinstance(fields, dict) or not all(isinstance(k, str) for k in fields):
         raise UsageError(f"The recipe {path} is not a mapping of fields to values.")
     return fields

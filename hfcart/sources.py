@@ -20,6 +20,7 @@ from hfcart.facts import card_facts
 from hfcart.layout import INDEX, SINGLE
 from hfcart.parallel import in_parallel
 from hfcart.progress import Progress
+from hfcart.quoting import printable, some
 from hfcart.reader import (
     MAX_INDEX,
     LocalFile,
@@ -181,7 +182,7 @@ def pin(ref: str | LocalSource | Reopened, progress: Progress) -> Tower:
     try:
         architecture = read_architecture(strict_json(config), store.label)
     except ValueError as error:
-        raise CorruptFileError(f"{store.label}/config.json is not valid JSON: {error}.") from None
+        raise CorruptFileError(f"{store.label}/config.json is not valid JSON: {printable(error, 300)}.") from None
     readme = None
     if store.sizes.get("README.md", 0) <= SMALL:
         readme = store.small("README.md")
@@ -248,7 +249,7 @@ def _choose_weights(store: Store) -> tuple[list[str], dict[str, str] | None]:
         return shards or pickles, None
     raise NotATowerError(
         f"{store.label} holds no weights: expected {SINGLE}, {INDEX} or pytorch_model.bin at its top level, "
-        f"found {', '.join(sorted(store.sizes)[:8]) or 'nothing'}."
+        f"found {some(sorted(store.sizes)) or 'nothing'}."
         + (f" What {' and '.join(every[:2])} hold is the state of a training." if every and not pickles else ""),
         hint="Name a revision that has them: user/name@revision.",
     )

@@ -28,6 +28,7 @@ from hfcart.methods import METHODS, function, keywords_of
 from hfcart.names import Group
 from hfcart.plan import Plan, default_workers, make_plan
 from hfcart.progress import Progress, Within
+from hfcart.quoting import quoted
 from hfcart.recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
 from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
@@ -163,7 +164,7 @@ def _recipe(
     able = [name for name, line in METHODS.items() if line.updates]
     if method not in able:
         raise UsageError(
-            f"A sweep takes {', '.join(able)}; {method!r} is not anchor + λ · update.",
+            f"A sweep takes {', '.join(able)}; {quoted(method)} is not anchor + λ · update.",
             hint="`hfcart methods` lists all.",
         )
     takes_rank = any(p.name == "rank" for p in METHODS[method].parameters)

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from hfcart import safe_yaml
 from hfcart._cards import cards_dir
 from hfcart.errors import UsageError
+from hfcart.quoting import printable, quoted
 from hfcart.repo_id import is_repo_id
 
 MAX_CLASSES = 10_000
@@ -42,7 +43,7 @@ _HINT = "`hfcart tasks show eurosat` shows a card, `hfcart tasks new user/datase
 
 def _one_line(text: str) -> str:
     if not text.strip() or not text.isprintable():
-        raise ValueError(f"expected one line of text, found {text[:80]!r}")
+        raise ValueError(f"expected one line of text, found {quoted(text, 80)}")
     return text
 
 
@@ -94,9 +95,11 @@ class DatasetRef(_Card):
     @model_validator(mode="after")
     def _apart(self) -> DatasetRef:
         if self.train_split == self.test_split:
-            raise ValueError(f"train_split and test_split are both {self.test_split!r}: nothing would be held out")
+            raise ValueError(
+                f"train_split and test_split are both {quoted(self.test_split)}: nothing would be held out"
+            )
         if self.image_column == self.label_column:
-            raise ValueError(f"image_column and label_column are both {self.image_column!r}")
+            raise ValueError(f"image_column and label_column are both {quoted(self.image_column)}")
         return self
 
 
@@ -139,7 +142,7 @@ class TaskCard(_Card):
     def _prompts_have_a_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for prompt in value:
             if "{}" not in prompt:
-                raise ValueError(f"expected {{}} where the class name goes, found {prompt[:80]!r}")
+                raise ValueError(f"expected {{}} where the class name goes, found {quoted(prompt, 80)}")
         return value
 
     @field_validator("templates", "classnames")
@@ -148,7 +151,7 @@ class TaskCard(_Card):
         first: dict[str, int] = {}
         for i, text in enumerate(value):
             if first.setdefault(text, i) != i:
-                raise ValueError(f"{text[:80]!r} is there twice, at places {first[text]} and {i} (counted from 0)")
+                raise ValueError(f"{quoted(text, 80)} is there twice, at places {first[text]} and {i} (counted from 0)")
         return value
 
     @field_validator("fine_tuned")
@@ -156,7 +159,7 @@ class TaskCard(_Card):
     def _towers_on_the_hub(cls, value: dict[str, str]) -> dict[str, str]:
         for name in (*value, *value.values()):
             if not is_repo_id(name, namespace=True):
-                raise ValueError(f"expected repos on the Hub, user/name, found {name[:80]!r}")
+                raise ValueError(f"expected repos on the Hub, user/name, found {quoted(name, 80)}")
         return value
 
     @property
@@ -216,7 +219,7 @@ def read_tasks(names: Sequence[str]) -> list[TaskCard]:
         for task in _named(name):
             if found.setdefault(task.id, task) != task:
                 raise UsageError(
-                    f"{name} and another task named before it both have the id {task.id!r}, and differ.",
+                    f"{name} and another task named before it both have the id {quoted(task.id)}, and differ.",
                     hint="Give your own card an id of its own.",
                 )
     if not found:
@@ -251,7 +254,7 @@ def _named(name: str) -> list[TaskCard]:
     meant = (
         f"did you mean {' or '.join(close)}?" if close else f"expected a task, a group ({', '.join(GROUPS)}) or a path."
     )
-    raise UsageError(f"There is no task {name[:80]!r}: {meant}", hint="`hfcart tasks` lists the tasks and groups.")
+    raise UsageError(f"There is no task {quoted(name, 80)}: {meant}", hint="`hfcart tasks` lists the tasks and groups.")
 
 
 def read_card(path: Path) -> TaskCard:
@@ -272,7 +275,9 @@ def read_card(path: Path) -> TaskCard:
         )
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"The task card {path} is not valid YAML{place}: {problem}.", hint=_HINT) from None
+        raise UsageError(
+            f"The task card {path} is not valid YAML{place}: {printable(problem, 300)}.", hint=_HINT
+        ) from None
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise UsageError(f"The task card {path} is not a mapping of fields to values.", hint=_HINT)
     try:
@@ -287,16 +292,16 @@ def _explain(error: ValidationError) -> str:
     """Each wrong field once: its name, what was expected, what was found."""
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        name = ".".join(str(part) for part in problem["loc"])
+        name = printable(".".join(str(part) for part in problem["loc"]), 100)
         if problem["type"] == "too_short" and any(one.startswith(f"{name}.") for one in lines):
             continue  # it is short of the items that are wrong themselves
         lines.setdefault(name, (f"{name}: " if name else "") + _problem(problem["type"], problem))
     shown = list(lines.values())
-    return "; ".join(shown[:8]) + (f"; and {len(shown) - 8} more" if len(shown) > 8 else "")
+    return "; ".join(shown[:5]) + (f"; and {len(shown) - 5} more" if len(shown) > 5 else "")
 
 
 def _problem(kind: str, problem: Any) -> str:  # noqa: ANN401 (pydantic's own mapping)
-    found = _short(problem["input"])
+    found = quoted(problem["input"])
     if kind == "extra_forbidden":
         return "there is no such field"
     if kind == "missing":
@@ -317,8 +322,3 @@ def _problem(kind: str, problem: Any) -> str:  # noqa: ANN401 (pydantic's own ma
     if kind == "string_pattern_mismatch":
         return f"expected the form {problem['ctx']['pattern']}, found {found}"
     return f"{problem['msg']}, found {found}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -13,6 +13,7 @@ import yaml
 from hfcart._cards import cards_dir
 from hfcart.errors import HfcartError, UsageError
 from hfcart.markdown import code, fence, text, words
+from hfcart.quoting import printable
 
 
 def render(name: str, **values: Any) -> str:  # noqa: ANN401 (whatever the template shows)
@@ -32,7 +33,7 @@ def render(name: str, **values: Any) -> str:  # noqa: ANN401 (whatever the templ
     except jinja2.TemplateNotFound:
         raise HfcartError(f"The card template {path} cannot be read: No such file.") from None
     except jinja2.TemplateError as error:
-        raise UsageError(f"The card template {path} does not render: {error}") from None
+        raise UsageError(f"The card template {path} does not render: {printable(error, 300)}") from None
     except OSError as error:
         raise HfcartError(f"The card template {path} cannot be read: {error.strerror}.") from None
 

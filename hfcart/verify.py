@@ -19,7 +19,7 @@ from hfcart.errors import SourceError, VerifyError
 from hfcart.merged import MAX_RECORD, RECORD, read_record
 from hfcart.merger import merge_aside
 from hfcart.progress import Progress
-from hfcart.reader import LocalFile, TensorSpec, parse_header, sha256_of
+from hfcart.reader import LocalFile, TensorSpec, parse_header, sha256_of, strict_json
 from hfcart.recipe import make
 from hfcart.records import MergeRecord
 from hfcart.results.files import RESULTS
@@ -131,24 +131,25 @@ def _compare(store: Store, again: Path, record: MergeRecord, device: str) -> Ver
         return Verdict(False, sentence, differences)
     names = sorted(record.files.keys() | repeated.files.keys())
     others = [name for name in names if record.files.get(name) != repeated.files.get(name)]
-    others += [f"{part} in {RECORD}" for part in _retold(record, repeated)]
+    others += [f"{part} in {RECORD}" for part in _retold(store.small(RECORD, MAX_RECORD) or b"{}", repeated)]
     if others:
         sentence = f"Not identical: the weights are the same, but {', '.join(others)} should read otherwise."
         return Verdict(False, sentence, {})
     return Verdict(True, f"Identical: all {len(ours)} tensors of {store.label} came out with the same bytes.", {})
 
 
-def _retold(record: MergeRecord, repeated: MergeRecord) -> list[str]:
+def _retold(recorded: bytes, repeated: MergeRecord) -> list[str]:
     """The parts of a record that the repeated merge does not confirm; where it was made may differ.
 
     How coefficients were learned, or a parameter chosen, is not repeated: the recipe has them.
     """
-    then, now = (json.loads(each.to_json()) for each in (record, repeated))
+    # The file itself, and not what was read of it: a method's own words are read from our registry.
+    then, now = strict_json(recorded), json.loads(repeated.to_json())
     for each in (then, now):
         for source in (*each["sources"], *([each["base"]] if each["base"] else [])):
             source["revision"] = None  # what was asked for; the recipe asks for the commit it led to
     left_out = ("environment", "files", "adaptation", "selection")
-    return [part for part in now if part not in left_out and then[part] != now[part]]
+    return [part for part in now if part not in left_out and then.get(part, now[part]) != now[part]]
 
 
 def _changes(record: MergeRecord, device: str) -> str:

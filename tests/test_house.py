@@ -26,6 +26,7 @@ PACKAGE = ROOT / "hfcart"
 # Every module or package of hfcart, from the ground up. A module imports from its own floor or from below.
 FLOORS = [
     [
+        "quoting",
         "errors",
         "records",
         "progress",

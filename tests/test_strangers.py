@@ -5,12 +5,14 @@ Reading refuses what was changed with an error of ours, or what the card and the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import io
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +29,9 @@ from test_card import (
     metadata_of,
     tokens_of,
 )
-from towers import TINY
+from towers import TINY, write_tower
 
+import hfcart
 from hfcart import __version__
 from hfcart.architecture import expected_shapes
 from hfcart.card import render_card
@@ -37,6 +40,7 @@ from hfcart.errors import HfcartError, VerifyError
 from hfcart.finetune_card import render_finetune_card
 from hfcart.merged import method_record
 from hfcart.methods import METHODS
+from hfcart.progress import Progress
 from hfcart.recipe import make
 from hfcart.records import (
     AdaptationRecord,
@@ -59,6 +63,7 @@ from hfcart.records import (
 )
 from hfcart.results.files import read_results
 from hfcart.tuned import commit_message, read_any
+from hfcart.verify import run_verify
 
 SMALL = {**TINY, "num_hidden_layers": 1}
 HOSTILE = [
@@ -380,3 +385,15 @@ def test_a_list_that_is_too_short_is_named() -> None:
     similarity["similarity"]["distance"] = [0.1]
     with pytest.raises(VerifyError, match="its similarity is not that of 2 sources"):
         read_any(json.dumps(similarity).encode(), "m")
+
+
+def test_verify_tells_of_lies_about_the_method(tmp_path: Path) -> None:
+    sources = [write_tower(tmp_path / f"s{i}", i, SMALL) for i in (1, 2)]
+    hfcart.merge(sources, out=tmp_path / "m", method="average")
+    path = tmp_path / "m" / "hfcart.json"
+    tree = json.loads(path.read_text())
+    tree["method"]["title"] = "CART"
+    path.write_text(json.dumps(tree))
+    with contextlib.chdir(tmp_path):
+        verdict = run_verify("m", device="cpu", stream=False, progress=Progress())
+    assert not verdict.identical and "but method in hfcart.json should read otherwise" in verdict.sentence

@@ -30,6 +30,7 @@ from hfcart.addresses import Formatter, without_queries
 from hfcart.errors import HfcartError, MismatchError
 from hfcart.patience import silence
 from hfcart.progress import Progress
+from hfcart.quoting import MOST_ROWS, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -156,7 +157,7 @@ class Output(Progress):
     def _line(self, mark: str, style: str, text: str) -> None:
         line = Text()
         line.append(mark, style=style)
-        line.append(" " + clean(text))
+        line.append(" " + clean("\n".join(map(printable, text.split("\n")[:MOST_ROWS]))))
         self._err.print(line)
 
 

@@ -11,6 +11,7 @@ import datasets
 
 from hfcart.errors import SourceError
 from hfcart.progress import Progress
+from hfcart.quoting import quoted, some
 from hfcart.tasks import TaskCard, name_of
 
 
@@ -41,7 +42,7 @@ class Columns:
         for role, name in zip(("image", "label"), self.names, strict=True):
             if name not in features:
                 raise SourceError(
-                    f"{sentence(self.where)} has no {role} column {name!r}: its columns are {', '.join(features)}.",
+                    f"{sentence(self.where)} has no {role} column {quoted(name)}: its columns are {some(features)}.",
                     hint=f"Correct {role}_column. " + card_hint(self.task),
                 )
         image, label = (features[name] for name in self.names)
@@ -54,7 +55,7 @@ class Columns:
 
     def _refuse(self, column: str, expected: str, feature: object) -> None:
         raise SourceError(
-            f"The column {column!r} of {self.where}: expected {expected}, found {kind_of(feature)}.",
+            f"The column {quoted(column)} of {self.where}: expected {expected}, found {kind_of(feature)}.",
             hint="Name the right column. " + card_hint(self.task),
         )
 
@@ -106,7 +107,7 @@ def compare_names(task: TaskCard, found: Sequence[str], where: str, progress: Pr
 
 
 def _pairs(task: TaskCard, found: Sequence[str], labels: Sequence[int]) -> str:
-    shown = "; ".join(f"{i} is {task.classnames[i][:60]!r} here, {found[i][:60]!r} there" for i in labels[:3])
+    shown = "; ".join(f"{i} is {quoted(task.classnames[i], 60)} here, {quoted(found[i], 60)} there" for i in labels[:3])
     return f"{shown}{'; …' if len(labels) > 3 else ''}."
 
 
@@ -139,7 +140,7 @@ def checked_label(value: object, where: str, task: TaskCard) -> int:
         hint = "Datasets keep the labels of some splits secret: name another test_split. " + hint
     found = "no label" if value is None else f"label {value}"
     raise SourceError(
-        f"{sentence(where)} has {found} in the column {task.dataset.label_column!r}, "
+        f"{sentence(where)} has {found} in the column {quoted(task.dataset.label_column)}, "
         f"expected 0 to {classes - 1}: the task {task.id} has {classes} class names.",
         hint=hint,
     )

@@ -15,6 +15,7 @@ from hfcart import hub
 from hfcart.data._checks import card_hint, is_image, is_label, kind_of
 from hfcart.errors import HfcartError, SourceError, together
 from hfcart.patience import RETRY_BASE
+from hfcart.quoting import quoted, some
 from hfcart.tasks import TaskCard
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ def open_builder(
             hub.read_dataset_file(pinned, "README.md", limit=1 << 26)
         known = _configs(pinned)
         if (config or len(known) > 1) and config not in known and known:
-            asked = f"has no config {config!r}" if config else "has several configs, and the card names none"
+            asked = f"has no config {quoted(config)}" if config else "has several configs, and the card names none"
             raise SourceError(
                 f"The dataset {pinned.repo} {asked}: expected one of {', '.join(known[:20])}.",
                 hint=together(
@@ -80,7 +81,7 @@ def check_split(whole: datasets.DatasetBuilder, split: str, pinned: hub.PinnedDa
     there = [str(name) for name in whole.config.data_files or ()]
     if split not in there:
         raise SourceError(
-            f"The dataset {pinned.repo} has no split {split!r}: it has {', '.join(there[:20]) or 'none'}.",
+            f"The dataset {pinned.repo} has no split {quoted(split)}: it has {some(there) or 'none'}.",
             hint="Correct test_split or train_split. " + card_hint(task),
         )
 

@@ -24,6 +24,7 @@ from huggingface_hub.utils import build_hf_headers, httpx, silent_tqdm, validate
 from hfcart.errors import CorruptFileError, HubError, UsageError
 from hfcart.hub._calls import API, call
 from hfcart.patience import READ_TIMEOUT
+from hfcart.quoting import quoted
 
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -72,9 +73,9 @@ def split_ref(ref: str) -> tuple[str, str | None]:
     except ValueError:
         named = False
     if not named:
-        raise UsageError(f"{repo[:120]!r} is not the name of a Hub repo.", hint=hint)
+        raise UsageError(f"{quoted(repo, 120)} is not the name of a Hub repo.", hint=hint)
     if at and not _REVISION.fullmatch(revision):
-        raise UsageError(f"{revision[:120]!r} cannot be a revision of {repo}.", hint=hint)
+        raise UsageError(f"{quoted(revision, 120)} cannot be a revision of {repo}.", hint=hint)
     return repo, revision if at else None
 
 
@@ -157,7 +158,7 @@ def _check_path(path: object, repo: str) -> str:
     ):
         return path
     raise CorruptFileError(
-        f"{repo} lists a file named {str(path)[:120]!r}, which is no plain path inside a repo.",
+        f"{repo} lists a file named {quoted(str(path), 120)}, which is no plain path inside a repo.",
         hint="Do without this repo, or name a revision without that file: user/name@revision.",
     )
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from hfcart.quoting import quoted
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+_LARGEST = 1e300  # of a parameter; beyond it a whole number is no float
 
 # One pass of a `fit`: (thetas, base) of a group -> a tensor of counts or sums, which are added over all groups.
 Measure = Callable[..., Any]
@@ -137,12 +140,12 @@ class Parameter:
         """Raise ValueError if a value, of the right type already, is none that the method takes."""
         if isinstance(value, str):
             if value not in self.choices:
-                raise ValueError(f"{value!r} is none of {', '.join(self.choices)}")
+                raise ValueError(f"{quoted(value)} is none of {', '.join(self.choices)}")
             return
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:
-            if not math.isfinite(number):
-                raise ValueError(f"{number} is not a finite number")
+            if not abs(number) < _LARGEST:
+                raise ValueError(f"{quoted(number)} is not a finite number")
             if self.least is not None and number < self.least:
                 raise ValueError(f"{number} is below {self.least:g}")
             if self.above is not None and number <= self.above:
