@@ -19,7 +19,6 @@ import torch
 from hfcart.clip import vision_model
 from hfcart.data import Part, Split, open_split
 from hfcart.engine import Worker, current_environment, fingerprint
-from hfcart.errors import SourceError
 from hfcart.heads import Base, check_architecture, make_head, open_base
 from hfcart.journal import Journal
 from hfcart.linalg import one_blas_thread
@@ -28,7 +27,7 @@ from hfcart.names import PROJECTION, Group
 from hfcart.plan import Plan
 from hfcart.progress import Progress
 from hfcart.records import Selected, SelectionRecord
-from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
+from hfcart.scoring import Scorer, batch_for, nothing_decoded, precision_for, score, towers_at_once
 from hfcart.tasks import TaskCard
 from hfcart.writer import PartialFolder, explain_os_errors
 
@@ -216,11 +215,8 @@ class _Work:
         finally:
             self.progress.finish()
         if not images:
-            raise SourceError(
-                f"Not one of the {undecodable} images of {split.task.title} can be decoded: nothing can be chosen for "
-                f"{label}.",
-                hint=f"Look at {split.dataset.repo}, or give {label} another task: --tasks {shlex.quote(label)}=TASK",
-            )
+            hint = f"Look at {split.dataset.repo}, or give {label} another task: --tasks {shlex.quote(label)}=TASK"
+            raise nothing_decoded(split, undecodable, hint=hint)
         return _Counts(tuple(correct), images, undecodable)
 
     def _towers(self, place: int, values: tuple[float, ...]) -> list[CLIPVisionModel]:

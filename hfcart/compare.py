@@ -32,7 +32,7 @@ from hfcart.progress import Progress
 from hfcart.quoting import quoted
 from hfcart.recipe import SourceTask, make
 from hfcart.records import CompareRecord, CompareRow, Environment
-from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
+from hfcart.scoring import Scorer, batch_for, nothing_decoded, precision_for, score, towers_at_once
 from hfcart.sources import Reopened, fetch_all
 from hfcart.tasks import TaskCard
 from hfcart.towers import load_tower
@@ -311,6 +311,8 @@ def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None
                 workers=work.workers,
                 progress=work.progress,
             )
+            if not int(found[0].sum()):
+                raise nothing_decoded(split, undecodable)
             if undecodable:
                 work.warn(f"{undecodable} images of {split.task.title} cannot be decoded: they are left out.")
             images.append(int(found[0].sum()))

@@ -26,7 +26,7 @@ from hfcart.quoting import quoted
 from hfcart.recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
 from hfcart.results.check import MAX_SEED
-from hfcart.scoring import PRECISIONS, Confusion, Scorer, batch_for, precision_for, score
+from hfcart.scoring import PRECISIONS, Confusion, Scorer, batch_for, nothing_decoded, precision_for, score
 from hfcart.tasks import TaskCard
 from hfcart.towers import LoadedTower, load_tower
 
@@ -85,7 +85,7 @@ def run_eval(
         progress: told of each stage.
 
     Raises:
-        HfcartError: the tower, its base or a dataset is not what it should be.
+        HfcartError: the tower, its base or a dataset is not what it should be; not one image of a task can be decoded.
     """
     processes = PartialState(cpu=device == "cpu")
     where = processes.device if processes.num_processes > 1 or device == "auto" else choose_device(device)
@@ -128,6 +128,8 @@ def run_eval(
             finally:
                 progress.finish()
             total = reduce(torch.stack([*counts, _alone(undecodable, counts[0])]).to(processes.device), "sum").cpu()
+            if not int(total[0].sum()):  # the same in every process
+                raise nothing_decoded(split, int(total[-1, 0, 0]))
             confusions[task.id] = total[0].tolist()
             measured = {name: _share(total[1 + i], s.label) for i, (name, s) in enumerate(rivals.items())}
             result = _result(split, total[0], int(total[-1, 0, 0]))

@@ -53,7 +53,8 @@ def decode(data: bytes) -> Image.Image:
     except MemoryError:
         raise UndecodableImage("it does not fit into memory") from None
     except Exception as error:  # decoders of dozens of formats, fed with anything, raise nearly anything
-        raise UndecodableImage(f"{type(error).__name__}: {str(error)[:200]}") from None
+        said = " ".join(str(error).split())[:200]  # it may quote the file
+        raise UndecodableImage(f"{type(error).__name__}: {said if said.isprintable() else ascii(said)}") from None
 
 
 def _check(image: Image.Image) -> None:

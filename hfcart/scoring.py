@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 
 from hfcart.allocator import keep_freed_blocks
 from hfcart.data import Example, Split
-from hfcart.errors import NonFiniteError
+from hfcart.errors import NonFiniteError, SourceError
 from hfcart.forward import pooled
 from hfcart.images import UndecodableImage, decode
 from hfcart.linalg import one_blas_thread
@@ -185,21 +185,27 @@ def score(
     heads = {scorer.device: head.to(scorer.device) for scorer in scorers}
     undecodable = 0
 
+    keys = [json.dumps(scorer.preprocessor, sort_keys=True) for scorer in scorers]
+    preprocessors = {key: scorer.preprocessor for key, scorer in zip(keys, scorers, strict=True)}
+
     def work(batch: list[Example]) -> tuple[int, Int[torch.Tensor, " b"], list[Int[torch.Tensor, " b"]]]:
-        images, labels = [], []
+        labels: list[int] = []
+        pixels: dict[str, list[torch.Tensor]] = {key: [] for key in preprocessors}
         for example in batch:
             try:
-                images.append(decode(example.image))
+                image = decode(example.image)
             except UndecodableImage:
                 continue
             labels.append(example.label)
-        pixels: dict[str, torch.Tensor] = {}
-        predicted = []
-        for scorer in scorers if images else ():
-            key = json.dumps(scorer.preprocessor, sort_keys=True)
-            if key not in pixels:
-                pixels[key] = torch.stack([to_pixels(image, scorer.preprocessor) for image in images])
-            predicted.append(scorer.predict(pixels[key], heads[scorer.device]))
+            # Into pixels one by one: a batch of large images would take 60 GB as they are.
+            for key, fields in preprocessors.items():
+                pixels[key].append(to_pixels(image, fields))
+        stacked = {key: torch.stack(some) for key, some in pixels.items() if some}
+        predicted = [
+            scorer.predict(stacked[key], heads[scorer.device])
+            for key, scorer in zip(keys, scorers, strict=True)
+            if key in stacked
+        ]
         progress.advance(len(batch))
         return len(batch), torch.tensor(labels, dtype=torch.int64), predicted
 
@@ -208,6 +214,28 @@ def score(
         for confusion, own in zip(confusions, predicted, strict=False):  # a batch without one image has none
             confusion += torch.bincount(labels * classes + own, minlength=classes**2).view(classes, classes)
     return confusions, undecodable
+
+
+def nothing_decoded(split: Split, count: int, *, first: Example | None = None, hint: str | None = None) -> SourceError:
+    """The error where not one of `count` images could be decoded: nothing measured or learned is no result.
+
+    Args:
+        split: where they are from.
+        count: how many were tried.
+        first: the first of them, whose fault is told; None for the first of the split, which is read again.
+        hint: what to do; None to look at the dataset and the task card.
+    """
+    reason = "it can be decoded now"
+    try:
+        decode((first or next(split.examples(chunk=1))).image)
+    except UndecodableImage as error:
+        reason = str(error)
+    task, dataset = split.task, split.dataset
+    return SourceError(
+        f"Not one of the {count:,} images of {task.title} could be decoded (the {dataset.split} split "
+        f"of {dataset.repo}). Of the first: {reason}.",
+        hint=hint or f"Look at the images of {dataset.repo}, and at the image column of the task card.",
+    )
 
 
 def _batches(split: Split, size: int, shard: int, shards: int) -> Iterator[list[Example]]:

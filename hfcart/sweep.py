@@ -17,7 +17,7 @@ import torch
 
 from hfcart.data import Part, Split, open_split
 from hfcart.engine import Worker, choose_device, current_environment, fingerprint, run
-from hfcart.errors import SourceError, UsageError
+from hfcart.errors import UsageError
 from hfcart.heads import Base, check_architecture, make_head, open_base
 from hfcart.journal import Journal
 from hfcart.layout import Layout, lay_out
@@ -31,7 +31,7 @@ from hfcart.progress import Progress, Within
 from hfcart.quoting import quoted
 from hfcart.recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
-from hfcart.scoring import Scorer, batch_for, precision_for, score, towers_at_once
+from hfcart.scoring import Scorer, batch_for, nothing_decoded, precision_for, score, towers_at_once
 from hfcart.sources import fetch_all
 from hfcart.tasks import TaskCard
 from hfcart.writer import PartialFolder, explain_os_errors
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 RECORD = "sweep.json"
 _POINTS = "points.jsonl"
-_NO_IMAGE = "Look at the dataset's images, and at image_column of the task card."
 _Setting = tuple[int, float]  # place of the rank among the grid's (1 and 1.0 are equal, and different ranks), and scale
 
 
@@ -257,10 +256,12 @@ def _measure(
             images: list[int] = []
             for split, head in zip(splits, heads, strict=True):
                 counted = _Times(progress, len(some))
-                found, _ = score(split, scorers, head, batch_size=batch_for(device), workers=workers, progress=counted)
+                found, undecodable = score(
+                    split, scorers, head, batch_size=batch_for(device), workers=workers, progress=counted
+                )
                 images.append(int(found[0].sum()))
                 if not images[-1]:
-                    raise SourceError(f"Not one image of {split.dataset.repo} could be decoded.", hint=_NO_IMAGE)
+                    raise nothing_decoded(split, undecodable)
                 for counts, confusion in zip(correct, found, strict=True):
                     counts.append(int(confusion.diagonal().sum()))
             lines = [

@@ -24,7 +24,7 @@ from hfcart.adapt.work import Work, prepare
 from hfcart.checkpoints import FOLDER, Checkpoints
 from hfcart.clip import vision_model
 from hfcart.engine import current_environment, fingerprint, run
-from hfcart.errors import HfcartError, SourceError
+from hfcart.errors import HfcartError
 from hfcart.layout import SINGLE
 from hfcart.loader import Batch, EveryTask, Loader
 from hfcart.names import PROJECTION, canonical
@@ -32,6 +32,7 @@ from hfcart.pixels import normalised
 from hfcart.plan import Plan, default_workers
 from hfcart.progress import Progress
 from hfcart.records import AdaptationRecord, AdaptedTask
+from hfcart.scoring import nothing_decoded
 from hfcart.writer import PartialFolder
 
 NAME = "adaptation"  # of the folder beside the merge's own work
@@ -211,9 +212,9 @@ class _Learning:
         first = self._accelerator.process_index * len(batch.labels)
         usable[first : first + len(batch.labels)] = batch.usable.double()
         for start in range(0, len(batch.labels), size):
-            task = batch.places[first + start][0]
+            task, index = batch.places[first + start]
             own = slice(start, start + size)
-            entropies[task] += self._backward(task, batch.pixels[own], batch.usable[own]) / work.adaptive.rounds
+            entropies[task] += self._backward(task, index, batch.pixels[own], batch.usable[own]) / work.adaptive.rounds
         gradient = torch.stack([self._gradient(i) for i in range(len(self._leaves))], 1)
         everything = torch.cat([gradient.reshape(-1), entropies, usable])
         if self._accelerator.num_processes > 1:
@@ -237,15 +238,14 @@ class _Learning:
             for leaf, part in zip(leaves, torch.split(merged, rows) if len(leaves) > 1 else [merged], strict=True):
                 leaf.copy_(part)
 
-    def _backward(self, task: int, pixels: Tensor, usable: Tensor) -> float:
-        """Add the gradient of one batch's mean entropy to the weights' own. Returns that entropy, in nats."""
+    def _backward(self, task: int, index: int, pixels: Tensor, usable: Tensor) -> float:
+        """Add the gradient of one batch's mean entropy to the weights' own. Returns that entropy, in nats.
+
+        `index` is the place of its first image, for the error if there is nothing to learn from.
+        """
         work = self._work
         if not bool(usable.any()):
-            repo = work.splits[task].dataset.repo
-            raise SourceError(
-                f"Not one of {len(usable)} images of {repo} could be decoded.",
-                hint="Look at the dataset's images, and at the image column of the task card.",
-            )
+            raise nothing_decoded(work.splits[task], len(usable), first=work.splits[task][index])
         inputs = normalised(pixels.to(work.device), work.preprocessor)
         with torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bfloat16"):
             features = self._model(pixel_values=inputs).pooler_output

@@ -34,11 +34,13 @@ from hfcart.progress import Progress
 from hfcart.publish import run_push
 from hfcart.records import FinetuneRecord
 from hfcart.replacing import fine_tuning_of, refuse_replacing
+from hfcart.scoring import nothing_decoded
 from hfcart.sources import open_store
 from hfcart.tasks import read_tasks
 from hfcart.writer import PartialFolder, refuse_existing
 
 _LINES = 20  # lines of loss and rate that a whole training prints
+_ENOUGH = 100  # images of a task, none of which can be decoded, before nothing more is expected of the others
 
 
 def run_finetune(recipe: FinetuneRecipe, progress: Progress) -> tuple[FinetuneRecord, Published | None]:
@@ -160,6 +162,8 @@ class _Training:
         self._model, self._optimizer = accelerator.prepare(tower, self.state.optimizer)
         self._projection = plan.base.projection.to(device)
         self._heads = [values.to(device) for values in plan.heads]
+        self._order = Mixture([len(split) for split in plan.splits], recipe.seed)
+        self._readable: set[int] = set()  # tasks of which an image could be decoded
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, if there is one: the first process reads it and tells the others."""
@@ -173,13 +177,19 @@ class _Training:
             state.expect(*told)
         for tensor in state.shared():
             broadcast(tensor)
+        for step in range(state.step):
+            if len(self._readable) == len(self._plan.tasks):
+                break
+            self._readable |= {
+                place[0] for place in self._order.batch(step, self._recipe.batch_size) if place not in state.broken
+            }
         self._progress.note(f"Resuming: {state.step} of {self._recipe.steps} steps are done already.")
 
     def run(self) -> None:
         """Train from the current step to the last. Raises HfcartError if it diverges."""
         recipe, accelerator, start = self._recipe, self._accelerator, self.state.step
         loader = Loader(
-            order=Mixture([len(split) for split in self._plan.splits], recipe.seed),
+            order=self._order,
             splits=self._plan.splits,
             preprocessor=self._plan.base.preprocessor,
             side=self._plan.tower.architecture.image_size,
@@ -199,6 +209,7 @@ class _Training:
                     self._report()
         finally:
             self._progress.finish()
+        self._refuse_unreadable(1)
         if self.state.step > start:
             # Nothing will prove the last weights on a batch: they are looked at themselves.
             if not self.state.finite():
@@ -250,6 +261,8 @@ class _Training:
 
     def _note_broken(self, batch: Batch, usable: list[bool]) -> None:
         self.state.broken |= {place for place, good in zip(batch.places, usable, strict=True) if not good}
+        self._readable |= {task for (task, _), good in zip(batch.places, usable, strict=True) if good}
+        self._refuse_unreadable(_ENOUGH if any(usable) else 1)
         if not any(usable):
             task = self._plan.tasks[batch.places[0][0]]
             raise SourceError(
@@ -257,6 +270,13 @@ class _Training:
                 f"(the first is of {task.dataset.repo}).",
                 hint="Look at the dataset's images, and at the image column of the task card.",
             )
+
+    def _refuse_unreadable(self, enough: int) -> None:
+        """Raise SourceError for a task of which none of so many images, or of all that there are, could be decoded."""
+        for task, split in enumerate(self._plan.splits if self.state.broken else ()):
+            broken = [index for number, index in self.state.broken if number == task]
+            if task not in self._readable and len(broken) >= min(enough, len(split)):
+                raise nothing_decoded(split, len(broken), first=split[min(broken)])
 
     def _diverged(self, what: str) -> HfcartError:
         kept = "no checkpoint was saved before"

@@ -65,6 +65,8 @@ def _faults_of(result: TaskResult) -> Iterator[str]:
     asked = result.rows if result.limit is None else min(result.limit, result.rows)
     if result.n + result.undecodable != asked:
         yield f"{result.n} images scored and {result.undecodable} undecodable do not make {asked}"
+    if result.n == 0:
+        yield "not one of its images was scored"
     for reference in (result.pretrained, result.individual, result.average):
         if reference is not None and not _is_possible(reference):
             yield "a reference is no accuracy of a named tower"

@@ -28,6 +28,7 @@ from hfcart.plan import Plan
 from hfcart.preprocessor import clip_default, read_preprocessor
 from hfcart.progress import Progress
 from hfcart.records import SourceData
+from hfcart.scoring import nothing_decoded
 from hfcart.sources import Tower
 from hfcart.statistics import _fisher, _gram
 from hfcart.statistics._store import Stored, opened, place, write
@@ -194,12 +195,9 @@ class _Work:
             pool.shutdown(wait=True, cancel_futures=True)
             self.progress.finish()
         if not images:
-            raise SourceError(
-                f"Not one of the {undecodable} images of {split.task.title} can be decoded: nothing is known of "
-                f"{tower.label}.",
-                hint=f"Look at {split.dataset.repo}, or give {tower.label} another task: "
-                f"--tasks {shlex.quote(tower.label)}=TASK",
-            )
+            other = f"--tasks {shlex.quote(tower.label)}=TASK"
+            hint = f"Look at {split.dataset.repo}, or give {tower.label} another task: {other}"
+            raise nothing_decoded(split, undecodable, hint=hint)
         self._write(tower, totals, images, undecodable, path)
 
     def _adder(
