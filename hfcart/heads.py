@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +79,7 @@ class Base:
 
 
 def open_base(ref: str | Reopened, progress: Progress) -> Base:
-    """A CLIP model as a base: pinned and checked. Of its weights only the projection is read, if that is possible.
+    """A CLIP model as a base: pinned and checked. Its weights are fetched whole: a part of a file proves nothing.
 
     Args:
         ref: a Hub repo (`user/name`, `user/name@revision`) or a folder that holds a whole CLIPModel.
@@ -90,7 +88,7 @@ def open_base(ref: str | Reopened, progress: Progress) -> Base:
     Raises:
         SourceError: it is gone, holds a vision tower only, or is damaged.
     """
-    with opened(ref, progress, whole=False) as tower:
+    with opened(ref, progress) as tower:
         return as_base(tower)
 
 
@@ -226,14 +224,9 @@ def _read(path: Path, classes: int, dim: int) -> Head | None:
 
 
 def _write(path: Path, head: Head) -> None:
-    """Whole or not at all. A cache that cannot be written is no reason to fail."""
-    half = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.half")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half.write_bytes(save({"head": head}))
-        half.replace(path)
-    except OSError:
-        half.unlink(missing_ok=True)
+    from hfcart import hub
+
+    hub.write_whole(path, save({"head": head}))
 
 
 def _compute(base: Base, task: TaskCard, progress: Progress) -> Head:

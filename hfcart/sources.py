@@ -25,6 +25,7 @@ from hfcart.reader import (
     MAX_INDEX,
     LocalFile,
     TensorSpec,
+    parse_header,
     parse_index,
     sha256_of,
     strict_json,
@@ -276,15 +277,14 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
     """Make every tower readable, and give each its record.
 
     Without `stream` the weight files are downloaded into the Hub's cache, in parallel, and proven against
-    the Hub's own sha256. With it only what has no such digest (small files outside LFS) is.
+    the Hub's own digests. With it only what is there already, or has no sha256 (small files outside LFS), is.
     """
-    wanted = [
-        (tower, name)
-        for tower in towers
-        if tower.store.remote and tower.record is None
-        for name in tower.weights
-        if not (stream and tower.store.digest(name))
-    ]
+    remote = [(t, name) for t in towers if t.store.remote and t.record is None for name in t.weights]
+    wanted = [(t, name) for t, name in remote if not (stream and t.store.digest(name) and not t.store.here(name))]
+    if len(wanted) < len(remote):
+        progress.note(
+            "Read in ranges, weights are proven by nothing but their size: the record has the digests the Hub promises."
+        )
     new = {(tower.label, name) for tower, name in wanted if not tower.store.here(name)}
     stop = threading.Event()
 
@@ -292,6 +292,12 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
         tower, name = item
         told = progress.advance if (tower.label, name) in new else None
         tower.open(name, tower.store.fetch(name, told, stop))
+        file = tower.files[name]
+        if parse_header(file.read, file.size, file.where) != {s.name: s for s in tower.stored if s.file == name}:
+            raise CorruptFileError(
+                f"{file.where} has another header than what the Hub sent of it before: something changes what is sent.",
+                hint="Run the same command again: the file is in the cache now, and proven.",
+            )
 
     if new:
         progress.start("Downloading", sum(t.store.sizes[n] for t, n in wanted if (t.label, n) in new), "bytes")
@@ -315,11 +321,11 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
 def _digest(tower: Tower, name: str) -> str:
     promised = tower.store.digest(name)
     if promised and name not in tower.files:
-        return promised
+        return promised  # read in ranges, of which nothing proves it
     found = tower.sealed(name)
     if promised and found != promised:
         raise CorruptFileError(
-            f"{tower.label}/{name} has sha256 {found[:12]}…, the Hub says {promised[:12]}…: the download is broken.",
-            hint=f"Remove it from the cache and run again: hf cache rm model/{tower.label}",
+            f"{tower.label}/{name} has sha256 {found[:12]}…, and had {promised[:12]}… when it was fetched.",
+            hint="Run the same command again when nothing else writes to the cache.",
         )
     return found

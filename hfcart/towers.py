@@ -55,13 +55,12 @@ class LoadedTower:
 
 
 @contextmanager
-def opened(ref: str | Reopened, progress: Progress, *, whole: bool = True) -> Iterator[Tower]:
+def opened(ref: str | Reopened, progress: Progress) -> Iterator[Tower]:
     """A source pinned, with its headers read and its weights ready to be read.
 
     Args:
         ref: a Hub repo (`user/name`, `user/name@revision`) or a folder, read before or not.
         progress: told of each stage.
-        whole: fetch the weight files; otherwise tensors are read by ranged requests where that is possible.
     """
     progress.step(f"Loading {ref}")
     progress = Within(progress)
@@ -69,8 +68,7 @@ def opened(ref: str | Reopened, progress: Progress, *, whole: bool = True) -> It
         tower = pin(ref, progress)
         try:
             read_headers([tower], Path(converted), progress)
-            here = all(tower.store.here(name) for name in tower.weights if name in tower.store.sizes)
-            fetch_all([tower], progress, stream=not (whole or here))
+            fetch_all([tower], progress, stream=False)
             yield tower
         finally:
             tower.close()

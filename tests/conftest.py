@@ -25,7 +25,7 @@ from hfcart.demo.hub import EmbeddedHub  # noqa: E402
 torch.set_num_threads(1)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-Commands = Callable[[EmbeddedHub, Sequence[Sequence[str]]], list[subprocess.CompletedProcess[str]]]
+Commands = Callable[..., list[subprocess.CompletedProcess[str]]]
 TOKEN = "hf_user_secret"
 _RUNNER = """
 import json, sys
@@ -117,8 +117,8 @@ def hfcart(clean_env: dict[str, str], tmp_path: Path) -> Run:
 def commands(clean_env: dict[str, str], tmp_path: Path) -> Commands:
     """Several commands one after another in one process: most of the time of each would be the same imports again."""
 
-    def run(hub: EmbeddedHub, lines: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
-        env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN}
+    def run(hub: EmbeddedHub, lines: Sequence[Sequence[str]], **more: str) -> list[subprocess.CompletedProcess[str]]:
+        env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN} | more
         done = subprocess.run(
             [sys.executable, "-c", _RUNNER], input=json.dumps(lines), cwd=tmp_path, env=env, capture_output=True,
             text=True, timeout=500,

@@ -16,7 +16,13 @@ _NAMES = "|".join(ROOT.commands)
 _IN_TICKS = re.compile(r"`((?:hfcart |--)[^`]*)`")
 _TO_THE_END = re.compile(rf"(?<![\w/.-])hfcart (?:{_NAMES})(?![\w=/-]).*")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-_OF_OTHERS = {"--cpu", "--local-dir"}  # of `accelerate launch` and `hf download`
+_OF_OTHERS = {
+    "--cpu",
+    "--local-dir",
+    "--revision",
+    "--repo-type",
+    "--force-download",
+}  # of `accelerate launch` and `hf download`
 
 
 def command_of(args: Sequence[str]) -> Any:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import datasets
+from datasets.packaged_modules.cache.cache import Cache
 
 from hfcart import hub
 from hfcart.data._checks import card_hint, is_image, is_label, kind_of
@@ -19,6 +20,8 @@ from hfcart.quoting import quoted, some
 from hfcart.tasks import TaskCard
 
 T = TypeVar("T")
+
+_METADATA = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 
 # Calls home that are not needed to read data; bars and warnings belong to hfcart's own output.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
@@ -38,8 +41,16 @@ def open_builder(
     if whole is not None:
         narrow = {"data_files": {split: list(whole.config.data_files[split])}, "features": whole.info.features}
 
+    there = hub.dataset_files(pinned)
+    for name in _METADATA:
+        if name in there.files:
+            hub.fetch(there, name)  # the client checks no digests; it takes them from the cache
+
     def load() -> datasets.DatasetBuilder:
-        return datasets.load_dataset_builder(_on_the_hub(pinned), name=config, revision=pinned.commit, **narrow)
+        found = datasets.load_dataset_builder(_on_the_hub(pinned), name=config, revision=pinned.commit, **narrow)
+        if isinstance(found, Cache):  # a Hub that fails makes the client take whichever commit it prepared last
+            raise ConnectionError
+        return found
 
     try:
         return hub.call_datasets(f"Opening the dataset {pinned.repo}", pinned, load)
@@ -48,7 +59,7 @@ def open_builder(
     except Exception as error:
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             # The client keeps for itself what the Hub answered (the dataset is gated, say): ask once more.
-            hub.read_dataset_file(pinned, "README.md", limit=1 << 26)
+            hub.check_access(pinned)
         known = _configs(pinned)
         if (config or len(known) > 1) and config not in known and known:
             asked = f"has no config {quoted(config)}" if config else "has several configs, and the card names none"

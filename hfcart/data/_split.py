@@ -12,7 +12,7 @@ from hfcart import hub
 from hfcart.data._checks import Columns, checked_label, sentence
 from hfcart.data._client import check_split, open_builder, promised_rows
 from hfcart.data._source import Source
-from hfcart.errors import SourceError, UsageError
+from hfcart.errors import HubError, SourceError, UsageError
 from hfcart.progress import Progress
 from hfcart.records import DatasetRecord
 from hfcart.tasks import TaskCard
@@ -155,11 +155,27 @@ def open_split(
         )
     revision = commit or task.dataset.revision
     pinned = hub.pin_dataset(task.dataset.repo + (f"@{revision}" if revision else ""))
-    whole = open_builder(pinned, task.dataset.config)
-    check_split(whole, split, pinned, task)
-    source = Source(pinned, split, open_builder(pinned, task.dataset.config, whole, split))
+    if pinned.remembered:
+        meant = f"{pinned.commit[:12]}…, what {revision or 'main'} meant when it was last asked"
+        progress.warn(f"The Hub cannot be reached: the dataset {pinned.repo} is taken at {meant}.")
+    config = task.dataset.config
+    source = Source(pinned, config, split)
     columns = Columns(task, source.name, progress)
-    source.open(columns, streaming=streaming, promised=promised_rows(whole, split), progress=progress)
+    if streaming or not source.open_kept(columns):
+        if hub.is_offline():
+            raise HubError(
+                f"{sentence(source.name)} at {pinned.commit[:12]}… is not in the cache, and HF_HUB_OFFLINE is set."
+                if not streaming
+                else f"{sentence(source.name)} cannot be streamed: HF_HUB_OFFLINE is set.",
+                hint="Run the same command with --no-streaming; the first time without HF_HUB_OFFLINE.",
+            )
+        whole = open_builder(pinned, config)
+        check_split(whole, split, pinned, task)
+        builder = open_builder(pinned, config, whole, split)
+        if streaming:
+            source.open(columns, builder, promised=promised_rows(whole, split), progress=progress)
+        else:
+            source.keep(columns, builder, progress)
     numbers = part_rows(part, source.rows)
     if not numbers:
         raise SourceError(f"{sentence(source.name)} has {source.rows} rows: nothing is there for the {part} part.")

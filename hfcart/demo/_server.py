@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -129,6 +130,8 @@ class Handler(BaseHTTPRequestHandler):
             return Reply(failure.status or 302, headers={**reply.headers, "Location": address})
         if failure.body is not None:
             return Reply(failure.status or 200, failure.body, {**reply.headers, **failure.headers})
+        if failure.alter is not None and reply.size:
+            reply = altered(reply, failure.alter)
         return refusal if told else reply
 
     def _send(self, reply: Reply, body: Body, failure: Failure | None = None) -> None:
@@ -162,6 +165,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing: the Hub keeps its own log."""
+
+
+def altered(reply: Reply, at: int) -> Reply:
+    """The reply with one bit of its body changed."""
+    content = bytearray(reply.content)
+    if reply.path is not None:
+        with reply.path.open("rb") as file:
+            file.seek(reply.start)
+            content = bytearray(file.read(reply.length))
+    content[at % len(content)] ^= 1
+    return replace(reply, content=bytes(content), path=None)
 
 
 class Server(ThreadingHTTPServer):

@@ -37,6 +37,7 @@ class Failure:
     status: int | None
     drop_after: int | None
     drop_request: bool
+    alter: int | None
     delay: float
     headers: Mapping[str, str]
     body: bytes | None
@@ -170,6 +171,7 @@ class EmbeddedHub:
         status: int | None = None,
         drop_after: int | None = None,
         drop_request: bool = False,
+        alter: int | None = None,
         delay: float = 0.0,
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
@@ -190,6 +192,7 @@ class EmbeddedHub:
                 all; what was asked for has been done. A HEAD gets no reply at all. Of a PUT, so many bytes of its own
                 body are read, nothing is kept, and there is no reply.
             drop_request: close the connection without a reply, and without doing what was asked for.
+            alter: change this byte of the reply's body (its remainder by the body's length), in the last bit.
             delay: wait so many seconds first.
             headers: of the reply with `status`, such as Retry-After.
             body: what the reply holds in place of its own content; what was asked for is done.
@@ -206,6 +209,7 @@ class EmbeddedHub:
             status=status,
             drop_after=drop_after,
             drop_request=drop_request,
+            alter=alter,
             delay=delay,
             headers=dict(headers or {}),
             body=body,

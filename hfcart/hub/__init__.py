@@ -3,21 +3,26 @@
 The only package that imports huggingface_hub.
 """
 
-from hfcart.hub._assets import assets
+from hfcart.hub._assets import assets, write_whole
 from hfcart.hub._benchmarks import BenchmarkTask, benchmark_result, benchmark_tasks
+from hfcart.hub._calls import is_offline
 from hfcart.hub._datasets import (
     PinnedDataset,
     cache_folder,
     call_datasets,
+    check_access,
     dataset_failure,
+    dataset_files,
     pin_dataset,
     read_dataset_file,
 )
+from hfcart.hub._fetch import cached, fetch, read_small
 from hfcart.hub._files import publish_files
 from hfcart.hub._http import set_notifier
 from hfcart.hub._publish import Published, Target, check_target, publish, publishable, push_command, validate_card
-from hfcart.hub._read import RepoFile, Snapshot, cached, fetch, read_bytes, read_small, resolve, split_ref
+from hfcart.hub._read import Snapshot, read_bytes, resolve, split_ref
 from hfcart.hub._store import HubStore
+from hfcart.hub._tree import RepoFile
 
 __all__ = [
     "BenchmarkTask",
@@ -33,9 +38,12 @@ __all__ = [
     "cache_folder",
     "cached",
     "call_datasets",
+    "check_access",
     "check_target",
+    "dataset_files",
     "dataset_failure",
     "fetch",
+    "is_offline",
     "pin_dataset",
     "publish",
     "publish_files",
@@ -48,4 +56,5 @@ __all__ = [
     "set_notifier",
     "split_ref",
     "validate_card",
+    "write_whole",
 ]

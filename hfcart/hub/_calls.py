@@ -75,6 +75,17 @@ def call(what: str, fn: Callable[[], T], *, repo: str = "", stop: threading.Even
             attempt += 1
 
 
+def is_offline() -> bool:
+    """Whether the user has forbidden every request (HF_HUB_OFFLINE)."""
+    return bool(constants.is_offline_mode())
+
+
+def unreachable(error: HfcartError) -> bool:
+    """Whether an error that `call` raised means that there is no network, or that none may be used."""
+    below = None if error.__cause__ is None else root(error.__cause__)
+    return isinstance(below, client.OfflineModeIsEnabled | httpx.ConnectError | httpx.ConnectTimeout)
+
+
 def _check_token() -> None:
     if (token := get_token()) is None or _TOKEN.fullmatch(token):
         return

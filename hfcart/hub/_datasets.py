@@ -6,16 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
-from huggingface_hub import constants, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub import constants
 from huggingface_hub import errors as client
-from huggingface_hub.utils import build_hf_headers, httpx  # type: ignore[attr-defined]
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from hfcart.addresses import clean_errors
-from hfcart.errors import CorruptFileError, HfcartError
-from hfcart.hub._calls import API, call, meaning
+from hfcart.errors import HfcartError, HubError
+from hfcart.hub._assets import assets, write_whole
+from hfcart.hub._calls import API, call, meaning, unreachable
+from hfcart.hub._fetch import read_small
 from hfcart.hub._http import GaveUp, tries_of
-from hfcart.hub._read import _COMMIT, split_ref
+from hfcart.hub._read import Snapshot, naming_what_is_kept, split_ref
+from hfcart.hub._tree import COMMIT, kept, listing
 from hfcart.patience import READ_TIMEOUT
 
 T = TypeVar("T")
@@ -23,11 +27,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PinnedDataset:
-    """A dataset repo at one commit: `user/name`, what was asked for (None: main), and 40 hex digits."""
+    """A dataset repo at one commit.
+
+    Attributes:
+        repo: `user/name`.
+        revision: what was asked for, None for main.
+        commit: 40 hex digits.
+        remembered: the Hub cannot be reached, and this is the commit that the revision meant when it last was.
+    """
 
     repo: str
     revision: str | None
     commit: str
+    remembered: bool = False
 
     @property
     def page(self) -> str:
@@ -41,7 +53,7 @@ def cache_folder() -> Path:
 
 
 def pin_dataset(ref: str) -> PinnedDataset:
-    """Resolve `user/name` or `user/name@revision` to a commit, by one request.
+    """Resolve `user/name` or `user/name@revision` to a commit: by one request, or none as `resolve` for models.
 
     Raises:
         UsageError: `ref` has another form.
@@ -49,41 +61,61 @@ def pin_dataset(ref: str) -> PinnedDataset:
         HubError: the Hub is down, slow or limiting, try after try.
     """
     repo, revision = split_ref(ref)
+    if revision and COMMIT.fullmatch(revision) and kept("dataset", repo, revision) is not None:
+        return PinnedDataset(repo, revision, revision)
 
     def ask() -> str:
         found = API.dataset_info(repo, revision=revision, timeout=READ_TIMEOUT).sha
-        if not isinstance(found, str) or not _COMMIT.fullmatch(found):
+        if not isinstance(found, str) or not COMMIT.fullmatch(found):
             raise ValueError("no commit")
         return found
 
-    return PinnedDataset(repo, revision, call(f"Resolving the dataset {ref}", ask, repo=f"datasets/{repo}"))
+    place = assets("refs") / f"datasets--{repo.replace('/', '--')}" / quote(revision or "main", safe="")
+    try:
+        with naming_what_is_kept("dataset", ref):
+            commit = call(f"Resolving the dataset {ref}", ask, repo=f"datasets/{repo}")
+    except HubError as error:
+        # A task card names a branch, and cannot be told the commit by an option.
+        last = _last_meant(place) if unreachable(error) else None
+        if last is None:
+            raise
+        return PinnedDataset(repo, revision, last, remembered=True)
+    write_whole(place, commit.encode())
+    return PinnedDataset(repo, revision, commit)
+
+
+def _last_meant(place: Path) -> str | None:
+    try:
+        commit = place.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    return commit if COMMIT.fullmatch(commit) else None
+
+
+def dataset_files(dataset: PinnedDataset) -> Snapshot:
+    """The files of a dataset's commit, to be fetched and proven as a model's are. Raises as `resolve` does."""
+    files = listing("dataset", dataset.repo, dataset.commit)
+    return Snapshot(dataset.repo, dataset.revision, dataset.commit, files, "dataset")
 
 
 def read_dataset_file(dataset: PinnedDataset, path: str, limit: int = 1 << 20) -> bytes | None:
     """A whole small file of the pinned commit; None if the commit has none.
 
     Raises:
-        CorruptFileError: it has more than `limit` bytes.
+        CorruptFileError: it has more than `limit` bytes, or others than its commit lists.
         SourceError, HubError: as for `pin_dataset`.
     """
-    what = f"Reading {path} of the dataset {dataset.repo}"
-    url = hf_hub_url(dataset.repo, path, repo_type="dataset", revision=dataset.commit)
+    return read_small(dataset_files(dataset), path, limit)
 
-    def ask() -> bytes | None:
-        body = bytearray()
-        headers = build_hf_headers(library_name="hfcart")
-        with get_session().stream("GET", url, headers=headers, timeout=READ_TIMEOUT, follow_redirects=True) as response:
-            try:
-                hf_raise_for_status(response)
-            except client.EntryNotFoundError:
-                return None
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > limit:
-                    raise CorruptFileError(f"{what}: it has more than {limit:,} bytes.")
-        return bytes(body)
 
-    return call(what, ask, repo=f"datasets/{dataset.repo}")
+def check_access(dataset: PinnedDataset) -> None:
+    """Ask whether the dataset may be read: what the Hub then answers tells more than the datasets client does.
+
+    Raises:
+        SourceError, HubError: as for `pin_dataset`.
+    """
+    page = f"datasets/{dataset.repo}"
+    call(f"Opening the dataset {dataset.repo}", lambda: API.auth_check(dataset.repo, repo_type="dataset"), repo=page)
 
 
 def call_datasets(what: str, dataset: PinnedDataset, fn: Callable[[], T]) -> T:

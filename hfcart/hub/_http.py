@@ -78,6 +78,11 @@ def set_notifier(notify: Callable[[str], None]) -> None:
     logger.handlers, logger.propagate = [_ClientLog()], logger.isEnabledFor(logging.DEBUG)
 
 
+def notify(text: str) -> None:
+    """Tell what else happened on the way, where `set_notifier` says."""
+    _notify(text)
+
+
 def pause(error: BaseException, wait: float, attempt: int) -> None:
     """Say that a try has failed, and wait for the next."""
     _notify(f"{work.what}: {detail(error)}; trying again in {wait:g} s (try {attempt + 1} of {TRIES})")

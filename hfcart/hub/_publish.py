@@ -34,8 +34,10 @@ from hfcart.errors import (
     next_step,
 )
 from hfcart.hub._calls import API, CLIENT_ERRORS, call
+from hfcart.hub._fetch import read_small
 from hfcart.hub._http import detail, request_of, root, status_of, work
-from hfcart.hub._read import _COMMIT, Snapshot, info, read_small, resolve, snapshot_of, split_ref, tree
+from hfcart.hub._read import Snapshot, info, resolve, snapshot_of, split_ref
+from hfcart.hub._tree import COMMIT, tree
 
 MAX_RECORD = 1 << 26  # bytes of a target's hfcart.json
 THE_HUBS_OWN = {".gitattributes"}  # what a new repo holds
@@ -356,7 +358,7 @@ class _Commit:
                 parent_commit=self.parent,
                 create_pr=self.create_pr,
             )
-            if not _COMMIT.fullmatch(made.oid):
+            if not COMMIT.fullmatch(made.oid):
                 raise ValueError("no commit")
             return made.oid, self.page(str(made.pr_num)) if self.create_pr else None
         except CLIENT_ERRORS as error:

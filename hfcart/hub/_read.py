@@ -3,52 +3,33 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable
-from concurrent.futures import CancelledError
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from huggingface_hub import (
-    ModelInfo,
-    constants,
-    get_session,
-    hf_hub_download,
-    hf_hub_url,
-    hf_raise_for_status,
-    try_to_load_from_cache,
-)
-from huggingface_hub.utils import build_hf_headers, httpx, silent_tqdm, validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub import ModelInfo, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, httpx, validate_repo_id  # type: ignore[attr-defined]
 
 from hfcart.errors import CorruptFileError, HubError, UsageError
-from hfcart.hub._calls import API, call
+from hfcart.hub._calls import API, call, unreachable
+from hfcart.hub._tree import COMMIT, Kind, RepoFile, kept, kept_commits, listing
 from hfcart.patience import READ_TIMEOUT
 from hfcart.quoting import quoted
 
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class RepoFile:
-    """One file of a pinned tree: path, bytes, and sha256 (64 hex digits) where LFS knows it."""
-
-    path: str
-    size: int
-    sha256: str | None
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A Hub repo at one commit.
+    """A Hub repo of models (or of a dataset) at one commit.
 
     Attributes:
         repo: `user/name`.
         revision: what was asked for, None if nothing was.
         commit: 40 hex digits; everything read later is read at this commit.
         files: every file of that commit, by path.
+        kind: model or dataset.
         name: what the Hub calls the repo: another name than `repo` if it was renamed, or in another case.
     """
 
@@ -56,6 +37,7 @@ class Snapshot:
     revision: str | None
     commit: str
     files: dict[str, RepoFile]
+    kind: Kind = "model"
     name: str = ""
 
 
@@ -82,6 +64,8 @@ def split_ref(ref: str) -> tuple[str, str | None]:
 def resolve(ref: str) -> Snapshot:
     """Pin a Hub repo: one request resolves it to a commit, the list of files is that commit's.
 
+    A commit whose list of files is kept here needs no request, hence no network.
+
     Args:
         ref: `user/name` or `user/name@revision`.
 
@@ -91,6 +75,9 @@ def resolve(ref: str) -> Snapshot:
         CorruptFileError: it lists a file name that leads out of it.
         HubError: the Hub is down, slow or limiting, try after try.
     """
+    repo, revision = split_ref(ref)
+    if revision and COMMIT.fullmatch(revision) and (found := kept("model", repo, revision)) is not None:
+        return Snapshot(repo, revision, revision, found.files, name=found.name or repo)
     return snapshot_of(ref, info(ref))
 
 
@@ -100,71 +87,58 @@ def info(ref: str) -> ModelInfo:
 
     def ask() -> ModelInfo:
         found = API.model_info(repo, revision=revision, timeout=READ_TIMEOUT)
-        if not isinstance(found.sha, str) or not _COMMIT.fullmatch(found.sha):
+        if not isinstance(found.sha, str) or not COMMIT.fullmatch(found.sha):
             raise ValueError("no commit")
         return found
 
-    return call(f"Resolving {ref}", ask, repo=repo)
+    with naming_what_is_kept("model", ref):
+        return call(f"Resolving {ref}", ask, repo=repo)
+
+
+@contextmanager
+def naming_what_is_kept(kind: Kind, ref: str) -> Iterator[None]:
+    """Let the error of a Hub that cannot be reached say what can be read without it, and how to get the rest."""
+    try:
+        yield
+    except HubError as error:
+        repo, revision = split_ref(ref)
+        if revision and COMMIT.fullmatch(revision):
+            told = f"That commit is not in the cache; with a network, this gets it: {_download(kind, repo, revision)}"
+        elif commits := kept_commits(kind, repo):
+            names = ", ".join(f"{repo}@{commit}" for commit in commits[:5])
+            told = f"What is in the cache is read without a request where the commit is named: {names}."
+        else:
+            told = f"No commit of it is in the cache; with a network, this gets one: {_download(kind, repo)}"
+        error.hint = " ".join(filter(None, (error.hint, told)))
+        raise
+
+
+@contextmanager
+def naming_how_to_fetch(snapshot: Snapshot, path: str) -> Iterator[None]:
+    """The same for one file of a pinned commit."""
+    try:
+        yield
+    except HubError as error:
+        if unreachable(error):
+            told = f"It is not in the cache; with a network, this gets it: {download_command(snapshot, path)}"
+            error.hint = " ".join(filter(None, (error.hint, told)))
+        raise
+
+
+def download_command(snapshot: Snapshot, path: str) -> str:
+    """The command, to be typed, that brings a file of a pinned commit into the cache."""
+    return _download(snapshot.kind, f"{snapshot.repo} {shlex.quote(path)}", snapshot.commit)
+
+
+def _download(kind: Kind, what: str, commit: str | None = None) -> str:
+    return f"hf download {what}" + " --repo-type dataset" * (kind == "dataset") + f" --revision {commit}" * bool(commit)
 
 
 def snapshot_of(ref: str, found: ModelInfo) -> Snapshot:
     """The snapshot at the commit of `found`. Raises as `resolve` does."""
     repo, revision = split_ref(ref)
-    files: dict[str, RepoFile] = {}
-    for entry in tree(repo, str(found.sha)):
-        path = _check_path(entry["path"], repo)
-        lfs = entry.get("lfs")
-        files[path] = RepoFile(path, lfs["size"] if lfs else entry["size"], lfs["oid"] if lfs else None)
-    return Snapshot(repo, revision, str(found.sha), files, str(found.id or repo)[:200])
-
-
-def tree(repo: str, commit: str) -> list[dict[str, Any]]:
-    """The Hub's entries for every file of a commit: `path`, `size`, `oid` (git's digest), and `lfs` for LFS files.
-
-    The client's own listing waits for ever for a silent server, hence the plain requests.
-    """
-
-    def page() -> tuple[list[dict[str, Any]], str | None]:
-        response = get_session().get(url or "", headers=_headers(), timeout=READ_TIMEOUT)
-        hf_raise_for_status(response)
-        if not isinstance(listing := response.json(), list):
-            raise ValueError("no list")
-        found = [dict(entry) for entry in listing if entry["type"] == "file"]
-        for entry in found:
-            stored = entry.get("lfs") or entry
-            if type(stored["size"]) is not int or stored["size"] < 0 or not _DIGEST.fullmatch(stored["oid"]):
-                raise ValueError("a file without a size or a digest")
-        follow = response.links.get("next", {}).get("url")
-        # The token goes along: to the Hub alone. And a list that leads back to itself has no end.
-        if follow is not None and (follow in seen or not follow.startswith(f"{constants.ENDPOINT}/")):
-            raise ValueError("a next page that cannot be")
-        seen.add(follow)
-        return found, follow
-
-    seen: set[str | None] = set()
-    entries: list[dict[str, Any]] = []
-    url: str | None = f"{constants.ENDPOINT}/api/models/{repo}/tree/{commit}?recursive=true"
-    while url is not None:
-        found, url = call(f"Listing {repo}", page, repo=repo)
-        entries += found
-    return entries
-
-
-def _check_path(path: object, repo: str) -> str:
-    if (
-        isinstance(path, str)
-        and not {"", ".", ".."}.intersection(path.split("/"))
-        and not re.search(r"[\\\x00-\x1f\x7f]", path)
-    ):
-        return path
-    raise CorruptFileError(
-        f"{repo} lists a file named {quoted(str(path), 120)}, which is no plain path inside a repo.",
-        hint="Do without this repo, or name a revision without that file: user/name@revision.",
-    )
-
-
-def _headers() -> dict[str, str]:
-    return build_hf_headers(library_name="hfcart")
+    name = str(found.id or repo)[:200]
+    return Snapshot(repo, revision, str(found.sha), listing("model", repo, str(found.sha), name), name=name)
 
 
 def read_bytes(snapshot: Snapshot, path: str, start: int, end: int) -> bytes:
@@ -187,7 +161,7 @@ def read_bytes(snapshot: Snapshot, path: str, start: int, end: int) -> bytes:
     def read_rest() -> None:
         wanted = f"{start + len(body)}-{end - 1}"
         # Offsets count the file's own bytes: no compression on the way.
-        headers = {**_headers(), "Range": f"bytes={wanted}", "Accept-Encoding": "identity"}
+        headers = {**build_hf_headers(library_name="hfcart"), "Range": f"bytes={wanted}", "Accept-Encoding": "identity"}
         with get_session().stream("GET", url, headers=headers, timeout=READ_TIMEOUT) as response:
             hf_raise_for_status(response)
             got = response.headers.get("Content-Range", "")
@@ -211,103 +185,6 @@ def read_bytes(snapshot: Snapshot, path: str, start: int, end: int) -> bytes:
                 raise
 
     if start < end:
-        call(what, read, repo=snapshot.repo)
+        with naming_how_to_fetch(snapshot, path):
+            call(what, read, repo=snapshot.repo)
     return bytes(body)
-
-
-def read_small(snapshot: Snapshot, path: str, limit: int = 1 << 20) -> bytes | None:
-    """A whole small file at the pinned commit, kept in the Hugging Face cache; None if the commit has none.
-
-    Raises:
-        CorruptFileError: it has more than `limit` bytes.
-        SourceError, HubError, OutputError: as for `fetch`.
-    """
-    file = snapshot.files.get(path)
-    if file is None:
-        return None
-    if file.size > limit:
-        raise CorruptFileError(
-            f"{path} of {snapshot.repo} has {file.size:,} bytes, expected at most {limit:,}.",
-            hint="Name a revision where it is smaller: user/name@revision.",
-        )
-    return fetch(snapshot, path).read_bytes()
-
-
-def cached(snapshot: Snapshot, path: str) -> Path | None:
-    """Where the Hugging Face cache holds this file of the pinned commit, whole; None if it does not."""
-    found = try_to_load_from_cache(snapshot.repo, path, revision=snapshot.commit)
-    if isinstance(found, str) and Path(found).stat().st_size == snapshot.files[path].size:
-        return Path(found)
-    return None
-
-
-class _Silent(silent_tqdm):
-    """Draws nothing. Having `update_transfer` tells the client to count a Xet download once, not twice."""
-
-    total = 0
-
-    def update_transfer(self, n: float) -> None:
-        pass
-
-    def set_postfix_str(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    set_transfer_postfix_str = set_postfix_str
-
-
-def fetch(
-    snapshot: Snapshot,
-    path: str,
-    on_bytes: Callable[[int], None] | None = None,
-    stop: threading.Event | None = None,
-) -> Path:
-    """Download one file of the pinned commit into the Hugging Face cache. Safe to call from several threads.
-
-    Args:
-        snapshot: the pinned repo.
-        path: one of its files.
-        on_bytes: told of every step, in bytes; negative when a try starts over. The steps add up to the size.
-        stop: set it to give up at the next step.
-
-    Returns:
-        The file in the cache, of the size that the pinned tree says.
-
-    Raises:
-        concurrent.futures.CancelledError: `stop` was set.
-        SourceError, HubError: as for `resolve`.
-        OutputError: the cache is full or not writable.
-    """
-    size, seen = snapshot.files[path].size, 0
-
-    def step(count: int) -> None:
-        nonlocal seen
-        if stop is not None and stop.is_set():
-            raise CancelledError
-        seen += count
-        if on_bytes is not None and count:
-            on_bytes(count)
-
-    class Steps(_Silent):
-        def update(self, n: float | None = 1) -> None:
-            step(int(n or 0))
-
-    def download() -> Path:
-        step(-seen)
-        # The client would hand out a file cut short in its cache, again and again.
-        broken = isinstance(try_to_load_from_cache(snapshot.repo, path, revision=snapshot.commit), str)
-        found = hf_hub_download(
-            snapshot.repo,
-            path,
-            revision=snapshot.commit,
-            library_name="hfcart",
-            tqdm_class=Steps,
-            force_download=broken,
-        )
-        if Path(found).stat().st_size != size:
-            raise ConnectionError("not the size that the tree says")
-        return Path(found)
-
-    what = f"Fetching {path} of {snapshot.repo}"
-    here = cached(snapshot, path) or call(what, download, repo=snapshot.repo, stop=stop)
-    step(size - seen)
-    return here

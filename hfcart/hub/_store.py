@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 
-from hfcart.hub._read import Snapshot, cached, fetch, read_bytes, read_small
+from hfcart.hub._fetch import cached, fetch, read_small
+from hfcart.hub._read import Snapshot, read_bytes
 
 
 class HubStore:
@@ -33,7 +34,7 @@ class HubStore:
         return self._snapshot.files[name].sha256
 
     def here(self, name: str) -> bool:
-        """Whether the file is in the local cache at this commit."""
+        """Whether the file is in the local cache at this commit, proven."""
         return cached(self._snapshot, name) is not None
 
     def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None, stop: Event | None = None) -> Path:
@@ -41,5 +42,9 @@ class HubStore:
         return fetch(self._snapshot, name, on_bytes, stop)
 
     def read(self, name: str, start: int, end: int) -> bytes:
-        """The bytes [start, end) of a file, by one ranged request."""
+        """The bytes [start, end) of a file: of the cache's if it is there, else by one ranged request."""
+        if (path := cached(self._snapshot, name)) is not None:
+            with path.open("rb") as file:
+                file.seek(start)
+                return file.read(end - start)
         return read_bytes(self._snapshot, name, start, end)
