@@ -168,7 +168,7 @@ def test_a_base_that_is_opened_twice_is_the_same_twice(tmp_path: Path) -> None:
     save_file(tensors | {name: tensors[name] * 2}, clip / "model.safetensors", metadata={"format": "pt"})
     task = TaskCard(id="x", title="X", dataset={"repo": "user/x"}, templates=["{}"], classnames=["red", "blue"])
     for again in (
-        lambda: open_base(base_of(tower), Progress()),
+        lambda: open_base(base_of(tower, Progress()), Progress()),
         lambda: make_head(base, task, Progress()),
         lambda: load_tower(base.again, Progress()),
     ):
