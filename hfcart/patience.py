@@ -20,8 +20,9 @@ MAX_WAIT = _seconds("HFCART_MAX_WAIT", 60.0)  # seconds, where the Hub asks for 
 READ_TIMEOUT = min(_seconds("HFCART_TIMEOUT", _seconds("HF_HUB_DOWNLOAD_TIMEOUT", 10.0)) or 10.0, 60.0)
 WRITE_TIMEOUT = min(6 * READ_TIMEOUT, 60.0)
 # Seconds of silence in one command, however many requests share them. Then requests are no more than a look whether
-# there is an answer at once, and after a few of those nothing is sent.
-SILENCE = min(9 * READ_TIMEOUT, 90.0)
+# there is an answer at once, and after a few of those nothing is sent. With a last write that begins just before, the
+# pauses between tries and the looks, no command spends three minutes on a server that is silent.
+SILENCE = min(8 * READ_TIMEOUT, 80.0)
 LOOK = READ_TIMEOUT / 5
 LOOKS = 6 * LOOK
 _REGAINED = 1 / 20  # seconds for each second that passes: in a long run, a short silence now and then is no silence

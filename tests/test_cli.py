@@ -237,6 +237,7 @@ def test_a_failed_push_leaves_the_folder_and_says_how_to_go_on(
     hub.fail(r"POST /api/models/user/merged/commit/", status=500, times=100)
     done = hfcart("merge", *three, "--push-to", "user/merged", hub=hub)
     fails(done, 1, "hfcart push merged --to user/merged")
+    assert "same command" not in done.stderr  # it would find the folder there
     assert (tmp_path / "merged" / "hfcart.json").exists()
     hub.fail(r"POST /nothing", status=500)
     with_hub_up = EmbeddedHub(tmp_path / "second-hub")
