@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from hfcart.markdown import code, one_line, text, words
-from hfcart.records import DatasetRecord, EvalRecord, Reference, TaskResult
+from hfcart.records import DatasetRecord, EarlierResults, EvalRecord, Reference, TaskResult
 from hfcart.repo_id import is_repo_id
 from hfcart.scores import Mean, accuracy, mean_accuracy, mean_reference, normalised, whole_test_split, wilson
 
@@ -97,7 +97,17 @@ def accuracy_section(record: EvalRecord) -> dict[str, Any]:
         "base": _pinned(record.base, record.base_commit, ""),
         "precision": code(record.precision),
         "environment": record.environment,
+        "earlier": [_earlier(setting, results) for setting in record.earlier],
         "alt": _alt(results, whole),
+    }
+
+
+def _earlier(setting: EarlierResults, results: tuple[TaskResult, ...]) -> dict[str, Any]:
+    return {
+        "titles": ", ".join(words(result.title) for result in results if result.task in setting.tasks),
+        "base": _pinned(setting.base, setting.base_commit, ""),
+        "precision": code(setting.precision),
+        "environment": setting.environment,
     }
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcart.errors import UsageError
-from hfcart.evaluation import check_options, run_eval
+from hfcart.errors import HfcartError, OutputError, UsageError, next_step
+from hfcart.evaluation import Evaluation, check_options, run_eval
 from hfcart.merged import RECORD
 from hfcart.progress import Progress
 from hfcart.records import EvalRecord
-from hfcart.results.files import write_results
+from hfcart.results.files import check_place, record_in, write_results
+from hfcart.scores import belongs
+from hfcart.stores import LocalStore
 from hfcart.tasks import TaskCard
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def run_measure(
     out: Path | None = None,
     push: bool = False,
     create_pr: bool = False,
+    overwrite: bool = False,
     message: str | None = None,
     progress: Progress,
     **options: Any,  # noqa: ANN401
@@ -49,6 +52,7 @@ def run_measure(
             else ./NAME-results.
         push: put them into the tower's Hub repo, in one commit.
         create_pr: as a pull request.
+        overwrite: let a sample replace the result of a whole split, in the folder and in the repo.
         message: of the commit.
         progress: told of each stage.
         **options: those of `run_eval`.
@@ -62,25 +66,55 @@ def run_measure(
     check_options(options)
     folder = Path(ref).expanduser()
     local = folder.is_dir()
+    label = LocalStore(folder).label if local else ref.partition("@")[0]
+    place = out or (folder if local and (folder / RECORD).is_file() else Path(f"{label.rpartition('/')[2]}-results"))
+    check_place(place)
     if push:
-        _check_target(ref, local=local, create_pr=create_pr)
+        _check_target(ref, tasks, options, local=local, create_pr=create_pr, progress=progress)
     done = run_eval(ref, tasks, progress=progress, **options)
     if not done.reports:
         return None
-    name = done.record.tower.rpartition("/")[2]
-    place = out or (folder if local and (folder / RECORD).is_file() else Path(f"{name}-results"))
-    write_results(place, done.record, done.confusions, progress)
-    published = None
-    if push:
-        from hfcart.results.publish import publish_results
-
-        published = publish_results(
-            done.record.tower, done.record, done.confusions, create_pr=create_pr, message=message, progress=progress
-        )
+    write_results(place, done.record, done.confusions, progress, overwrite=overwrite)
+    published = _publish(done, place, create_pr, overwrite, message, progress) if push else None
     return Measured(done.record, place, published)
 
 
-def _check_target(ref: str, *, local: bool, create_pr: bool) -> None:
+def _publish(
+    done: Evaluation, place: Path, create_pr: bool, overwrite: bool, message: str | None, progress: Progress
+) -> Published:
+    """Put the results into the tower's repo. What stops it leaves them in their folder, and says how to go on."""
+    from hfcart.hub import push_command
+    from hfcart.results.publish import publish_results
+
+    record = done.record
+    later = f"The results are complete in {place}."
+    made = record_in(place)
+    command = ""
+    if made is None or belongs(record, made):
+        push = push_command(place, record.tower, False, create_pr, overwrite)
+        command = f"To publish them without measuring again, run: {push}"
+    try:
+        return publish_results(
+            record.tower,
+            record,
+            done.confusions,
+            create_pr=create_pr,
+            overwrite=overwrite,
+            message=message,
+            progress=progress,
+        )
+    except HfcartError as error:
+        # What main does not hold any more, nobody can publish there: that is an OutputError.
+        error.hint = next_step(error.hint, later if isinstance(error, OutputError) else f"{later} {command}".strip())
+        raise
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"{later} {command}".strip())
+        raise
+
+
+def _check_target(
+    ref: str, tasks: Sequence[TaskCard], options: Mapping[str, Any], *, local: bool, create_pr: bool, progress: Progress
+) -> None:
     """Whether the results may go where they are meant to go, before the work."""
     from hfcart.results.publish import check_results_target
 
@@ -89,4 +123,14 @@ def _check_target(ref: str, *, local: bool, create_pr: bool) -> None:
             f"{ref} is a folder: --push puts results into the Hub repo that was evaluated.",
             hint=f"Evaluate the folder, then publish it: hfcart push {shlex.quote(ref)} --to user/name",
         )
-    check_results_target(ref.partition("@")[0], create_pr=create_pr)
+    repo, at, _ = ref.partition("@")
+    progress.step(f"Checking {repo}")
+    check_results_target(
+        repo,
+        create_pr=create_pr,
+        tasks=tasks,
+        part=str(options.get("part", "test")),
+        limit=options.get("limit"),
+        measured=ref if at else None,
+        progress=progress,
+    )

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from hfcart import hub
-from hfcart.errors import OutputError, VerifyError
+from hfcart.errors import CorruptFileError, OutputError, VerifyError
 from hfcart.merged import RECORD, check_files
 from hfcart.progress import Progress
-from hfcart.records import EvalRecord, FinetuneRecord
+from hfcart.records import EvalRecord
 from hfcart.replacing import artefact_of, refuse_replacing
-from hfcart.results.confusion import confusion_name, is_confusion_of
-from hfcart.results.files import CARD, FIGURE, RESULTS, Record, fresh_card, refuse_links, replace, results_in
-from hfcart.results.publish import BENCHMARKS, benchmark_files
+from hfcart.results.combine import combine, lesser, warn_of_lesser
+from hfcart.results.confusion import confusion_name, is_confusion_of, max_size
+from hfcart.results.files import (
+    CARD,
+    FIGURE,
+    MAX_RESULTS,
+    RESULTS,
+    Record,
+    fresh_card,
+    read_results,
+    refuse_links,
+    render_any,
+    replace,
+    results_in,
+)
+from hfcart.results.publish import BENCHMARKS, accuracy_figure, benchmark_files, files_of, publish_results_of
 from hfcart.scores import belongs
 from hfcart.tuned import commit_message, read_any
 from hfcart.writer import explain_os_errors
 
-TRAINING = "results/training.csv"  # the losses of a fine-tuning
+LOGS = ("results/training.csv", "results/adaptation.csv")  # of a fine-tuning, and of a merge that learned
 _RESULT_PARTS = (RESULTS, "results/", BENCHMARKS, FIGURE)
 
 
@@ -34,10 +48,13 @@ def run_push(
 ) -> hub.Published:
     """Publish a folder that hfcart made, with its results if it has any. Safe to repeat: what is there is not resent.
 
+    Results of the same weights that the repo has stay, task by task. A folder that holds nothing but results
+    (`hfcart eval` of a repo writes one) is published as those, in the repo of the tower they were measured on.
+
     Args:
-        folder: a merge or a fine-tuning.
+        folder: a merge, a fine-tuning, or results.
         repo: `user/name`.
-        overwrite: replace whatever is there.
+        overwrite: replace whatever is there, the result of a whole split by a sample too.
         private: for a repo that has to be created.
         create_pr: open a pull request, and leave main alone.
         message: of the commit.
@@ -51,6 +68,10 @@ def run_push(
     if not folder.is_dir():
         hint = "Give the folder that `hfcart merge` or `hfcart finetune` made."
         raise OutputError(f"There is no folder {folder}.", hint=hint)
+    if not (folder / RECORD).is_file() and (folder / RESULTS).is_file():
+        return publish_results_of(
+            folder, repo, create_pr=create_pr, overwrite=overwrite, message=message, progress=progress
+        )
     if not (folder / RECORD).is_file():
         raise OutputError(
             f"{folder} is not a finished tower of hfcart's: it has no {RECORD}.",
@@ -66,11 +87,10 @@ def run_push(
         target = hub.check_target(repo, private=private, overwrite=overwrite, create_pr=create_pr)
         if not create_pr:
             refuse_replacing(target, artefact_of(record), overwrite=overwrite, progress=progress)
-    if RESULTS in target.files and results is None:
-        progress.warn(f"{repo} has a {RESULTS}, and {folder} has none to go with its weights: the old one goes.")
+    shown, kept = _with_online(record, results, target, overwrite=overwrite, progress=progress)
     with explain_os_errors(folder):
-        parts = _prepare(folder, record, results, repo, progress)
-    own = {*record.files, RECORD, CARD, *parts}
+        instead = _prepare(folder, record, results, shown, repo, progress) | kept
+    own = {*record.files, RECORD, CARD, *LOGS}
     left = [name for name in hub.publishable(folder) if name not in own and not _is_figure(name)]
     if foreign := [name for name in left if not name.startswith(_RESULT_PARTS)]:
         more = ", …" if len(foreign) > 5 else ""
@@ -84,6 +104,7 @@ def run_push(
         message=message or commit_message(record),
         overwrite=overwrite,
         leave=left,
+        instead=instead,
     )
     if not published.changed:
         progress.note(f"{repo} holds exactly this already: nothing was sent.")
@@ -109,35 +130,79 @@ def _results_to_push(folder: Path, record: Record, progress: Progress) -> EvalRe
     return results
 
 
-def _prepare(folder: Path, record: Record, results: EvalRecord | None, repo: str, progress: Progress) -> list[str]:
-    """Make what depends on the repo: a card that names it, unless somebody has edited it, and benchmark results.
+def _with_online(
+    record: Record, results: EvalRecord | None, target: hub.Target, *, overwrite: bool, progress: Progress
+) -> tuple[EvalRecord | None, dict[str, bytes]]:
+    """The results to publish: the folder's, and those of the same weights that the repo has and the folder has not.
 
     Returns:
-        The files of the evaluation that are fit to be published.
+        The results, and what the repo has of those that stay: confusion matrices and entries for benchmarks.
     """
+    online, there = None, None
+    if RESULTS in target.files:
+        there = hub.resolve(f"{target.repo}@{target.head}")
+        with contextlib.suppress(VerifyError, CorruptFileError):
+            online = read_results(hub.read_small(there, RESULTS, MAX_RESULTS) or b"", RESULTS)
+    if there is None or online is None or not belongs(online, record):
+        if there is not None and results is None:
+            progress.warn(f"{target.repo} has a {RESULTS} of other weights than the folder's: it goes.")
+        return results, {}
+    warn_of_lesser([] if overwrite or results is None else lesser(online, results), target.repo, progress)
+    shown = online if results is None else combine(online, results, overwrite=overwrite)
+    measured = [] if results is None else results.results
+    kept = {}
+    for result in [result for result in shown.results if result not in measured]:
+        matrix, entry = files_of(result.task)
+        for name, limit in ((matrix, max_size(result)), (entry, MAX_RESULTS)):
+            if name in there.files and there.files[name].size <= limit:
+                kept[name] = hub.read_small(there, name, limit) or b""
+        if not is_confusion_of(result, kept.get(matrix, b"")):
+            kept.pop(matrix, None)
+    return shown, kept
+
+
+def _prepare(
+    folder: Path,
+    record: Record,
+    results: EvalRecord | None,
+    shown: EvalRecord | None,
+    repo: str,
+    progress: Progress,
+) -> dict[str, bytes]:
+    """Make what depends on the repo: a card that names it, unless somebody has edited it, and what shows the results.
+
+    Args:
+        folder: it gets the card, with its own results.
+        record: of the folder.
+        results: its own results.
+        shown: those that the repo is going to have.
+        repo: `user/name`.
+        progress: told of what is left out.
+
+    Returns:
+        What is published beside the folder's files, or in their place.
+    """
+    instead = {}
     card = folder / CARD
     old = card.read_bytes().decode("utf-8", "replace") if card.is_file() else None
-    if (fresh := fresh_card(old, record, results, repo=repo)) is not None:
+    if (fresh := fresh_card(old, record, results, [shown], repo=repo)) is not None:
         replace(card, fresh.encode())
-    elif (folder / RESULTS).is_file():
+        instead[CARD] = render_any(record, repo=repo, results=shown).encode()
+    elif shown is not None:
         progress.warn(f"{CARD} was edited after hfcart wrote it: it is published as it is.")
-    for path in (folder / ".eval_results").glob("hfcart-*.yaml"):
-        path.unlink()  # of an older evaluation, or of another repo
-    training = isinstance(record, FinetuneRecord) and (folder / TRAINING).is_file()
-    if results is None:
-        return [TRAINING] * training
-    from hfcart.plots import draw_accuracy  # as in hfcart.results
-
-    parts = [RESULTS, draw_accuracy(results, folder), *[TRAINING] * training]
-    for result in results.results:
-        name = confusion_name(result.task)
-        if not (folder / name).is_file():
+    if shown is None:
+        return instead
+    for result in results.results if results is not None else ():
+        path = folder / confusion_name(result.task)
+        if result not in shown.results or not path.is_file():
             continue
-        if is_confusion_of(result, (folder / name).read_bytes()):
-            parts.append(name)
+        if is_confusion_of(result, data := path.read_bytes()):
+            instead[confusion_name(result.task)] = data
         else:
-            progress.warn(f"{name} is not published: it does not agree with {RESULTS}.")
-    for name, data in benchmark_files(results, repo, progress).items():
-        replace(folder / name, data)
-        parts.append(name)
-    return parts
+            progress.warn(f"{confusion_name(result.task)} is not published: it does not agree with {RESULTS}.")
+    instead |= {RESULTS: shown.to_json().encode(), FIGURE: accuracy_figure(shown)}
+    if results is None:
+        return instead
+    return instead | benchmark_files(
+        results, repo, progress, leave=[r.task for r in results.results if r not in shown.results]
+    )

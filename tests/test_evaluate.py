@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -540,6 +541,71 @@ def test_a_drafted_card_measures_and_opens_a_pull_request(zoo, hfcart: Run, tmp_
     (proposed,) = ModelCard(hub.files("user/t1", "refs/pr/1")["README.md"].decode()).data.eval_results
     right = sum(score["correct"] for score in result["classes"])
     assert proposed.dataset_type == "user/images1" and proposed.metric_value == pytest.approx(right / 61, abs=1e-6)
+
+
+def test_a_card_is_tried_before_the_first_image(zoo, commands: Commands) -> None:
+    """Where results could not be put in the end, not one image is measured: whoever made the repo, PR or not."""
+    hub, root = zoo
+    tower = {path.name: path for path in (root / "t1").iterdir()}
+    cards = {
+        "yaml": b"---\na: [\n---\n", "text": b"\xff\xfe", "licence": b"---\nlicense: my-own\n---\n",
+        "odd": b"---\n{license: mit}\n---\n", "good": b"---\nlicense: mit\n---\n",
+    }  # fmt: skip
+    for name, text in cards.items():
+        hub.create(f"user/{name}")
+        hub.commit(f"user/{name}", {**tower, "README.md": text})
+    hub.commit("user/good", {"model.safetensors": root / "t2" / "model.safetensors"}, branch="other")
+    hub.clear()
+    tasks = ["--tasks", f"{root}/images1.yaml"]
+    asked = [
+        (["user/yaml", "--push"], "not valid YAML"),
+        (["user/yaml", "--create-pr"], "not valid YAML"),
+        (["user/text", "--push"], "is not UTF-8"),
+        (["user/licence", "--push"], "The Hub would refuse the front matter of user/licence/README.md"),
+        (["user/odd", "--push"], "not a block"),
+        (["user/good", "--push", "--part", "validation"], "nothing to publish in user/good"),
+        (["user/good@other", "--push"], "The results are of weights with sha256"),
+        (["user/good", "--out", f"{root}/t1/config.json"], "is no folder: the results would have no place"),
+    ]
+    for done, (_, why) in zip(commands(hub, [["eval", *args, *tasks] for args, _ in asked]), asked, strict=True):
+        assert done.returncode == 1 and why in " ".join(done.stderr.split()), done.stderr
+        assert "→ " in done.stderr and "Traceback" not in done.stderr
+    assert not [request.path for request in hub.requests if "datasets/" in request.path]
+
+
+def test_finished_results_are_published_later_by_the_command_that_is_printed(
+    zoo, commands: Commands, tmp_path: Path
+) -> None:
+    hub, root = zoo
+    tasks = ["--tasks", f"{root}/images1.yaml"]
+    (made,) = commands(hub, [["merge", "user/t1", "user/t2", "--method", "average", "--push-to", "user/late"]])
+    assert made.returncode == 0, made.stderr
+    for repo, options in (("user/late", ["--push"]), ("user/t3", ["--push", "--create-pr"])):
+        hub.clear()
+        hub.fail(f"POST /api/models/{repo}/commit/", status=403)
+        (done,) = commands(hub, [["eval", repo, *tasks, *options]])
+        said = " ".join(done.stderr.split())
+        assert done.returncode == 1 and "without measuring again" in said, said
+        command = shlex.split(
+            next(line for line in done.stderr.splitlines() if "hfcart push" in line).split("hfcart ")[-1]
+        )
+        assert command[:4] == ["push", f"{repo[5:]}-results", "--to", repo]
+        record = json.loads((tmp_path / f"{repo[5:]}-results" / "results.json").read_text())
+        hub.clear()
+        (later,) = commands(hub, [command])
+        assert later.returncode == 0, later.stderr
+        assert not [request.path for request in hub.requests if "datasets/user/images1/resolve" in request.path
+                    and "eval.yaml" not in request.path]  # fmt: skip
+        if repo == "user/late":
+            files = hub.files(repo)
+            assert json.loads(files["results.json"]) == record and "results/confusion-images1.csv" in files
+        else:
+            assert b"model-index" in hub.files(repo, "refs/pr/1")["README.md"] and len(hub.commits(repo)) == 2
+    # A folder that is neither: what is wrong with its results is said.
+    spoilt = tmp_path / "late-results" / "results.json"
+    spoilt.write_text("{}")
+    (bad,) = commands(hub, [["push", "late-results", "--to", "user/late"]])
+    assert bad.returncode == 1 and "is not an evaluation by hfcart" in bad.stderr
 
 
 def test_partial_and_validation_say_so(zoo, hfcart: Run) -> None:

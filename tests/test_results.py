@@ -27,7 +27,7 @@ from hfcart.merged import read_record
 from hfcart.progress import Progress
 from hfcart.publish import run_push
 from hfcart.reader import sha256_of
-from hfcart.records import ClassScore, DatasetRecord, EvalRecord, MergeRecord, Reference
+from hfcart.records import ClassScore, DatasetRecord, EvalRecord, MergeRecord, Reference, TaskResult
 from hfcart.results.confusion import confusion_csv, is_confusion_of
 from hfcart.results.files import read_results, write_results
 from hfcart.scores import accuracy, belongs, mean_accuracy, normalised, weights_sha256, wilson
@@ -255,15 +255,90 @@ def test_a_merged_folder_gets_files_figure_and_card(merged):
     assert read_results(after["results.json"], "r") == results and belongs(results, record)
     assert after["README.md"].decode() == render_card(record, results=results)
     assert after["figures/accuracy.png"].startswith(b"\x89PNG")
-    # The next evaluation replaces this one, files and card, and what it lacks is told.
-    newer = make_results(record, make_result("svhn", [(50, 30), (50, 20)]))
+    # The next evaluation replaces what it measured again, and nothing else; files, figure and card show both.
+    newer = make_results(record, make_result("eurosat"), make_result("svhn", [(50, 30), (50, 20)]))
     write_results(merged, newer, {"svhn": [[30, 20], [30, 20]]}, heard)
-    after = contents(merged)
-    assert "results/confusion-dtd.csv" not in after
-    assert after["README.md"].decode() == render_card(record, results=newer)
-    assert heard.warnings == [
-        "These results replace earlier ones, which had dtd as well. To have all tasks, evaluate them together."
-    ]
+    both = make_results(record, newer.results[1], results.results[1], newer.results[0])
+    then, after = after, contents(merged)
+    assert read_results(after["results.json"], "r") == both
+    assert after["results/confusion-dtd.csv"] == then["results/confusion-dtd.csv"]
+    assert after["results/confusion-svhn.csv"] == confusion_csv(newer.results[1], [[30, 20], [30, 20]])
+    assert (
+        "results/confusion-eurosat.csv" not in after and after["figures/accuracy.png"] != then["figures/accuracy.png"]
+    )
+    assert after["README.md"].decode() == render_card(record, results=both)
+    assert not heard.warnings
+
+
+def whole(task: str, correct: int = 70) -> TaskResult:
+    return make_result(task, [(100, correct)])
+
+
+def sample(task: str, n: int = 10) -> TaskResult:
+    return make_result(task, [(n, n)], rows=100, limit=n)
+
+
+def test_a_sample_does_not_replace_a_whole_split(merged):
+    record = record_of(merged)
+    full = make_results(record, whole("svhn"), whole("dtd"), sample("gtsrb"))
+    write_results(merged, full, {}, Heard())
+    some = make_results(
+        record, sample("svhn"), sample("gtsrb", 20), sample("mnist"), make_result("dtd", part="validation")
+    )
+    shown = write_results(merged, some, {"svhn": [[10]], "mnist": [[10]]}, heard := Heard())
+    assert shown == make_results(record, whole("svhn"), whole("dtd"), sample("gtsrb", 20), sample("mnist"))
+    assert read_results((merged / "results.json").read_bytes(), "r") == shown
+    assert (merged / "README.md").read_text() == render_card(record, results=shown)
+    assert not (merged / "results/confusion-svhn.csv").exists() and (merged / "results/confusion-mnist.csv").exists()
+    (said,) = heard.warnings
+    assert "has results of more than a sample for svhn, dtd: those stay" in said and "--overwrite" in said
+    before = contents(merged)
+    write_results(merged, make_results(record, sample("dtd")), {"dtd": [[10]]}, Heard())
+    assert contents(merged) == before  # nothing that was measured counts
+    shown = write_results(merged, some, {}, heard := Heard(), overwrite=True)
+    assert [r.partial for r in shown.results] == [True, False, True, True] and shown.results[1].part == "validation"
+    assert not heard.warnings
+
+
+def test_results_keep_what_they_were_measured_with(merged):
+    """A card that shows results of two runs says of each which base, precision and versions it had."""
+    record = record_of(merged)
+    first = make_results(record, whole("svhn"), whole("dtd"))
+    other = dataclasses.replace(
+        make_results(record, whole("dtd", 60), whole("mnist")), base="user/else", base_commit="6" * 40,
+        precision="bfloat16", environment=dataclasses.replace(first.environment, torch="9.9"),
+    )  # fmt: skip
+    write_results(merged, first, {}, Heard())
+    shown = write_results(merged, other, {}, Heard())
+    assert [(r.task, r.correct) for r in shown.results] == [("svhn", 70), ("dtd", 60), ("mnist", 70)]
+    assert (shown.base, shown.precision) == ("user/else", "bfloat16")
+    (setting,) = shown.earlier
+    assert (setting.tasks, setting.base, setting.precision) == (("svhn",), first.base, first.precision)
+    assert read_results((merged / "results.json").read_bytes(), "r") == shown
+    card = (merged / "README.md").read_text()
+    assert "`9.9`" in card and "; SVHN in an earlier run" in card
+    # Back again: what is measured anew with the first setting joins what had it all along.
+    again = write_results(merged, dataclasses.replace(first, results=(whole("mnist", 50),)), {}, Heard())
+    assert (again.base, [each.tasks for each in again.earlier]) == (first.base, [("dtd",)])
+    found = json.loads(shown.to_json())
+    for change in (
+        {"tasks": ["svhn", "svhn"]},
+        {"tasks": ["none"]},
+        {"base": ""},
+        {"base_commit": "x"},
+        {"precision": "x"},
+    ):
+        spoilt = json.dumps({**found, "earlier": [found["earlier"][0] | change]}).encode()
+        with pytest.raises(VerifyError):
+            read_results(spoilt, "r")
+    assert "earlier" not in first.to_json()  # as every release wrote it
+
+
+def test_results_of_other_weights_are_not_mixed(tmp_path):
+    write_results(tmp_path / "r", make_results(None, whole("svhn"), whole("dtd")), {}, Heard())
+    other = dataclasses.replace(make_results(None, sample("svhn")), weights_sha256="9" * 64)
+    assert write_results(tmp_path / "r", other, {}, heard := Heard()) == other
+    assert len(heard.warnings) == 1 and "results of other weights" in heard.warnings[0]
 
 
 def test_a_card_that_speaks_of_its_repo_goes_on_doing_so(merged):
@@ -279,13 +354,14 @@ def test_a_card_that_speaks_of_its_repo_goes_on_doing_so(merged):
 def test_an_interrupted_writing_is_finished_by_the_same_call(merged):
     record = record_of(merged)
     old, new = make_results(record, make_result("dtd")), make_results(record)
-    for left in (None, old):
-        (merged / "README.md").write_text(render_card(record, results=new))  # written just before results.json
+    both = make_results(record, *old.results, *new.results)
+    for left, shown in ((None, new), (old, both), (old, new)):
+        (merged / "README.md").write_text(render_card(record, results=shown))  # written just before results.json
         if left:
             (merged / "results.json").write_text(left.to_json())
         write_results(merged, new, {}, heard := Heard())
-        assert not [text for text in heard.warnings if "edited" in text]
-        assert read_results((merged / "results.json").read_bytes(), "r") == new
+        assert not heard.warnings
+        assert read_results((merged / "results.json").read_bytes(), "r") == (both if left else new)
 
 
 def test_an_edited_card_is_left_alone_and_a_missing_one_is_written(merged):
@@ -582,6 +658,33 @@ def test_results_reach_a_repo_that_hfcart_made(site, merged, hfcart: Run):
     assert "does not list" not in checked.stderr and "cannot be repeated" in checked.stderr + checked.stdout
 
 
+def test_results_on_the_hub_are_merged_task_by_task(site, merged):
+    hub, record = site.hub, record_of(merged)
+    put(hub, "user/pub", merged)
+    full = make_results(record, make_result("svhn"), make_result("dtd"))
+    site.publish("user/pub", full, {"svhn": SQUARE, "dtd": SQUARE})
+    first = hub.files("user/pub")
+    some = make_results(record, sample("svhn"), whole("mnist"))
+    done = site.publish("user/pub", some, {"svhn": [[10]]})
+    said = [text for text in done["warnings"] if "benchmark" not in text]
+    assert done["changed"] and len(said) == 1 and "for svhn: those stay" in said[0], done
+    shown = make_results(record, *full.results, whole("mnist"))
+    second = hub.files("user/pub")
+    assert read_results(second["results.json"], "r") == shown
+    assert second["README.md"].decode() == render_card(record, repo="user/pub", results=shown)
+    assert [
+        second[f"results/confusion-{task}.csv"] == first[f"results/confusion-{task}.csv"] for task in ("svhn", "dtd")
+    ]
+    head = hub.head("user/pub")
+    again = site.publish("user/pub", make_results(record, sample("dtd")))
+    assert not again["changed"] and hub.head("user/pub") == head
+    over = site.publish("user/pub", some, {"svhn": [[10]]}, overwrite=True)
+    assert over["changed"] and not [text for text in over["warnings"] if "stay" in text]
+    third = hub.files("user/pub")
+    assert [r.partial for r in read_results(third["results.json"], "r").results] == [True, False, False]
+    assert third["results/confusion-svhn.csv"] != first["results/confusion-svhn.csv"]
+
+
 THEIR_CARD = "---\nlicense: mit  # ours\nlanguage: no\n---\n# A tower\n\nBy hand.\n"
 
 
@@ -593,7 +696,7 @@ def test_a_repo_of_somebody_elses_only_gets_its_model_index(site):
     sha = sha256_of(tower / "model.safetensors")
     results = dataclasses.replace(make_results(None), weights_sha256=sha)
     done = site.publish("user/tower", results, {"svhn": SQUARE})
-    assert done["changed"], done
+    assert done.get("changed"), done
     assert (
         len(done["warnings"]) == 1 and "Whether user/svhn is a benchmark could not be found out" in done["warnings"][0]
     )
@@ -713,15 +816,30 @@ def test_push_takes_the_results_along(site, merged, hfcart: Run):
     } < set(online)
     assert "results/notes.txt" not in online and len(hub.commits("user/pub")) == 2
     assert online["README.md"].decode() == render_card(record, repo="user/pub", results=results)
-    # Spoilt, or of other weights: said, and left out; what an older push put there goes as well.
-    (merged / "results.json").write_text(make_results(None).to_json())
+    # Spoilt, or of other weights: said, and left out; what an older push of the same weights put there stays.
+    head = hub.head("user/pub")
+    for spoilt, why in ((make_results(None).to_json(), "other weights"), ("{}", "is not an evaluation by hfcart")):
+        (merged / "results.json").write_text(spoilt)
+        done = hfcart("push", merged, "--to", "user/pub", hub=hub)
+        assert done.returncode == 0 and why in " ".join(done.stderr.split())
+        assert hub.head("user/pub") == head
+    # A folder with results of its own: both, task by task; of other weights those that are there go.
+    mine = make_results(record, sample("svhn"), whole("dtd"))
+    (merged / "results.json").write_text(mine.to_json())
     done = hfcart("push", merged, "--to", "user/pub", hub=hub)
-    assert done.returncode == 0 and "measured with other weights" in " ".join(done.stderr.split())
+    both = make_results(record, results.results[0], whole("dtd"))
+    assert done.returncode == 0 and "more than a sample for svhn" in " ".join(done.stderr.split()), done.stderr
+    after = hub.files("user/pub")
+    assert read_results(after["results.json"], "r") == both
+    assert after["README.md"].decode() == render_card(record, repo="user/pub", results=both)
+    assert after["results/confusion-svhn.csv"] == online["results/confusion-svhn.csv"]
+    assert after[".eval_results/hfcart-svhn.yaml"] == online[".eval_results/hfcart-svhn.yaml"]
+    hub.commit("user/pub", {"results.json": make_results(None).to_json().encode()})
+    (merged / "results.json").unlink()
+    done = hfcart("push", merged, "--to", "user/pub", hub=hub)
+    assert done.returncode == 0 and "of other weights than the folder's: it goes" in " ".join(done.stderr.split())
     online = hub.files("user/pub")
     assert not [name for name in online if name.startswith(("results", ".eval_results", "figures/accuracy"))]
-    (merged / "results.json").write_text("{}")
-    done = hfcart("push", merged, "--to", "user/pub", hub=hub)
-    assert done.returncode == 0 and "is not an evaluation by hfcart" in " ".join(done.stderr.split())
 
 
 def test_a_matrix_that_was_changed_stays_behind(site, merged, hfcart: Run):

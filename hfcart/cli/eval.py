@@ -80,6 +80,14 @@ def eval(
         typer.Option("--push", help="Put the results into the Hub repo, in one commit.", rich_help_panel=PUBLISHING),
     ] = False,
     create_pr: CREATE_PR = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Let a sample replace the result of a whole split, in the folder and in the repo.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
     commit_message: MESSAGE = None,
     device: DEVICE = "auto",
     precision: PRECISION = "auto",
@@ -123,6 +131,7 @@ def eval(
             out=out,
             push=push or create_pr,
             create_pr=create_pr,
+            overwrite=overwrite,
             message=commit_message,
             streaming=not no_streaming,
             progress=output,

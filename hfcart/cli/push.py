@@ -13,17 +13,18 @@ from hfcart.cli._params import CREATE_PR, DEBUG, MESSAGE, PRIVATE, QUIET
 
 def push(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder that `hfcart merge` or `hfcart finetune` made.")
+        Path,
+        typer.Argument(metavar="FOLDER", help="A folder that `hfcart merge`, `hfcart finetune` or `hfcart eval` made."),
     ],
     to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="The Hub repo to publish it in.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that hfcart did not make.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace whatever is there.")] = False,
     private: PRIVATE = False,
     create_pr: CREATE_PR = False,
     commit_message: MESSAGE = None,
     quiet: QUIET = False,
     debug: DEBUG = False,
 ) -> None:
-    """Publish a merged folder on the Hub, in one commit. Safe to repeat."""
+    """Publish a merged or fine-tuned tower, or finished results, on the Hub, in one commit. Safe to repeat."""
     with reporting(quiet=quiet, debug=debug) as output:
         from hfcart.publish import run_push
 

@@ -14,13 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard, constants, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    constants,
+    get_session,
+    get_token,
+    hf_raise_for_status,
+)
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
+    build_hf_headers,
     disable_progress_bars,
     enable_progress_bars,
-    httpx,
 )
 
 from hfcart.addresses import without_queries
@@ -436,7 +442,7 @@ def _quiet_client() -> Iterator[None]:
 
 
 def validate_card(text: str) -> list[str]:
-    """Ask the Hub whether it accepts a model card.
+    """Ask the Hub whether it accepts a model card, as it stands (the client's own check writes the YAML anew).
 
     Returns:
         What it finds wrong; nothing for a good card.
@@ -446,12 +452,12 @@ def validate_card(text: str) -> list[str]:
     """
 
     def ask() -> list[str]:
-        try:
-            ModelCard(text).validate()
-        except httpx.HTTPError:
-            raise
-        except (ValueError, yaml.YAMLError) as error:
-            return _complaints(str(error))
+        body = {"content": text, "repoType": "model"}
+        url = f"{constants.ENDPOINT}/api/validate-yaml"
+        response = get_session().post(url, json=body, headers=build_hf_headers(library_name="hfcart"))
+        if response.status_code == 400:
+            return _complaints(response.text)
+        hf_raise_for_status(response)
         return []
 
     return call("Checking the model card", ask)

@@ -7,7 +7,7 @@ machine that made it.
 from hfcart.records._adaptation import AdaptationRecord, AdaptedTask
 from hfcart.records._format import RECORD_FORMAT
 from hfcart.records._merge import MergeRecord, MethodRecord, Similarity, SourceData, TensorRecord
-from hfcart.records._results import ClassScore, EvalRecord, Reference, TaskResult
+from hfcart.records._results import ClassScore, EarlierResults, EvalRecord, Reference, TaskResult
 from hfcart.records._search import CompareRecord, CompareRow, SweepPoint, SweepRecord
 from hfcart.records._selection import Selected, SelectionRecord
 from hfcart.records._sources import Architecture, CardFacts, DatasetRecord, Environment, FileRecord, SourceRecord
@@ -22,6 +22,7 @@ __all__ = [
     "CompareRecord",
     "CompareRow",
     "DatasetRecord",
+    "EarlierResults",
     "Environment",
     "EvalRecord",
     "FileRecord",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 RECORD_FORMAT = 1
 
 
-def canonical_json(record: DataclassInstance) -> str:
-    """Canonical JSON: same record, same text."""
-    return json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def canonical_json(record: DataclassInstance, leave: Collection[str] = ()) -> str:
+    """Canonical JSON: same record, same text. `leave`: fields that are left out."""
+    fields = {name: value for name, value in dataclasses.asdict(record).items() if name not in leave}
+    return json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -83,6 +83,25 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class EarlierResults:
+    """What results were measured with that an earlier run brought, where this is not what the last run used.
+
+    Attributes:
+        tasks: ids of the tasks.
+        base: label of the CLIP model that gave the text tower and both projections.
+        base_commit: its commit, None for a local folder.
+        precision: `float32` or `bfloat16` (autocast).
+        environment: versions and device.
+    """
+
+    tasks: tuple[str, ...]
+    base: str
+    base_commit: str | None
+    precision: str
+    environment: Environment
+
+
+@dataclass(frozen=True)
 class EvalRecord:
     """An evaluation; written as results.json.
 
@@ -94,6 +113,7 @@ class EvalRecord:
         precision: `float32` or `bfloat16` (autocast).
         results: one a task, in the order asked for.
         environment: versions and device.
+        earlier: which results were measured with something else than the three fields above it say, and with what.
     """
 
     tower: str
@@ -103,8 +123,9 @@ class EvalRecord:
     precision: str
     results: tuple[TaskResult, ...]
     environment: Environment
+    earlier: tuple[EarlierResults, ...] = ()
     format: int = RECORD_FORMAT
 
     def to_json(self) -> str:
-        """Canonical JSON: same record, same bytes."""
-        return canonical_json(self)
+        """Canonical JSON: same record, same bytes. Where nothing is of an earlier run, that field is left out."""
+        return canonical_json(self, leave=() if self.earlier else ("earlier",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hfcart.records import RECORD_FORMAT, EvalRecord, Reference, TaskResult
+from hfcart.records import RECORD_FORMAT, EarlierResults, EvalRecord, Reference, TaskResult
 from hfcart.records.check import (
     MOST,
     PARTS,
@@ -28,19 +28,30 @@ def faults(record: EvalRecord) -> Iterator[str]:
         yield f"it has format {record.format}"
     if not is_sha256(record.weights_sha256):
         yield "weights_sha256 is no sha256"
-    if record.base_commit is not None and not is_commit(record.base_commit):
-        yield "base_commit is no commit"
-    if record.precision not in PRECISIONS:
-        yield "its precision is neither float32 nor bfloat16"
-    if not all(0 < len(label) <= 300 for label in (record.tower, record.base)):
+    if not 0 < len(record.tower) <= 300:
         yield "a name is empty or too long"
-    yield from faults_of_environment(record.environment)
+    settings: list[EvalRecord | EarlierResults] = [record, *record.earlier]
+    for setting in settings:
+        yield from _faults_of_setting(setting)
+    others = [task for setting in record.earlier for task in setting.tasks]
+    if not {result.task for result in record.results}.issuperset(others) or len(set(others)) < len(others):
+        yield "what its earlier results are of is not clear"
     if not 1 <= len(record.results) <= MAX_TASKS:
         yield f"it has {len(record.results)} tasks, expected 1 to {MAX_TASKS}"
     if len({result.task for result in record.results}) < len(record.results):
         yield "a task is there twice"
     for i, result in enumerate(record.results):
         yield from (f"result {i}: {wrong}" for wrong in _faults_of(result))
+
+
+def _faults_of_setting(setting: EvalRecord | EarlierResults) -> Iterator[str]:
+    if setting.base_commit is not None and not is_commit(setting.base_commit):
+        yield "base_commit is no commit"
+    if setting.precision not in PRECISIONS:
+        yield "its precision is neither float32 nor bfloat16"
+    if not 0 < len(setting.base) <= 300:
+        yield "a name is empty or too long"
+    yield from faults_of_environment(setting.environment)
 
 
 def _faults_of(result: TaskResult) -> Iterator[str]:

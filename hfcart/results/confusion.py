@@ -43,17 +43,27 @@ def confusion_csv(result: TaskResult, confusion: Confusion) -> bytes:
     return out.getvalue().encode()
 
 
-def is_confusion_of(result: TaskResult, data: bytes) -> bool:
-    """Whether a file is the confusion matrix of this result, as `confusion_csv` writes it."""
+def max_size(result: TaskResult) -> int:
+    """Bytes that a confusion matrix of this result may have."""
     size = len(result.classes)
-    if len(data) > 100_000 + 16 * size * (size + 1) + 2000 * size:
-        return False
+    return 100_000 + 16 * size * (size + 1) + 2000 * size
+
+
+def read_confusion(result: TaskResult, data: bytes) -> Confusion | None:
+    """The confusion matrix in a file, None unless it is this result's as `confusion_csv` writes it."""
+    if len(data) > max_size(result):
+        return None
     try:
         lines = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
         rows = [[int(cell) for cell in line[1:]] for line in lines[1:]]
-        return confusion_csv(result, rows) == data
+        return rows if confusion_csv(result, rows) == data else None
     except (ValueError, csv.Error):
-        return False
+        return None
+
+
+def is_confusion_of(result: TaskResult, data: bytes) -> bool:
+    """Whether a file is the confusion matrix of this result, as `confusion_csv` writes it."""
+    return read_confusion(result, data) is not None
 
 
 def _agree(result: TaskResult, rows: list[list[int]]) -> bool:

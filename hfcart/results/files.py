@@ -15,12 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 from hfcart.card import render_card
 from hfcart.errors import OutputError, VerifyError
 from hfcart.finetune_card import render_finetune_card
+from hfcart.markdown import one_line
 from hfcart.merged import MAX_RECORD, RECORD
 from hfcart.progress import Progress
 from hfcart.reader import strict_json
 from hfcart.records import RECORD_FORMAT, EvalRecord, FinetuneRecord, MergeRecord
 from hfcart.repo_id import is_repo_id
 from hfcart.results.check import faults
+from hfcart.results.combine import combine, lesser, warn_of_lesser
 from hfcart.results.confusion import FOLDER, Confusion, confusion_csv, confusion_name, matrices_among
 from hfcart.scores import belongs
 from hfcart.tuned import read_any
@@ -85,19 +87,29 @@ def results_files(record: EvalRecord, confusions: Mapping[str, Confusion]) -> di
 
 
 def write_results(
-    folder: Path, record: EvalRecord, confusions: Mapping[str, Confusion], progress: Progress | None = None
-) -> None:
+    folder: Path,
+    record: EvalRecord,
+    confusions: Mapping[str, Confusion],
+    progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
+) -> EvalRecord:
     """Write an evaluation into a folder: results.json, results/confusion-<task>.csv and figures/accuracy.png.
 
-    In a folder that hfcart made the card is written anew as well, if the results are of its weights and
-    nobody has edited the card. Every file is replaced as a whole; results.json comes last, so that it is never
-    there without the rest, and the same call again finishes what an interrupted one left.
+    Results of the same weights that the folder holds stay, task by task: see `combine`. In a folder that hfcart made
+    the card is written anew as well, if the results are of its weights and nobody has edited the card. Every file is
+    replaced as a whole; results.json comes last, so that it is never there without the rest, and the same call again
+    finishes what an interrupted one left.
 
     Args:
         folder: an existing folder or a new one.
         record: the evaluation.
         confusions: task -> its confusion matrix.
         progress: told of a card that is left alone.
+        overwrite: let a sample replace the result of a whole split.
+
+    Returns:
+        What the folder holds now.
 
     Raises:
         OutputError: the folder cannot be written to, or a subfolder is a link.
@@ -107,20 +119,27 @@ def write_results(
 
     progress = progress or Progress()
     refuse_links(folder)
-    files = results_files(record, confusions)
-    results = files.pop(RESULTS)
     earlier = _earlier_in(folder)
-    warn_of_lost(earlier, record, progress)
+    less = [] if overwrite else lesser(earlier, record)
+    warn_of_lesser(less, str(folder), progress)
+    if earlier and earlier.weights_sha256 != record.weights_sha256:
+        progress.warn(f"{folder} had results of other weights ({one_line(earlier.tower, 100)}): they are replaced.")
+    shown = combine(earlier, record, overwrite=overwrite)
+    files = results_files(shown, {task: matrix for task, matrix in confusions.items() if task not in less})
+    results = files.pop(RESULTS)
+    measured = {result.task for result in record.results} - set(less)
+    kept = {confusion_name(result.task) for result in shown.results if result.task not in measured}
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in matrices_among(f"{FOLDER}/{path.name}" for path in (folder / FOLDER).glob("*.csv")):
-            if name not in files:
+            if name not in files and name not in kept:
                 (folder / name).unlink()
         for name, data in files.items():
             replace(folder / name, data)
-        draw_accuracy(record, folder)
-        _refresh_card(folder, record, earlier, progress)
+        draw_accuracy(shown, folder)
+        _refresh_card(folder, shown, [earlier, record], progress)
         replace(folder / RESULTS, results)
+    return shown
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -138,6 +157,19 @@ def replace(path: Path, data: bytes) -> None:
     new.replace(path)
 
 
+def check_place(folder: Path) -> None:
+    """Find out, before the work, whether results can be written to a folder.
+
+    Raises:
+        OutputError: it is no folder, may not be written to, or one of its subfolders is a link.
+    """
+    refuse_links(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "may not be written to" if there.is_dir() else "is no folder"
+        raise OutputError(f"{there} {what}: the results would have no place.", hint="Give another --out FOLDER.")
+
+
 def refuse_links(folder: Path) -> None:
     """Refuse a folder, a stranger's clone it may be, whose subfolders lead to other places: nothing is written there.
 
@@ -150,18 +182,6 @@ def refuse_links(folder: Path) -> None:
                 f"{folder / name} is a link to another place, and nothing is written through it.",
                 hint="Remove it, or write the results to a folder of their own: --out FOLDER",
             )
-
-
-def warn_of_lost(earlier: EvalRecord | None, record: EvalRecord, progress: Progress) -> None:
-    """Say which tasks an evaluation drops that an earlier one of the same weights had."""
-    if earlier is None or earlier.weights_sha256 != record.weights_sha256:
-        return
-    new = {result.task for result in record.results}
-    if lost := [result.task for result in earlier.results if result.task not in new]:
-        progress.warn(
-            f"These results replace earlier ones, which had {', '.join(lost)} as well. "
-            "To have all tasks, evaluate them together."
-        )
 
 
 def results_in(folder: Path) -> EvalRecord | None:
@@ -181,8 +201,8 @@ def _earlier_in(folder: Path) -> EvalRecord | None:
         return None
 
 
-def _refresh_card(folder: Path, record: EvalRecord, earlier: EvalRecord | None, progress: Progress) -> None:
-    made = _record_in(folder)
+def _refresh_card(folder: Path, record: EvalRecord, earlier: Sequence[EvalRecord | None], progress: Progress) -> None:
+    made = record_in(folder)
     if made is None:
         return
     if not belongs(record, made):
@@ -193,7 +213,7 @@ def _refresh_card(folder: Path, record: EvalRecord, earlier: EvalRecord | None, 
         return
     path = folder / CARD
     card = path.read_bytes().decode("utf-8", "replace") if path.is_file() else None
-    fresh = fresh_card(card, made, record, [earlier])
+    fresh = fresh_card(card, made, record, earlier)
     if fresh is None:
         progress.warn(
             f"{folder.name}/{CARD} was edited after hfcart wrote it, so it is left as it is. To have the accuracies on "
@@ -203,7 +223,7 @@ def _refresh_card(folder: Path, record: EvalRecord, earlier: EvalRecord | None, 
     replace(path, fresh.encode())
 
 
-def _record_in(folder: Path) -> Record | None:
+def record_in(folder: Path) -> Record | None:
     """The record of what made a folder; None if hfcart did not, or its record cannot be believed."""
     path = folder / RECORD
     try:
@@ -247,14 +267,14 @@ def render_any(record: Record, *, repo: str | None, results: EvalRecord | None) 
     return render_card(record, repo=repo, results=results)
 
 
-def refuse_other_weights(where: str, record: EvalRecord, found: str) -> None:
-    """Refuse to put results beside weights they were not measured with.
+def refuse_other_weights(where: str, measured: str, found: str) -> None:
+    """Refuse to put results beside weights they were not measured with. Both are told by their digests.
 
     Raises:
         OutputError: the digests differ.
     """
-    if record.weights_sha256 != found:
+    if measured != found:
         raise OutputError(
-            f"The results are of weights with sha256 {record.weights_sha256[:12]}…, {where} holds {found[:12]}….",
+            f"The results are of weights with sha256 {measured[:12]}…, {where} holds {found[:12]}….",
             hint="Evaluate what is there now, and publish those results.",
         )

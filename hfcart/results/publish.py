@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hfcart import __version__, hub
@@ -12,8 +12,9 @@ from hfcart.errors import CorruptFileError, HfcartError, PublishError, VerifyErr
 from hfcart.front_matter import with_results
 from hfcart.merged import MAX_RECORD, RECORD
 from hfcart.progress import Progress
-from hfcart.records import EvalRecord
-from hfcart.results.confusion import Confusion, matrices_among
+from hfcart.records import ClassScore, DatasetRecord, Environment, EvalRecord, TaskResult
+from hfcart.results.combine import combine, lesser, warn_of_lesser
+from hfcart.results.confusion import Confusion, confusion_name, matrices_among, max_size, read_confusion
 from hfcart.results.files import (
     CARD,
     FIGURE,
@@ -22,30 +23,52 @@ from hfcart.results.files import (
     Record,
     fresh_card,
     read_results,
+    refuse_links,
     refuse_other_weights,
     results_files,
-    warn_of_lost,
+    results_in,
 )
 from hfcart.scores import belongs
 from hfcart.sources import Tower, content_of, pin
+from hfcart.tasks import TaskCard
 from hfcart.tuned import read_any
 
 BENCHMARKS = ".eval_results/hfcart-"  # and the task; other names are other people's
 
 
-def check_results_target(repo: str, *, create_pr: bool) -> None:
-    """Find out, before the work, whether results may be published in a repo.
+def check_results_target(
+    repo: str,
+    *,
+    create_pr: bool,
+    tasks: Sequence[TaskCard] = (),
+    part: str = "test",
+    limit: int | None = None,
+    measured: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Find out, before the work, whether results may be published in a repo, and whether its card can take them.
+
+    Args:
+        repo: `user/name`.
+        create_pr: whether it will be a pull request, which anybody may open.
+        tasks: what is going to be measured.
+        part: of which images.
+        limit: of how many of them a task, None for all.
+        measured: what is measured, as `user/name@revision`, if that is not main.
+        progress: told of each stage.
 
     Raises:
         UsageError: `repo` is not written user/name.
-        PublishError: no token, no such repo, or no write access (a pull request needs none).
+        OutputError: `measured` has other weights than main.
+        PublishError: no token, no such repo, no write access, or a card that results cannot be put into.
     """
-    target = hub.check_target(repo, private=False, overwrite=True, create_pr=create_pr)
-    if not target.exists:
-        raise PublishError(
-            f"There is no repo {repo} to put results in.",
-            hint="Results go to the repo of the tower. For a folder: hfcart push FOLDER --to user/name",
-        )
+    progress = progress or Progress()
+    target = _existing(repo, create_pr)
+    tower = pin(f"{repo}@{target.head}", progress)
+    weights = content_of(tower)
+    if measured is not None:
+        refuse_other_weights(f"main of {repo}", content_of(pin(measured, progress)), weights)
+    _try_card(tower, repo, _trial(repo, weights, tasks, part, limit), progress)
 
 
 def publish_results(
@@ -54,20 +77,23 @@ def publish_results(
     confusions: Mapping[str, Confusion],
     *,
     create_pr: bool = False,
+    overwrite: bool = False,
     message: str | None = None,
     progress: Progress,
 ) -> hub.Published:
     """Put an evaluation into the repo of the tower it measured, in one commit on main or as a pull request.
 
-    A repo that hfcart made gets results.json, the confusion matrices, the figure, and its card written anew.
-    Any other repo, and one whose card was edited, gets the results in its card's model-index, and all else of the
-    card stays as it is. Both get `.eval_results/` for datasets that are benchmarks. Safe to repeat.
+    A repo that hfcart made gets results.json, the confusion matrices, the figure, and its card written anew; results
+    of the same weights that it has stay, task by task (see `combine`). Any other repo, and one whose card was edited,
+    gets the results in its card's model-index, and all else of the card stays as it is. Both get `.eval_results/` for
+    datasets that are benchmarks. Safe to repeat.
 
     Args:
         repo: `user/name`, without a revision.
         record: the evaluation.
         confusions: task -> its confusion matrix.
         create_pr: open a pull request, and leave main alone.
+        overwrite: let a sample replace the result of a whole split.
         message: of the commit; its first line is the title.
         progress: told of what is left out.
 
@@ -80,27 +106,31 @@ def publish_results(
     progress.step(f"Checking {repo}")
     there = hub.resolve(repo)
     tower = pin(f"{repo}@{there.commit}", progress)
-    refuse_other_weights(f"main of {repo}", record, content_of(tower))
-    files, gone = benchmark_files(record, repo, progress), []
-    card, made = _card_of(tower), _record_of(tower)
-    fresh = None
+    refuse_other_weights(f"main of {repo}", record.weights_sha256, content_of(tower))
+    card, made, earlier = _card_of(tower), _record_of(tower), None
+    gone: list[str] = []
     if made is not None and belongs(record, made):
-        files |= results_files(record, confusions) | _figure(record)
         earlier = _earlier(tower)
-        warn_of_lost(earlier, record, progress)
-        fresh = fresh_card(card, made, record, [earlier], repo=repo)
-        if fresh is None:
-            progress.warn(f"The card of {repo} was edited after hfcart wrote it: only its model-index is brought up.")
+        less = [] if overwrite else lesser(earlier, record)
+        warn_of_lesser(less, repo, progress)
+        shown = combine(earlier, record, overwrite=overwrite)
+        files = benchmark_files(record, repo, progress, leave=less)
+        files |= results_files(shown, {task: matrix for task, matrix in confusions.items() if task not in less})
+        files[FIGURE] = accuracy_figure(shown)
+        measured = {result.task for result in record.results} - set(less)
+        kept = {name for result in shown.results if result.task not in measured for name in files_of(result.task)}
         stale = [name for name in there.files if name.startswith(BENCHMARKS)] + matrices_among(there.files)
-        gone = [name for name in stale if name not in files]
-    text = _with_model_index(card or "", repo, record) if fresh is None else fresh
+        gone = [name for name in stale if name not in files and name not in kept]
+    else:
+        made, shown = None, record
+        files = benchmark_files(shown, repo, progress)
+    text, edited = _new_card(card, repo, made, shown, earlier)
+    if edited:
+        progress.warn(f"The card of {repo} was edited after hfcart wrote it: only its model-index is brought up.")
     if text is not None:
         files[CARD] = text.encode()
     if not files:
-        raise PublishError(
-            f"There is nothing to publish in {repo}: no whole test split was scored, and hfcart did not make the repo.",
-            hint="Evaluate whole test splits: without --limit, on the test part.",
-        )
+        raise _nothing_to_publish(repo)
     progress.step(f"Publishing the results to {repo}")
     tasks = len(record.results)
     published = hub.publish_files(
@@ -114,6 +144,115 @@ def publish_results(
     if not published.changed:
         progress.note(f"{repo} holds exactly these results already: nothing was sent.")
     return published
+
+
+def publish_results_of(
+    folder: Path,
+    repo: str,
+    *,
+    create_pr: bool = False,
+    overwrite: bool = False,
+    message: str | None = None,
+    progress: Progress,
+) -> hub.Published:
+    """Publish the finished results that a folder holds in the repo of the tower they were measured on.
+
+    Raises:
+        VerifyError: its results.json is not an evaluation by hfcart.
+        HfcartError: as `check_results_target` and `publish_results`.
+    """
+    hub.set_notifier(progress.note)
+    progress.step(f"Checking {folder}")
+    refuse_links(folder)
+    record = results_in(folder)
+    if record is None:
+        raise VerifyError(f"{folder} holds no {RESULTS}.", hint="`hfcart eval` writes one.")
+    _existing(repo, create_pr)
+    confusions: dict[str, Confusion] = {}
+    for result in record.results:
+        path = folder / confusion_name(result.task)
+        found = None
+        if path.is_file() and path.stat().st_size <= max_size(result):
+            found = read_confusion(result, path.read_bytes())
+        if found is not None:
+            confusions[result.task] = found
+        else:
+            progress.warn(f"{path} is not published: it is missing, or does not agree with {RESULTS}.")
+    return publish_results(
+        repo, record, confusions, create_pr=create_pr, overwrite=overwrite, message=message, progress=progress
+    )
+
+
+def accuracy_figure(record: EvalRecord) -> bytes:
+    """The chart of accuracies, as a PNG."""
+    from hfcart.plots import draw_accuracy  # as in hfcart.results
+
+    with tempfile.TemporaryDirectory(prefix="hfcart-eval-") as folder:
+        return (Path(folder) / draw_accuracy(record, Path(folder))).read_bytes()
+
+
+def _existing(repo: str, create_pr: bool) -> hub.Target:
+    target = hub.check_target(repo, private=False, overwrite=True, create_pr=create_pr)
+    if not target.exists:
+        raise PublishError(
+            f"There is no repo {repo} to put results in.",
+            hint="Results go to the repo of the tower. For a folder: hfcart push FOLDER --to user/name",
+        )
+    return target
+
+
+def _new_card(
+    card: str | None, repo: str, made: Record | None, results: EvalRecord, earlier: EvalRecord | None
+) -> tuple[str | None, bool]:
+    """The card with the results, None if there is nothing to change; and whether somebody has edited hfcart's own."""
+    fresh = None if made is None else fresh_card(card, made, results, [earlier], repo=repo)
+    if fresh is not None:
+        return fresh, False
+    return _with_model_index(card or "", repo, results), made is not None
+
+
+def _try_card(tower: Tower, repo: str, trial: EvalRecord, progress: Progress) -> None:
+    """Put made-up results into the card that main has, and ask the Hub what it would say to that.
+
+    Raises:
+        PublishError: they cannot be put there, the Hub would refuse the card, or there would be nothing to publish.
+    """
+    card, made = _card_of(tower), _record_of(tower)
+    made = made if made is not None and belongs(trial, made) else None
+    text, _ = _new_card(card, repo, made, trial, _earlier(tower))
+    if text is None:
+        raise _nothing_to_publish(repo)
+    progress.step(f"Trying whether the card of {repo} takes results")
+    if complaints := hub.validate_card(text):
+        raise PublishError(
+            f"The Hub would refuse the front matter of {repo}/{CARD} with results in it: {'; '.join(complaints)}",
+            hint=f"Put it right at {HUB}/{repo}/edit/main/{CARD}, then run the same command again.",
+        )
+
+
+def _trial(repo: str, weights: str, tasks: Sequence[TaskCard], part: str, limit: int | None) -> EvalRecord:
+    """Results in the form that those of the tasks are going to have, of one image each."""
+
+    def result(name: str, title: str, digest: str, data: DatasetRecord, rows: int | None) -> TaskResult:
+        known = rows if part == "test" else None  # a split that may be smaller than the limit counts as whole
+        seen = (ClassScore("class", 1, 1),)
+        return TaskResult(name, title, data, part, known or 1, limit if known else None, 0, 0, digest, seen)
+
+    commit = "0" * 40
+    results = [
+        result(task.id, task.title, task.sha256, DatasetRecord(data.repo, data.config, data.test_split, commit), rows)
+        for task in tasks
+        for data, rows in [(task.dataset, task.dataset.test_size)]
+    ]
+    results = results or [result("task", "Task", "0" * 64, DatasetRecord("user/dataset", None, "test", commit), None)]
+    return EvalRecord(repo, weights, repo, None, "float32", tuple(results), Environment(*["none"] * 7))
+
+
+def _nothing_to_publish(repo: str) -> PublishError:
+    return PublishError(
+        f"There is nothing to publish in {repo}: no whole test split was scored, and hfcart did not make the repo.",
+        hint="Evaluate whole test splits: without --limit, on the test part.",
+    )
 
 
 def _card_of(tower: Tower) -> str | None:
@@ -143,13 +282,6 @@ def _earlier(tower: Tower) -> EvalRecord | None:
         return None
 
 
-def _figure(record: EvalRecord) -> dict[str, bytes]:
-    from hfcart.plots import draw_accuracy  # as in hfcart.results
-
-    with tempfile.TemporaryDirectory(prefix="hfcart-eval-") as folder:
-        return {FIGURE: (Path(folder) / draw_accuracy(record, Path(folder))).read_bytes()}
-
-
 def _with_model_index(card: str, repo: str, record: EvalRecord) -> str | None:
     """The card with the results in its model-index; None if none is to be reported."""
     entries = [index_entry(result, f"{HUB}/{repo}") for result in reported(record)]
@@ -164,10 +296,22 @@ def _with_model_index(card: str, repo: str, record: EvalRecord) -> str | None:
         ) from None
 
 
-def benchmark_files(record: EvalRecord, repo: str, progress: Progress) -> dict[str, bytes]:
-    """A file for every result whose dataset, at the commit read, declares a task on that configuration and split."""
+def files_of(task: str) -> tuple[str, str]:
+    """Where a repo has the confusion matrix of a task, and its entry for a benchmark."""
+    return confusion_name(task), f"{BENCHMARKS}{task}.yaml"
+
+
+def benchmark_files(record: EvalRecord, repo: str, progress: Progress, leave: Collection[str] = ()) -> dict[str, bytes]:
+    """A file for every result whose dataset, at the commit read, declares a task on that configuration and split.
+
+    Args:
+        record: the evaluation.
+        repo: where it is going to be, `user/name`.
+        progress: told of datasets that cannot be looked at.
+        leave: tasks that get no file.
+    """
     files = {}
-    for result in reported(record):
+    for result in [result for result in reported(record) if result.task not in leave]:
         data = result.dataset
         try:
             tasks = hub.benchmark_tasks(data.repo, data.commit)
@@ -179,7 +323,7 @@ def benchmark_files(record: EvalRecord, repo: str, progress: Progress) -> dict[s
             continue
         notes = f"zero-shot {metric_name(result)}, a share of 1"
         page = f"{HUB}/{repo}"
-        files[f"{BENCHMARKS}{result.task}.yaml"] = hub.benchmark_result(
+        files[files_of(result.task)[1]] = hub.benchmark_result(
             data.repo, same[0].id, data.commit, share(result), page=page, notes=notes
         )
     return files
