@@ -87,12 +87,11 @@ def _publish(
     from hfcart.results.publish import publish_results
 
     record = done.record
-    later = f"The results are complete in {place}."
+    later = [f"The results are complete in {place}."]
     made = record_in(place)
-    command = ""
     if made is None or belongs(record, made):
         push = push_command(place, record.tower, False, create_pr, overwrite)
-        command = f"To publish them without measuring again, run: {push}"
+        later.append(f"To publish them without measuring again, run: {push}")
     try:
         return publish_results(
             record.tower,
@@ -105,10 +104,10 @@ def _publish(
         )
     except HfcartError as error:
         # What main does not hold any more, nobody can publish there: that is an OutputError.
-        error.hint = next_step(error.hint, later if isinstance(error, OutputError) else f"{later} {command}".strip())
+        error.hint = next_step(error.hint, *(later[:1] if isinstance(error, OutputError) else later))
         raise
     except KeyboardInterrupt as stop:
-        stop.add_note(f"{later} {command}".strip())
+        stop.add_note(" ".join(later))
         raise
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from hfcart import hub
-from hfcart.errors import CorruptFileError, OutputError, VerifyError
+from hfcart.errors import OutputError, VerifyError
 from hfcart.merged import RECORD, check_files
 from hfcart.progress import Progress
 from hfcart.records import EvalRecord
@@ -19,6 +18,7 @@ from hfcart.results.files import (
     MAX_RESULTS,
     RESULTS,
     Record,
+    believed,
     fresh_card,
     read_results,
     refuse_links,
@@ -141,8 +141,8 @@ def _with_online(
     online, there = None, None
     if RESULTS in target.files:
         there = hub.resolve(f"{target.repo}@{target.head}")
-        with contextlib.suppress(VerifyError, CorruptFileError):
-            online = read_results(hub.read_small(there, RESULTS, MAX_RESULTS) or b"", RESULTS)
+        where, snapshot = f"{target.repo}/{RESULTS}", there
+        online = believed(lambda: read_results(hub.read_small(snapshot, RESULTS, MAX_RESULTS) or b"", where))
     if there is None or online is None or not belongs(online, record):
         if there is not None and results is None:
             progress.warn(f"{target.repo} has a {RESULTS} of other weights than the folder's: it goes.")

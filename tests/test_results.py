@@ -29,7 +29,7 @@ from hfcart.publish import run_push
 from hfcart.reader import sha256_of
 from hfcart.records import ClassScore, DatasetRecord, EvalRecord, MergeRecord, Reference, TaskResult
 from hfcart.results.confusion import confusion_csv, is_confusion_of
-from hfcart.results.files import read_results, write_results
+from hfcart.results.files import check_place, read_results, write_results
 from hfcart.scores import accuracy, belongs, mean_accuracy, normalised, weights_sha256, wilson
 from hfcart.sources import fetch_all, pin
 
@@ -339,6 +339,15 @@ def test_results_of_other_weights_are_not_mixed(tmp_path):
     other = dataclasses.replace(make_results(None, sample("svhn")), weights_sha256="9" * 64)
     assert write_results(tmp_path / "r", other, {}, heard := Heard()) == other
     assert len(heard.warnings) == 1 and "results of other weights" in heard.warnings[0]
+
+
+def test_results_of_a_newer_release_are_not_replaced(merged):
+    (merged / "results.json").write_text(
+        make_results(record_of(merged)).to_json().replace('"format": 1', '"format": 2')
+    )
+    for refused in (lambda: check_place(merged), lambda: write_results(merged, make_results(None), {})):
+        with pytest.raises(VerifyError, match=r"results\.json has format 2"):
+            refused()
 
 
 def test_a_card_that_speaks_of_its_repo_goes_on_doing_so(merged):

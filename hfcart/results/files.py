@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from hfcart.card import render_card
-from hfcart.errors import OutputError, VerifyError
+from hfcart.errors import CorruptFileError, OutputError, VerifyError
 from hfcart.finetune_card import render_finetune_card
 from hfcart.markdown import one_line
 from hfcart.merged import MAX_RECORD, RECORD
@@ -33,6 +33,7 @@ Record = MergeRecord | FinetuneRecord
 RESULTS = "results.json"
 FIGURE = "figures/accuracy.png"
 CARD = "README.md"
+_UPDATE = "Update hfcart: pip install -U hfcart"
 MAX_RESULTS = 20_000_000  # bytes; twenty tasks of a thousand classes take two millions
 # Where a card speaks of its own repo: how to load the tower, or to repeat the merge.
 _CARD_OF = re.compile(r'^tower = "([^"\s]{3,200})"$|^hf download (\S{3,200}) recipe\.yaml ', re.MULTILINE)
@@ -56,7 +57,7 @@ def read_results(data: bytes, where: str) -> EvalRecord:
         if isinstance(found, dict) and type(number := found.get("format")) is int and number > RECORD_FORMAT:
             raise VerifyError(
                 f"{where} has format {number}, this hfcart reads format {RECORD_FORMAT}.",
-                hint="Update hfcart: pip install -U hfcart",
+                hint=_UPDATE,
             )
         record = TypeAdapter(EvalRecord).validate_json(data, strict=True)
         if strict_json(record.to_json().encode()) != found:
@@ -119,12 +120,12 @@ def write_results(
 
     progress = progress or Progress()
     refuse_links(folder)
-    earlier = _earlier_in(folder)
-    less = [] if overwrite else lesser(earlier, record)
+    before = _earlier_in(folder)
+    less = [] if overwrite else lesser(before, record)
     warn_of_lesser(less, str(folder), progress)
-    if earlier and earlier.weights_sha256 != record.weights_sha256:
-        progress.warn(f"{folder} had results of other weights ({one_line(earlier.tower, 100)}): they are replaced.")
-    shown = combine(earlier, record, overwrite=overwrite)
+    if before and before.weights_sha256 != record.weights_sha256:
+        progress.warn(f"{folder} had results of other weights ({one_line(before.tower, 100)}): they are replaced.")
+    shown = combine(before, record, overwrite=overwrite)
     files = results_files(shown, {task: matrix for task, matrix in confusions.items() if task not in less})
     results = files.pop(RESULTS)
     measured = {result.task for result in record.results} - set(less)
@@ -137,7 +138,7 @@ def write_results(
         for name, data in files.items():
             replace(folder / name, data)
         draw_accuracy(shown, folder)
-        _refresh_card(folder, shown, [earlier, record], progress)
+        _refresh_card(folder, shown, [before, record], progress)
         replace(folder / RESULTS, results)
     return shown
 
@@ -162,8 +163,10 @@ def check_place(folder: Path) -> None:
 
     Raises:
         OutputError: it is no folder, may not be written to, or one of its subfolders is a link.
+        VerifyError: it has results of a newer release.
     """
     refuse_links(folder)
+    _earlier_in(folder)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "may not be written to" if there.is_dir() else "is no folder"
@@ -195,9 +198,22 @@ def results_in(folder: Path) -> EvalRecord | None:
 
 
 def _earlier_in(folder: Path) -> EvalRecord | None:
+    return believed(lambda: results_in(folder))
+
+
+def believed(read: Callable[[], EvalRecord | None]) -> EvalRecord | None:
+    """The results that a place has already; None if it has none that can be believed.
+
+    Raises:
+        VerifyError: a newer release wrote them: this one could not take them along, so it does not replace them.
+    """
     try:
-        return results_in(folder)
-    except VerifyError:
+        return read()
+    except CorruptFileError:
+        return None
+    except VerifyError as error:
+        if error.hint == _UPDATE:
+            raise
         return None
 
 

@@ -21,6 +21,7 @@ from hfcart.results.files import (
     MAX_RESULTS,
     RESULTS,
     Record,
+    believed,
     fresh_card,
     read_results,
     refuse_links,
@@ -275,11 +276,11 @@ def _record_of(tower: Tower) -> Record | None:
 
 
 def _earlier(tower: Tower) -> EvalRecord | None:
-    try:
+    def read() -> EvalRecord | None:
         data = tower.store.small(RESULTS, MAX_RESULTS)
-        return None if data is None else read_results(data, RESULTS)
-    except (VerifyError, CorruptFileError):
-        return None
+        return None if data is None else read_results(data, f"{tower.label}/{RESULTS}")
+
+    return believed(read)
 
 
 def _with_model_index(card: str, repo: str, record: EvalRecord) -> str | None:
