@@ -95,11 +95,13 @@ def _convert(tower: Tower, converted: Path, progress: Progress) -> None:
     records, files = [], []
     for name in tower.weights:
         path = tower.store.fetch(name)
-        digest = sha256_of(path)
+        try:
+            digest = sha256_of(path)
+        except OSError as error:
+            raise CorruptFileError(f"{tower.label}/{name} cannot be read: {error.strerror}.") from None
         records.append(FileRecord(name, path.stat().st_size, digest))
         target = converted / f"{digest}.safetensors"
-        if not target.exists():
-            convert(path, target, f"{tower.label}/{name}")
+        convert(path, target, f"{tower.label}/{name}")  # each time: nothing would prove an earlier run's file
         if sha256_of(path) != digest:
             raise CorruptFileError(
                 f"{tower.label}/{name} changed while it was read.",

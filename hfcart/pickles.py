@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import zipfile
 from io import BytesIO
@@ -17,7 +16,7 @@ from hfcart.reader import MAX_HEADER
 from hfcart.state_dict import Odd, Refused, Storage, Tensor, load
 from hfcart.writer import explain_os_errors
 
-_LARGEST = 32 << 20  # bytes of the pickle itself; a state dict of a thousand tensors has 100,000
+_LARGEST = 8 << 20  # bytes of the pickle itself; a state dict of a thousand tensors has 100,000
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what torch.save began its files with before it wrote zip archives
 _TIED = 4  # tensors may share a storage; together they are at most so many times the file
 _CHUNK = 1 << 24
@@ -65,9 +64,7 @@ def convert(path: Path, target: Path, where: str) -> None:
                     out.write(header)
                     for tensor in _tensors(state).values():
                         _copy(file, records[tensor.storage.key][0], tensor, out)
-                    out.flush()
-                    os.fsync(out.fileno())  # it will be believed by its name
-                half.replace(target)
+                    half.replace(target)
             except BaseException:
                 half.unlink(missing_ok=True)
                 raise

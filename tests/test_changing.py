@@ -17,9 +17,13 @@ from safetensors.torch import load_file, save_file
 from towers import write_tower
 
 import hfcart
+from hfcart.compare import _plain, _sources
 from hfcart.errors import SourceError
 from hfcart.heads import base_of, make_head, open_base
+from hfcart.plan import make_plan
 from hfcart.progress import Progress
+from hfcart.recipe import make
+from hfcart.sources import fetch_all
 from hfcart.tasks import TaskCard
 from hfcart.towers import load_tower
 
@@ -174,3 +178,22 @@ def test_a_base_that_is_opened_twice_is_the_same_twice(tmp_path: Path) -> None:
     ):
         with pytest.raises(SourceError, match=r"clip changed while it was used: model\.safetensors"):
             again()
+
+
+def test_the_base_of_a_plan_is_the_one_that_is_opened_again(tmp_path: Path) -> None:
+    """By adaptation, sweeps, comparisons and choices; and a comparison's merges take what it has hashed."""
+    towers = [str(write_tower(tmp_path / name, i)) for i, name in enumerate(("base", "one", "two"))]
+    recipe = make({"sources": towers[1:], "method": "task_arithmetic", "base": towers[0]})
+    plan = make_plan(recipe, tmp_path / "converted", Progress())
+    fetch_all(plan.towers_and_base, Progress(), stream=False)
+    task = TaskCard(id="x", title="X", dataset={"repo": "user/x"}, templates=["{}"], classnames=["red", "blue"])
+    fields = {"base": _plain(plan.clip_ref), "sources": [_plain(ref) for ref in _sources(plan, towers[1:], [task])]}
+    plan.close()
+    assert load_tower(plan.clip_ref, Progress()).label == "base"
+    hfcart.merge(**fields, out=tmp_path / "m", method="task_arithmetic")
+    for name, other in (("base", "one"), ("one", "two")):
+        kept = (tmp_path / name / "model.safetensors").read_bytes()
+        overwritten(tmp_path / name, tmp_path / other)
+        with pytest.raises(SourceError, match=f"{name} is not the tower"):
+            hfcart.merge(**fields, out=tmp_path / "n", method="task_arithmetic")
+        (tmp_path / name / "model.safetensors").write_bytes(kept)

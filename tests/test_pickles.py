@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 import struct
@@ -17,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from towers import weights, write_tower
 
 import hfcart
@@ -307,6 +308,17 @@ def test_no_mutation_makes_it_fail_in_another_way(
     except CorruptFileError:
         return
     assert sum(tensor.nbytes for tensor in found.values()) <= 4 * len(raw)
+
+
+def test_what_an_earlier_run_converted_is_not_believed(tmp_path: Path) -> None:
+    folder = pickled(tmp_path / "old")
+    hfcart.merge([folder], out=tmp_path / "whole")
+    digest = hashlib.sha256((folder / "pytorch_model.bin").read_bytes()).hexdigest()
+    save_file(weights(2), write_tower(tmp_path / "m.partial" / "converted", 2) / f"{digest}.safetensors")
+    (tmp_path / "m.partial" / ".lock").touch()
+    hfcart.merge([folder], out=tmp_path / "m")
+    found, expected = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("m", "whole"))
+    assert found == expected
 
 
 OF_TRAINING = [
