@@ -6,6 +6,7 @@ commits that they pin, each once, and never lead to a path of this machine.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,8 +48,8 @@ class Said:
 class _Search:
     """Follows records; what a repo says is asked once, and a circle ends where it began."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, *, most: int = _MOST) -> None:
+        self._progress, self._most = progress, most
         self._known: dict[str, list[Said]] = {}
 
     def of(self, store: Store, facts: CardFacts, by: str, depth: int = 0) -> list[Said]:
@@ -65,7 +66,7 @@ class _Search:
 
     def _source(self, source: SourceRecord, by: str, depth: int) -> list[Said]:
         by = f"{source.label}, a source of {by}"
-        if (ref := pinned(source)) is None or depth > _DEEPEST or len(self._known) >= _MOST:
+        if (ref := pinned(source)) is None or depth > _DEEPEST or len(self._known) >= self._most:
             return _by_card(source.facts, by)
         if ref not in self._known:
             self._known[ref] = []
@@ -132,6 +133,20 @@ def infer_base(towers: Sequence[Tower], progress: Progress) -> str:
             hint="Give it: --base user/name",
         )
     return known
+
+
+def remember_bases(towers: Sequence[Tower]) -> None:
+    """Let local merges carry the base that their records name among their facts: who merges them knows no more of them.
+
+    What a record leads to on the Hub is not looked into: a merge of folders needs no network.
+    """
+    search = _Search(Progress(), most=0)
+    for tower in towers:
+        if tower.store.repo or tower.facts.base_models or RECORD not in tower.store.sizes:
+            continue
+        found = search.of(tower.store, tower.facts, tower.label)
+        if found and found[0].ref and all(found[0].agrees(other) for other in found):
+            tower.facts = dataclasses.replace(tower.facts, base_models=(found[0].label,))
 
 
 def unopenable(said: Said) -> UsageError:

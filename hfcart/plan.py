@@ -16,7 +16,7 @@ from hfcart.errors import UsageError
 from hfcart.full_clip import BaseParts, read_base_parts
 from hfcart.headers import read_headers
 from hfcart.layout import Layout, lay_out
-from hfcart.lineage import infer_base
+from hfcart.lineage import infer_base, remember_bases
 from hfcart.matching import match
 from hfcart.methods import METHODS, Method
 from hfcart.names import Group, groups
@@ -267,6 +267,7 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Targe
     """
     method = METHODS[recipe.method]
     towers = pin_all(recipe.sources, progress)
+    remember_bases(towers)
     tasks = _tasks(recipe, towers)
     base_ref = recipe.base
     if base_ref is None and (method.needs_base or method.heads or recipe.full_clip):

@@ -85,13 +85,33 @@ def test_those_who_disagree_are_listed(towers: EmbeddedHub, commands: Commands, 
     assert believed.returncode == 0 and "is not taken from its hfcart.json" in believed.stderr
 
 
+def test_folders_remember(towers: EmbeddedHub, commands: Commands) -> None:
+    """A merge of local merges of local merges, of towers whose cards, or records, name the base."""
+    made = commands(
+        towers,
+        [
+            ["merge", "t1", "t5", *MEAN, "--out", "m1"],
+            ["merge", "t2", "t3", *ADD, "--base", "user/base", "--out", "m2"],
+            ["merge", "m1", "m2", *MEAN, "--out", "m3"],
+            ["merge", "m3", "t4", *MEAN, "--out", "m4"],
+            ["merge", "m4", *ADD, "--dry-run"],
+        ],
+    )
+    assert [each.returncode for each in made] == [0] * 5, made
+    assert "Base model: " in made[4].stderr and "base" in made[4].stderr.lower()
+
+
 def test_a_long_chain_of_records_ends(towers: EmbeddedHub, commands: Commands, tmp_path: Path) -> None:
     (made,) = commands(towers, [["merge", "user/t1", "user/t2", *MEAN, "--push-to", "user/m"]])
     assert made.returncode == 0, made.stderr
     for _ in range(20):
         record = json.loads(towers.files("user/m")["hfcart.json"])
         commit = towers.head("user/m")
-        record["sources"] = [{**record["sources"][0], "repo": "user/m", "label": "user/m", "commit": commit}] * 2
+        record["sources"] = [
+            {**record["sources"][0], "repo": "user/m", "label": "user/m", "commit": commit},
+            record["sources"][1],
+        ]
+        record["recipe"]["sources"][0] = f"user/m@{commit}"
         towers.commit("user/m", {"hfcart.json": json.dumps(record).encode()})
     towers.clear()
     (done,) = commands(towers, [["merge", "user/m", *ADD, "--dry-run"]])

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class CardFacts:
     """What a repo's model card says of itself: untrusted text, never more than these fields.
 
+    The base of a local merge is what its hfcart.json leads to.
+
     `licenses` keeps the Hub's identifiers in lower case; None or () where the card is silent.
     """
 
