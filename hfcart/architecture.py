@@ -59,11 +59,7 @@ def read_architecture(config: object, where: str) -> Architecture:
         )
     vision = config
     if kind == "clip":
-        # transformers lets the old vision_config_dict override vision_config; so do we, or heads could differ.
-        parts = [config.get(name) or {} for name in ("vision_config", "vision_config_dict")]
-        if not all(isinstance(part, dict) for part in parts):
-            raise NotATowerError(f"{where}: config.json has a vision_config that is not a mapping.")
-        vision = {**parts[0], **parts[1]}
+        vision = _vision_config(config, where)
     values = {**_DEFAULTS, **{k: vision[k] for k in _DEFAULTS if k in vision}}
     if kind == "clip":  # a CLIPModel projects to the top level's width, whatever its vision_config repeats
         values["projection_dim"] = config.get("projection_dim", _DEFAULTS["projection_dim"])
@@ -79,6 +75,26 @@ def read_architecture(config: object, where: str) -> Architecture:
             f"{where}: config.json has image_size {values['image_size']}, below patch_size {values['patch_size']}."
         )
     return Architecture(**values)
+
+
+def _vision_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Of a CLIPModel's config. Beside vision_config there may be an old vision_config_dict, which must say the same.
+
+    Where both are there, a CLIPModel takes the old one as a whole, defaults included, a CLIPVisionModel the new one.
+    """
+    new, old = config.get("vision_config") or {}, config.get("vision_config_dict")
+    if not isinstance(new, dict) or not (old is None or isinstance(old, dict)):
+        raise NotATowerError(f"{where}: config.json has a vision_config that is not a mapping.")
+    if old is None or not new:
+        return old or new
+    for name, default in _DEFAULTS.items():
+        one, other = new.get(name, default), old.get(name, default)
+        if one != other and name != "projection_dim":
+            raise NotATowerError(
+                f"{where}: config.json has {name} = {str(one)[:60]!r} in vision_config and {str(other)[:60]!r} in "
+                "vision_config_dict; which one counts would depend on the class that loads it."
+            )
+    return new
 
 
 def checked(name: str, value: object, default: int | float | str, where: str) -> int | float | str:

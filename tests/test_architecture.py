@@ -74,6 +74,40 @@ def test_whatever_passes_is_loaded_by_transformers(own: dict, text: dict) -> Non
     assert {name for name, _ in model.named_parameters()} > set(expected_shapes(arch, projection=True))
 
 
+OLD = st.fixed_dictionaries(
+    {},
+    optional={
+        "hidden_size": st.sampled_from([24, 768]),
+        "num_attention_heads": st.sampled_from([2, 4, 12]),
+        "layer_norm_eps": st.sampled_from([1e-5, 1e-3]),
+        "hidden_act": st.sampled_from(["quick_gelu", "gelu"]),
+        "projection_dim": st.sampled_from([24, 512]),
+    },
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(new=OLD, old=st.none() | OLD, same=st.booleans(), top=st.sampled_from([None, 24]))
+def test_a_clip_config_is_read_as_transformers_reads_it(
+    new: dict, old: dict | None, same: bool, top: int | None
+) -> None:
+    """An old vision_config_dict beside it replaces the vision_config of a CLIPModel, and not that of a tower."""
+    found = {"model_type": "clip", "vision_config": new, "vision_config_dict": dict(new) if same else old}
+    if top:
+        found["projection_dim"] = top
+    readings = [CLIPConfig.from_dict(json.loads(json.dumps(found))).vision_config]
+    if new:
+        readings.append(CLIPVisionConfig.from_dict(new))
+    try:
+        arch = read_architecture(found, "x")
+    except NotATowerError as error:
+        assert "in vision_config_dict" in error.message and readings[0].to_dict() != readings[-1].to_dict()
+        return
+    for name in set(TINY) - {"projection_dim"}:
+        assert {getattr(reading, name) for reading in readings} == {getattr(arch, name)}
+    assert arch.projection_dim == (top or 512)
+
+
 def test_the_activations_are_those_of_transformers() -> None:
     """All but those that bring weights of their own, which no CLIP tower stores: they would be random after loading."""
     assert sorted(ACTIVATIONS) == sorted(name for name in ACT2CLS if not list(ACT2FN[name].parameters()))

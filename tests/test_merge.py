@@ -662,15 +662,6 @@ def test_an_index_must_fit_its_shards(tmp_path: Path, change: str) -> None:
         hfcart.merge([folder], out=tmp_path / "m")
 
 
-def test_the_old_vision_config_dict_counts(tmp_path: Path) -> None:
-    sources = [write_tower(tmp_path / f"s{i}", i, form="full") for i in (1, 2, 3)]
-    path = sources[0] / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "vision_config_dict": {"num_attention_heads": 4}}))
-    with pytest.raises(MismatchError) as caught:
-        hfcart.merge(sources, out=tmp_path / "m")
-    assert caught.value.rows == [("s1", "config.json: num_attention_heads", "2", "4")]
-
-
 def test_what_is_read_back_must_be_what_was_written(four: list[Path], tmp_path: Path) -> None:
     class Corrupt(Progress):
         """A disk that loses a byte between the writing and the reading back."""
