@@ -41,7 +41,7 @@ def works_when_typed(args: Sequence[str], done: subprocess.CompletedProcess[str]
     if {"--json", "--help", "-h"} & set(args):
         return
     lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
-    for line in [line for line in lines if not line.startswith("Usage: ")]:
+    for line in [line for line in lines if not line.startswith(("Usage: ", "Try '"))]:
         hint = line.startswith("→ ")
         wrong = faults(line, command_of(args)) if hint else [w for c in commands_in(line) for w in faults(c)]
         assert not wrong, wrong
