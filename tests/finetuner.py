@@ -18,8 +18,8 @@ from typing import Any
 
 import hfcart.clip  # noqa: F401 (once, before the forks)
 from hfcart.errors import HfcartError
-from hfcart.finetune.loop import run_finetune
 from hfcart.finetune.recipe import make
+from hfcart.finetuning import run_finetune
 from hfcart.progress import Progress
 
 

@@ -411,7 +411,7 @@ def test_divergence_keeps_the_last_good_state(world: World) -> None:
 def test_two_processes_agree_with_one(world: World) -> None:
     """torchrun starts two gloo processes, as `accelerate launch` does on GPUs."""
     code = (
-        "from hfcart.finetune.loop import run_finetune\nfrom hfcart.finetune.recipe import make\n"
+        "from hfcart.finetuning import run_finetune\nfrom hfcart.finetune.recipe import make\n"
         "from hfcart.progress import Progress\n"
         "fields = dict(base='user/base', tasks=('warm.yaml', 'cold.yaml'), steps=12, batch_size=16, lr=1e-3)\n"
         "run_finetune(make({**fields, 'out': 'two'}), Progress())\n"

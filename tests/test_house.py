@@ -73,7 +73,7 @@ FLOORS = [
     ["statistics", "choosing", "adapt", "finetune"],
     ["merger"],
     ["verify", "evaluation", "apart"],
-    ["measure", "sweep", "compare"],
+    ["finetuning", "measure", "sweep", "compare"],
     ["run"],
     ["demo"],
     ["cli"],

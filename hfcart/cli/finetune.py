@@ -139,7 +139,7 @@ def finetune(
             "workers": workers,
         }
         recipe = make({key: value for key, value in given.items() if value is not None})
-        from hfcart.finetune.loop import run_finetune
+        from hfcart.finetuning import run_finetune
 
         record, published = run_finetune(recipe, output)
         if first:

@@ -26,75 +26,20 @@ from hfcart.finetune.objective import example_losses, learning_rate, weights
 from hfcart.finetune.plan import FinetunePlan, make_finetune_plan
 from hfcart.finetune.recipe import FinetuneRecipe
 from hfcart.finetune.state import TrainingState
-from hfcart.hub import Published, check_target, set_notifier
 from hfcart.loader import Batch, Loader, Mixture
 from hfcart.pixels import normalised
 from hfcart.plan import default_workers
 from hfcart.progress import Progress
-from hfcart.publish import run_push
 from hfcart.records import FinetuneRecord
-from hfcart.replacing import fine_tuning_of, refuse_replacing
 from hfcart.scoring import nothing_decoded
-from hfcart.sources import open_store
-from hfcart.tasks import read_tasks
-from hfcart.writer import PartialFolder, refuse_existing
+from hfcart.writer import PartialFolder
 
 _LINES = 20  # lines of loss and rate that a whole training prints
 _ENOUGH = 100  # images of a task, none of which can be decoded, before nothing more is expected of the others
 
 
-def run_finetune(recipe: FinetuneRecipe, progress: Progress) -> tuple[FinetuneRecord, Published | None]:
-    """Fine-tune, verify, write the folder, and publish it if the recipe says where.
-
-    Under `accelerate launch` every process calls it, and gets the same record; the first one alone writes,
-    publishes and reports. (On CPUs `accelerate launch` starts one process whatever it is told: `torchrun` with
-    ACCELERATE_USE_CPU=true starts several.) The same command again goes on where a killed one stopped, and ends
-    with the same bytes (same number of processes and threads, same torch, same kind of processor; on a GPU, up to
-    its own rounding).
-
-    Args:
-        recipe: what to do.
-        progress: told of every stage.
-
-    Returns:
-        The record, and what was published (None without `push_to`, and in all processes but the first).
-
-    Raises:
-        HfcartError: see hfcart.errors; among others, when the training diverges.
-        KeyboardInterrupt: with a note that says how to go on.
-    """
-    refuse_existing(recipe.folder, overwrite=recipe.overwrite)
-    # Precision and device are this module's own affair: accelerate's are one setting for the whole process.
-    accelerator = Accelerator(mixed_precision="no", device_placement=False)
-    target = None
-    tasks = read_tasks(recipe.tasks)  # an unknown one is refused before the work
-    if not accelerator.is_main_process:
-        progress = Progress()
-    elif recipe.push_to is not None:
-        set_notifier(progress.note)
-        progress.step(f"Checking write access to {recipe.push_to}")
-        target = check_target(
-            recipe.push_to, private=recipe.private, overwrite=recipe.overwrite, create_pr=recipe.create_pr
-        )
-        if not recipe.create_pr:
-            new = fine_tuning_of(open_store(recipe.base, Progress()), [task.id for task in tasks])
-            refuse_replacing(target, new, overwrite=recipe.overwrite, progress=progress)
-    record = _finetune(recipe, accelerator, progress)
-    if target is None:
-        return record, None
-    return record, run_push(
-        recipe.folder,
-        target.repo,
-        target=target,
-        overwrite=recipe.overwrite,
-        private=recipe.private,
-        create_pr=recipe.create_pr,
-        message=recipe.commit_message,
-        progress=progress,
-    )
-
-
-def _finetune(recipe: FinetuneRecipe, accelerator: Accelerator, progress: Progress) -> FinetuneRecord:
+def finetune(recipe: FinetuneRecipe, accelerator: Accelerator, progress: Progress) -> FinetuneRecord:
+    """Fine-tune, verify and write the folder; every process gets the record. Arguments and errors as `run_finetune`."""
     device = _device(recipe, accelerator)
     with contextlib.ExitStack() as stack:
         partial = None
