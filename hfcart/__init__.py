@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hfcart.progress import Progress
-    from hfcart.recipe import LocalSource, Recipe
+    from hfcart.recipes.merge_recipe import LocalSource, Recipe
     from hfcart.records import EvalRecord, MergeRecord
 
 __version__ = "0.1.0"
@@ -41,9 +41,9 @@ def merge(
     Raises:
         hfcart.errors.HfcartError: each kind of failure has its class; the message says what to do next.
     """
+    from hfcart.commands.merge_and_publish import run_merge
     from hfcart.progress import AsWarnings
-    from hfcart.recipe import make
-    from hfcart.run import run_merge
+    from hfcart.recipes.merge_recipe import make
 
     if isinstance(sources, str | os.PathLike):
         raise TypeError("sources is one source: give a list of them")
@@ -68,14 +68,14 @@ def evaluate(
         tasks: task ids, groups ("8", "14", "20") and paths of task cards.
         progress: told what is being done. Default: nothing is, and warnings are Python's (HfcartWarning).
         **options: base, part, limit, seed, references, streaming, batch_size, workers, precision, device;
-            see `hfcart.evaluation.run_eval`.
+            see `hfcart.commands.evaluate.run_eval`.
 
     Raises:
         hfcart.errors.HfcartError: each kind of failure has its class; the message says what to do next.
     """
-    from hfcart.evaluation import check_options, run_eval
+    from hfcart.commands.evaluate import check_options, run_eval
     from hfcart.progress import AsWarnings
-    from hfcart.tasks import read_tasks
+    from hfcart.tasks.task_cards import read_tasks
 
     if isinstance(tasks, str):
         raise TypeError("tasks is one text: give a list of them")
@@ -86,7 +86,7 @@ def evaluate(
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (PEP 562)
     if name == "Recipe":
-        from hfcart.recipe import Recipe
+        from hfcart.recipes.merge_recipe import Recipe
 
         return Recipe
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,13 +14,13 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
 # Every annotated shape in the numerical modules is checked on every call of every test.
-_HOOK = install_import_hook(["hfcart.linalg", "hfcart.moments", "hfcart.methods"], "beartype.beartype")
+_HOOK = install_import_hook(["hfcart.maths.low_rank", "hfcart.maths.moments", "hfcart.methods"], "beartype.beartype")
 
 import torch  # noqa: E402
 from hints import command_of, commands_in, faults  # noqa: E402
 
 from hfcart import errors  # noqa: E402
-from hfcart.demo.hub import EmbeddedHub  # noqa: E402
+from hfcart.demo.embedded_hub.hub import EmbeddedHub  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -16,8 +16,8 @@ from clips import write_clip, write_images
 from conftest import TOKEN
 from towers import write_tower
 
-from hfcart.demo.hub import EmbeddedHub
-from hfcart.reader import sha256_of
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
+from hfcart.formats.safetensors_file import sha256_of
 
 SECRET = "0123456789abcdef"
 COLOURS = ["red", "green", "blue", "yellow"]

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hfcart.clip  # noqa: F401 (once, before the forks)
+import hfcart.clip.models  # noqa: F401 (once, before the forks)
+from hfcart.commands.finetune import run_finetune
 from hfcart.errors import HfcartError
-from hfcart.finetune.recipe import make
-from hfcart.finetuning import run_finetune
+from hfcart.learning.finetune.recipe import make
 from hfcart.progress import Progress
 
 

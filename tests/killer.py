@@ -15,8 +15,8 @@ import signal
 import sys
 from pathlib import Path
 
-import hfcart.engine
-import hfcart.plots  # noqa: F401
+import hfcart.engine.merge_loop
+import hfcart.report.plots  # noqa: F401
 from hfcart import merge
 
 

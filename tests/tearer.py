@@ -16,17 +16,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hfcart.choosing
-import hfcart.clip
-import hfcart.compare
-import hfcart.journal
-import hfcart.plots
-import hfcart.sweep
-from hfcart.apart import Apart
-from hfcart.merger import merge_folder
+import hfcart.clip.models
+import hfcart.commands.compare
+import hfcart.commands.sweep
+import hfcart.learning.thresholds
+import hfcart.report.plots
+import hfcart.system.journal
+from hfcart.commands.merge import merge_folder
+from hfcart.commands.separate_process import Apart
 from hfcart.progress import Progress
-from hfcart.recipe import make
-from hfcart.tasks import read_tasks
+from hfcart.recipes.merge_recipe import make
+from hfcart.tasks.task_cards import read_tasks
 
 
 def merge(fields: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def measure(run: Any) -> Any:
 
 def torn(name: str, left: int, size: int) -> None:
     """From now on, the write number `left` to that journal stops after `size` bytes, and this process with it."""
-    whole = hfcart.journal.write_all
+    whole = hfcart.system.journal.write_all
 
     def write_all(descriptor: int, data: bytes, start: int) -> None:
         nonlocal left
@@ -59,13 +59,17 @@ def torn(name: str, left: int, size: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         whole(descriptor, data, start)
 
-    hfcart.journal.write_all = write_all
+    hfcart.system.journal.write_all = write_all
 
 
-KINDS = {"merge": merge, "sweep": measure(hfcart.sweep.run_sweep), "compare": measure(hfcart.compare.run_compare)}
+KINDS = {
+    "merge": merge,
+    "sweep": measure(hfcart.commands.sweep.run_sweep),
+    "compare": measure(hfcart.commands.compare.run_compare),
+}
 # As with towers so large that only one is in memory at a time: a line for each.
-hfcart.sweep.towers_at_once = hfcart.compare.towers_at_once = lambda parameters: 1
-hfcart.compare.merge_apart = apart
+hfcart.commands.sweep.towers_at_once = hfcart.commands.compare.towers_at_once = lambda parameters: 1
+hfcart.commands.compare.merge_apart = apart
 
 
 def attempt(job: dict[str, Any]) -> tuple[int, list[str]]:

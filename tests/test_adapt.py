@@ -31,11 +31,13 @@ from torch.func import functional_call
 from towers import write_tower
 from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-from hfcart.adapt.objective import mean_entropy
-from hfcart.adapt.parts import Parts, lay_out_parts, taking_apart
-from hfcart.adapt.state import Coefficients
-from hfcart.engine import run
-from hfcart.loader import EveryTask
+from hfcart.clip.pixels import normalised, to_pixels
+from hfcart.engine.merge_loop import run
+from hfcart.engine.plan import make_plan
+from hfcart.learning.adapt.objective import mean_entropy
+from hfcart.learning.adapt.parts import Parts, lay_out_parts, taking_apart
+from hfcart.learning.adapt.state import Coefficients
+from hfcart.learning.batches import EveryTask
 from hfcart.methods import ADAPTIVE, METHODS
 from hfcart.methods.cart import cart
 from hfcart.methods.cart import parts as cart_parts
@@ -43,13 +45,11 @@ from hfcart.methods.task_arithmetic import parts as arithmetic_parts
 from hfcart.methods.task_arithmetic import task_arithmetic
 from hfcart.methods.ties import parts as ties_parts
 from hfcart.methods.ties import ties
-from hfcart.pixels import normalised, to_pixels
-from hfcart.plan import make_plan
-from hfcart.preprocessor import clip_default
 from hfcart.progress import Progress
-from hfcart.recipe import as_yaml, make
-from hfcart.sources import fetch_all
-from hfcart.writer import PartialFolder
+from hfcart.recipes.merge_recipe import as_yaml, make
+from hfcart.sources.preprocessor import clip_default
+from hfcart.sources.towers import fetch_all
+from hfcart.system.work_folder import PartialFolder
 
 COEFFICIENTS = [0.3, -1.5, 2.0]
 

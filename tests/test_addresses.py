@@ -8,7 +8,7 @@ import traceback
 
 import pytest
 
-from hfcart.addresses import Formatter, clean_errors, clean_logs, without_queries
+from hfcart.system.addresses import Formatter, clean_errors, clean_logs, without_queries
 
 SIGNED = "https://cdn.example/a/b.safetensors?X-Amz-Date=1&X-Amz-Signature=0123abc"
 

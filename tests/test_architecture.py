@@ -15,13 +15,13 @@ from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPVisionConfig, CL
 from transformers.activations import ACT2CLS, ACT2FN
 
 import hfcart
-from hfcart.alike import tensor_differences
-from hfcart.architecture import ACTIVATIONS, expected_shapes, output_config, read_architecture
+from hfcart.clip.architecture import ACTIVATIONS, expected_shapes, output_config, read_architecture
 from hfcart.errors import MismatchError, NotATowerError
-from hfcart.full_clip import BaseParts, clip_config, read_text_config
+from hfcart.formats.safetensors_file import TensorSpec
 from hfcart.progress import Progress
-from hfcart.reader import TensorSpec
-from hfcart.towers import load_tower
+from hfcart.sources.full_clip import BaseParts, clip_config, read_text_config
+from hfcart.sources.one_architecture import tensor_differences
+from hfcart.zero_shot.loaded_tower import load_tower
 
 INTEGER = st.sampled_from([1, 2, 3, 4, 8, 12, 16, 32, 0, -1, 5.0, True, None, "8", [16, 16], 10**9])
 ACTIVATION = st.sampled_from([*ACTIVATIONS, "quickgelu", "QuickGELU", "GELU", "prelu", "xielu", "", None, 3, ["gelu"]])

@@ -26,11 +26,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from towers import TINY, shapes, write_tower
 
-from hfcart import card, markdown
-from hfcart._cards import cards_dir
-from hfcart.card import HUB_LICENSES, front_matter, render_card
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import UsageError
+from hfcart.formats import markdown
 from hfcart.methods import METHODS
 from hfcart.records import (
     Architecture,
@@ -48,7 +46,10 @@ from hfcart.records import (
     TaskResult,
     TensorRecord,
 )
-from hfcart.scores import accuracy, wilson
+from hfcart.report import merge_card as card
+from hfcart.report.accuracy import accuracy, wilson
+from hfcart.report.merge_card import HUB_LICENSES, front_matter, render_card
+from hfcart.system.cards_folder import cards_dir
 
 VIT_B32 = {
     **TINY,
@@ -588,9 +589,9 @@ def test_same_record_same_text_and_no_stray_blanks():
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys, hfcart.card; print(*sys.modules)"
+    code = "import sys, hfcart.report.merge_card; print(*sys.modules)"
     loaded = set(run(code).split())
-    assert "hfcart.card" in loaded
+    assert "hfcart.report.merge_card" in loaded
     assert not loaded & {"torch", "numpy", "matplotlib", "huggingface_hub", "transformers", "scipy", "pydantic"}
 
 
@@ -603,7 +604,7 @@ def copy(tmp_path):
     return tmp_path
 
 
-FIND = "from hfcart._cards import cards_dir; print(cards_dir())"
+FIND = "from hfcart.system.cards_folder import cards_dir; print(cards_dir())"
 
 
 def test_cards_are_found_in_a_wheel_and_in_a_checkout(copy):
@@ -619,7 +620,7 @@ def test_cards_are_found_in_a_wheel_and_in_a_checkout(copy):
 RENDER = """
 import pickle, sys
 from pathlib import Path
-from hfcart.card import render_card
+from hfcart.report.merge_card import render_card
 from hfcart.errors import HfcartError
 try:
     sys.stdout.buffer.write(render_card(pickle.loads(Path("record").read_bytes())).encode())

@@ -17,15 +17,15 @@ from safetensors.torch import load_file, save_file
 from towers import write_tower
 
 import hfcart
-from hfcart.compare import _plain, _sources
+from hfcart.commands.compare import _plain, _sources
+from hfcart.engine.plan import make_plan
 from hfcart.errors import SourceError
-from hfcart.heads import base_of, make_head, open_base
-from hfcart.plan import make_plan
 from hfcart.progress import Progress
-from hfcart.recipe import make
-from hfcart.sources import fetch_all
-from hfcart.tasks import TaskCard
-from hfcart.towers import load_tower
+from hfcart.recipes.merge_recipe import make
+from hfcart.sources.towers import fetch_all
+from hfcart.tasks.task_cards import TaskCard
+from hfcart.zero_shot.heads import base_of, make_head, open_base
+from hfcart.zero_shot.loaded_tower import load_tower
 
 
 def overwritten(folder: Path, other: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_is_merged_is_what_was_hashed(kept: Path, tmp_path: Path, change, m
 
 
 def test_a_pickle_is_held_against_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfcart import pickles
+    from hfcart.sources.towers import pickles
 
     folder = write_tower(tmp_path / "old", 1)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from test_evaluate import COLOURS, TOWERS, _own_cache, card, clip, prompted, zoo  # noqa: F401 (fixtures)
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import UsageError
 from hfcart.methods import METHODS
 from hfcart.methods.consensus import consensus, masked, updates
-from hfcart.recipe import make
-from hfcart.tasks import TaskCard
+from hfcart.recipes.merge_recipe import make
+from hfcart.tasks.task_cards import TaskCard
 
 CANDIDATES = [0.2, 0.3, 0.4, 0.5, 0.6]
 Zoo = tuple[EmbeddedHub, Path]
@@ -176,9 +176,9 @@ def test_a_killed_choice_goes_on(zoo: Zoo, tasks: str, commands: Commands, clean
     hub, _ = zoo
     script = """
 import os, signal, sys
-from hfcart.merger import merge_folder
+from hfcart.commands.merge import merge_folder
 from hfcart.progress import Progress
-from hfcart.recipe import make
+from hfcart.recipes.merge_recipe import make
 
 class Fatal(Progress):
     chosen = 0

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from towers import TINY, weights, write_tower
 
 from hfcart import __version__
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.methods import METHODS
 
 COMMANDS = ("merge", "eval", "sweep", "compare", "finetune", "tasks", "push", "verify", "methods", "demo")

@@ -17,12 +17,12 @@ from conftest import TOKEN, Commands, Run
 from test_evaluate import TOWERS, clip, zoo  # noqa: F401 (fixtures)
 from towers import write_tower
 
-from hfcart.apart import merge_apart
-from hfcart.compare import offered
-from hfcart.compare_table import as_markdown, cells
+from hfcart.commands.compare import offered
+from hfcart.commands.separate_process import merge_apart
 from hfcart.methods import METHODS
-from hfcart.plots import draw_compare
 from hfcart.records import CompareRecord, CompareRow, Environment
+from hfcart.report.compare_table import as_markdown, cells
+from hfcart.report.plots import draw_compare
 
 HERE = Environment("0", "2", "3.11", "linux", "cpu", "x", "y")
 

@@ -21,22 +21,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hfcart.data import part_rows
-from hfcart.data._checks import compare_names
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.clip.images import MAX_PIXELS, UndecodableImage, decode
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import SourceError
-from hfcart.images import MAX_PIXELS, UndecodableImage, decode
 from hfcart.progress import Progress
-from hfcart.tasks import TaskCard, read_card
+from hfcart.tasks.data import part_rows
+from hfcart.tasks.data._checks import compare_names
+from hfcart.tasks.task_cards import TaskCard, read_card
 
 NAMES = ["a", "b", "c"]
 PREAMBLE = """
 import hashlib, json, pickle, sys
 from hfcart import errors, hub
-from hfcart.data import open_split
-from hfcart.drafts import draft_card
+from hfcart.tasks.data import open_split
+from hfcart.tasks.drafts import draft_card
 from hfcart.progress import Progress
-from hfcart.tasks import DatasetRef, TaskCard
+from hfcart.tasks.task_cards import DatasetRef, TaskCard
 
 out = {}
 hub.set_notifier(lambda text: None)
@@ -494,7 +494,7 @@ def test_exif_orientation_is_applied_and_broken_exif_is_not_the_image_s_fault(cl
     at = good.index(b"Exif\0\0") + 6
     broken = good[: at + 4] + b"\xff\xff\xff\x7f" + good[at + 8 :]
     # In a process of its own: here pytest's filters, which make warnings errors, lie over the module's.
-    script = "import sys; from hfcart.images import decode; print(decode(sys.stdin.buffer.read()).size)"
+    script = "import sys; from hfcart.clip.images import decode; print(decode(sys.stdin.buffer.read()).size)"
     done = subprocess.run([sys.executable, "-c", script], input=broken, capture_output=True, env=clean_env, check=True)
     assert (done.stdout, done.stderr) == (b"(8, 4)\n", b"")
 

@@ -12,8 +12,8 @@ from conftest import Commands
 from safetensors.torch import load_file, save_file
 from towers import write_tower
 
-from hfcart.demo.hub import EmbeddedHub
-from hfcart.preprocessor import clip_default
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
+from hfcart.sources.preprocessor import clip_default
 
 # What is merged, and the words of what is said; each with an --out of its own.
 SAID = [

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from towers import write_tower
 
-from hfcart.demo.hub import EmbeddedHub, Request
+from hfcart.demo.embedded_hub.hub import EmbeddedHub, Request
 
 PRELUDE = """
 import json, os, sys

@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
-from hfcart.data import Example
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.clip.images import decode
+from hfcart.clip.pixels import normalised, to_pixels
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import CorruptFileError, MismatchError, NonFiniteError, SourceError, UsageError, VerifyError
-from hfcart.heads import base_of, check_base, make_head, open_base
-from hfcart.images import decode
-from hfcart.pixels import normalised, to_pixels
-from hfcart.preprocessor import clip_default
 from hfcart.progress import Progress
-from hfcart.scoring import Scorer, score
-from hfcart.tasks import TaskCard
-from hfcart.towers import LoadedTower, load_tower
+from hfcart.sources.preprocessor import clip_default
+from hfcart.tasks.data import Example
+from hfcart.tasks.task_cards import TaskCard
+from hfcart.zero_shot.heads import base_of, check_base, make_head, open_base
+from hfcart.zero_shot.loaded_tower import LoadedTower, load_tower
+from hfcart.zero_shot.scoring import Scorer, score
 
 COLOURS = ["red", "green", "blue", "yellow"]
 TOWERS = ["user/t1", "user/t2", "user/t3"]

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from towers import TINY, weights, write_tower
 
 import hfcart
-from hfcart.demo.hub import EmbeddedHub
-from hfcart.merger import merge_folder
+from hfcart.clip.tensor_names import groups
+from hfcart.commands.merge import merge_folder
+from hfcart.commands.verify import run_verify
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.methods import METHODS, function, keywords_of
-from hfcart.names import groups
 from hfcart.progress import Progress
-from hfcart.recipe import make
-from hfcart.verify import run_verify
+from hfcart.recipes.merge_recipe import make
 
 SMALL = {**TINY, "num_hidden_layers": 1}
 # The others need images as well: their statistics have tests of their own.

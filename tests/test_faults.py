@@ -12,8 +12,8 @@ import pytest
 from conftest import TOKEN
 from faulty import SECRET, Ended, Site, command, sentence_of
 
-from hfcart.demo._files import SIGNATURE
-from hfcart.reader import sha256_of
+from hfcart.demo.embedded_hub._files import SIGNATURE
+from hfcart.formats.safetensors_file import sha256_of
 
 TIMEOUT = 0.3  # seconds of silence until a request has failed; a command then lasts a few seconds at the most
 Fault = dict[str, Any]

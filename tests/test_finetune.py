@@ -20,16 +20,16 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
 
-from hfcart.architecture import expected_shapes
-from hfcart.checkpoints import Checkpoints
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.clip.architecture import expected_shapes
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import UsageError, VerifyError
-from hfcart.facts import card_facts
-from hfcart.finetune.objective import example_losses, learning_rate, weights
-from hfcart.finetune.recipe import make
-from hfcart.finetune_card import render_finetune_card
-from hfcart.loader import Mixture
-from hfcart.tuned import is_finetune_record, read_finetune_record
+from hfcart.formats.card_facts import card_facts
+from hfcart.learning.batches import Mixture
+from hfcart.learning.finetune.objective import example_losses, learning_rate, weights
+from hfcart.learning.finetune.recipe import make
+from hfcart.recipes.finished_finetuning import is_finetune_record, read_finetune_record
+from hfcart.report.finetune_card import render_finetune_card
+from hfcart.system.checkpoints import Checkpoints
 
 TOKEN = "hf_user_secret"
 WARM, COLD = ["red", "green", "blue"], ["yellow", "purple", "cyan", "red"]
@@ -142,7 +142,7 @@ def logits(model: CLIPModel, pixels: torch.Tensor, names: list[str]) -> torch.Te
 
 def training_images(base: Path, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels and labels of a task's training part, made once more without hfcart's readers."""
-    from hfcart.data import part_rows
+    from hfcart.tasks.data import part_rows
 
     processor = CLIPImageProcessor.from_pretrained(base)
     rows = list(part_rows("train", 60 if name == "warm" else 24))
@@ -298,7 +298,7 @@ def test_workers_and_checkpoints_change_nothing(world: World) -> None:
 def test_broken_images_are_counted_and_not_learned(world: World) -> None:
     (task,) = world.record("spoilt")["tasks"]
     assert task["images"] == 36
-    from hfcart.data import part_rows
+    from hfcart.tasks.data import part_rows
 
     broken = len({7, 11, 20} & set(part_rows("train", 40)))
     assert broken and task["undecodable"] == broken
@@ -411,7 +411,7 @@ def test_divergence_keeps_the_last_good_state(world: World) -> None:
 def test_two_processes_agree_with_one(world: World) -> None:
     """torchrun starts two gloo processes, as `accelerate launch` does on GPUs."""
     code = (
-        "from hfcart.finetuning import run_finetune\nfrom hfcart.finetune.recipe import make\n"
+        "from hfcart.commands.finetune import run_finetune\nfrom hfcart.learning.finetune.recipe import make\n"
         "from hfcart.progress import Progress\n"
         "fields = dict(base='user/base', tasks=('warm.yaml', 'cold.yaml'), steps=12, batch_size=16, lr=1e-3)\n"
         "run_finetune(make({**fields, 'out': 'two'}), Progress())\n"

@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import logging
 
-from hfcart.forward import pooled
+from hfcart.clip.forward import pooled
 
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3}
 SIZES = {"image_size": 30, "patch_size": 8}  # the last six rows and columns belong to no patch

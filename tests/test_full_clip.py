@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from towers import config as tower_config
 
 import hfcart
-from hfcart.architecture import read_architecture
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.clip.architecture import read_architecture
+from hfcart.commands.merge import merge_folder
+from hfcart.commands.verify import run_verify
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import (
     CorruptFileError,
     DistantError,
@@ -34,11 +36,9 @@ from hfcart.errors import (
     UsageError,
     VerifyError,
 )
-from hfcart.merger import merge_folder
 from hfcart.progress import Progress
-from hfcart.recipe import make
-from hfcart.sources import known_base
-from hfcart.verify import run_verify
+from hfcart.recipes.merge_recipe import make
+from hfcart.sources.towers import known_base
 
 COMPAT = Path(__file__).parents[1] / ".compat"
 CARD = "---\nlicense: {}\nbase_model: {}\n---\n"

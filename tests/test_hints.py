@@ -15,7 +15,7 @@ from hints import ROOT, commands_in, faults
 from towers import write_tower
 
 from hfcart.cli._output import typed_here
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import together
 
 PACKAGE = Path(__file__).parents[1] / "hfcart"

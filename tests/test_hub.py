@@ -15,13 +15,13 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import UsageError
-from hfcart.facts import MAX_FRONT_MATTER, card_facts
+from hfcart.formats.card_facts import MAX_FRONT_MATTER, card_facts
+from hfcart.formats.safe_yaml import MAX_DEPTH
 from hfcart.hub import split_ref
 from hfcart.hub._calls import pause_after
 from hfcart.records import CardFacts
-from hfcart.safe_yaml import MAX_DEPTH
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = bytes(range(256)) * 400

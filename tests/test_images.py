@@ -14,9 +14,9 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 from transformers.image_transforms import convert_to_rgb
 
-from hfcart.images import MAX_PIXELS, UndecodableImage, decode
-from hfcart.pixels import _resized_part, to_pixels
-from hfcart.preprocessor import clip_default
+from hfcart.clip.images import MAX_PIXELS, UndecodableImage, decode
+from hfcart.clip.pixels import _resized_part, to_pixels
+from hfcart.sources.preprocessor import clip_default
 
 RNG = np.random.default_rng(0)
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -180,9 +180,9 @@ def test_only_what_the_crop_keeps_is_computed(resample: int) -> None:
 LINES = """
 import io, resource
 from PIL import Image
-from hfcart.images import decode
-from hfcart.pixels import _resized_part, to_pixels
-from hfcart.preprocessor import clip_default
+from hfcart.clip.images import decode
+from hfcart.clip.pixels import _resized_part, to_pixels
+from hfcart.sources.preprocessor import clip_default
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10  # MB
 to_pixels(Image.new("RGB", (300, 200)), clip_default(224))

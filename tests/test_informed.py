@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from test_evaluate import COLOURS, TOWERS, _own_cache, card, clip, zoo  # noqa: F401 (fixtures)
 from transformers import CLIPModel
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.clip.tensor_names import is_matrix
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
+from hfcart.learning.statistics import _fisher, _gram
+from hfcart.learning.statistics._store import opened, write
 from hfcart.methods.fisher import fisher
 from hfcart.methods.regmean import regmean
-from hfcart.names import is_matrix
 from hfcart.progress import Progress
-from hfcart.statistics import _fisher, _gram
-from hfcart.statistics._store import opened, write
-from hfcart.towers import load_tower
+from hfcart.zero_shot.loaded_tower import load_tower
 
 Zoo = tuple[EmbeddedHub, Path]
 

@@ -16,7 +16,7 @@ from test_evaluate import TOWERS, clip, zoo  # noqa: F401 (fixtures)
 from test_resume import contents
 from towers import write_tower
 
-from hfcart.journal import Journal
+from hfcart.system.journal import Journal
 
 LINES = [{"group": "a", "sha256": {"a": "ab"}}, {"rank": 0, "correct": [3, 4]}, {"merged": "häuser"}, {"x": None}]
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import Commands
 from towers import write_tower
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 
 ADD = ("--method", "task_arithmetic", "--scale", "0.3")
 MEAN = ("--method", "average")

@@ -10,11 +10,11 @@ import pytest
 from towers import write_tower
 
 from hfcart.errors import UsageError
-from hfcart.matching import fits, match, own_task, own_tower
 from hfcart.progress import Progress
 from hfcart.records import CardFacts
-from hfcart.sources import Tower, pin
-from hfcart.tasks import TaskCard, read_tasks
+from hfcart.sources.own_tasks import fits, match, own_task, own_tower
+from hfcart.sources.towers import Tower, pin
+from hfcart.tasks.task_cards import TaskCard, read_tasks
 
 
 def card(name: str, repo: str, tower: str | None = None) -> TaskCard:

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from towers import TINY, config, shapes, weights, write_tower
 
 import hfcart
-from hfcart.card import render_card
 from hfcart.errors import (
     CorruptFileError,
     DistantError,
@@ -34,9 +33,10 @@ from hfcart.errors import (
     UsageError,
     VerifyError,
 )
-from hfcart.merged import read_record
 from hfcart.progress import Progress
-from hfcart.stores import SMALL
+from hfcart.recipes.finished_merge import read_record
+from hfcart.report.merge_card import render_card
+from hfcart.sources.stores import SMALL
 
 MATRIX = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight", "fc1.weight", "fc2.weight")
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hfcart.clip.tensor_names import groups
+from hfcart.maths.moments import mean_of, spread_of
+from hfcart.maths.similarity import compare
 from hfcart.methods.average import average
 from hfcart.methods.cart import cart
 from hfcart.methods.task_arithmetic import task_arithmetic
-from hfcart.moments import mean_of, spread_of
-from hfcart.names import groups
-from hfcart.similarity import compare
 
 
 def stack(seed: int, tasks: int, *shape: int, tau: float = 0.02) -> torch.Tensor:

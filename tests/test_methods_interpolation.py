@@ -22,7 +22,7 @@ from hfcart.methods.linear import linear
 from hfcart.methods.model_stock import model_stock
 from hfcart.methods.sce import sce
 from hfcart.methods.slerp import slerp
-from hfcart.recipe import PARAMETERS, Recipe
+from hfcart.recipes.merge_recipe import PARAMETERS, Recipe
 
 
 def stack(seed: int, tasks: int, *shape: int, tau: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from towers import weights, write_tower
 
 import hfcart
-from hfcart.architecture import expected_shapes, read_architecture
+from hfcart.clip.architecture import expected_shapes, read_architecture
+from hfcart.commands.merge import merge_folder
 from hfcart.errors import UsageError
-from hfcart.merger import merge_folder
 from hfcart.methods import METHODS, function, keywords_of
 from hfcart.methods.breadcrumbs import breadcrumbs
 from hfcart.methods.consensus import consensus
@@ -27,7 +27,7 @@ from hfcart.methods.della import della
 from hfcart.methods.task_arithmetic import task_arithmetic
 from hfcart.methods.ties import gather, ties
 from hfcart.progress import Progress
-from hfcart.recipe import make
+from hfcart.recipes.merge_recipe import make
 from hfcart.records import MergeRecord
 
 

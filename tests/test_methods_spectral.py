@@ -12,7 +12,7 @@ from towers import weights, write_tower
 
 import hfcart
 from hfcart.errors import UsageError
-from hfcart.linalg import polar, thin_svd
+from hfcart.maths.low_rank import polar, thin_svd
 from hfcart.methods import METHODS
 from hfcart.methods.base import base as keep_base
 from hfcart.methods.cart import cart

@@ -11,7 +11,7 @@ from clips import image, parquet, png
 from conftest import Commands
 from test_evaluate import COLOURS, TOWERS, card, clip, zoo  # noqa: F401 (fixtures)
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 
 Zoo = tuple[EmbeddedHub, Path]
 

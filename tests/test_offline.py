@@ -14,7 +14,7 @@ from clips import write_clip, write_images
 from conftest import TOKEN, Commands
 from transformers import CLIPModel
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 NAMES = ["red", "green", "blue"]
@@ -131,9 +131,9 @@ def test_what_hf_download_left_is_enough_and_need_not_be_writable(
     code = f"""
 import json, os, sys
 from hfcart import hub
-from hfcart.merger import merge_folder
+from hfcart.commands.merge import merge_folder
 from hfcart.progress import Progress
-from hfcart.recipe import make
+from hfcart.recipes.merge_recipe import make
 assert not os.access({str(home)!r}, os.W_OK)
 towers = {[world["t1"], world["t2"]]!r}
 notes = []

@@ -23,7 +23,7 @@ from towers import weights, write_tower
 
 import hfcart
 from hfcart.errors import CorruptFileError, NotATowerError, SourceError
-from hfcart.pickles import convert
+from hfcart.sources.pickles import convert
 
 FORMATS = [{}, {"_use_new_zipfile_serialization": False}]
 

@@ -31,13 +31,13 @@ from test_card import (
     published,
 )
 
-from hfcart.card import render_card
-from hfcart.plots import draw_accuracy, draw_figures
-from hfcart.plots._accuracy import _draw_accuracy
-from hfcart.plots._canvas import TOWERS, _ink, short_names
-from hfcart.plots._merge import _draw_energy, _draw_similarity, _energy_grid
 from hfcart.records import EvalRecord, Reference, Similarity
-from hfcart.scores import wilson
+from hfcart.report.accuracy import wilson
+from hfcart.report.merge_card import render_card
+from hfcart.report.plots import draw_accuracy, draw_figures
+from hfcart.report.plots._accuracy import _draw_accuracy
+from hfcart.report.plots._canvas import TOWERS, _ink, short_names
+from hfcart.report.plots._merge import _draw_energy, _draw_similarity, _energy_grid
 
 ENERGY, SIMILARITY = "figures/energy.png", "figures/similarity.png"
 VIT_L14 = {**VIT_B32, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
@@ -99,7 +99,7 @@ def test_the_card_shows_what_is_drawn(tmp_path, record, names):
 DRAW = """
 import hashlib, pickle, sys
 from pathlib import Path
-from hfcart.plots import draw_accuracy, draw_figures
+from hfcart.report.plots import draw_accuracy, draw_figures
 record, results = pickle.loads(Path("record").read_bytes())
 names = [*draw_figures(record, Path()), draw_accuracy(results, Path())]
 assert not {"matplotlib.pyplot", "torch", "tkinter"} & set(sys.modules)

@@ -17,15 +17,15 @@ from PIL import Image
 from towers import write_tower
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from hfcart.clip.pixels import normalised, to_pixels
+from hfcart.commands.merge import merge_folder
 from hfcart.errors import CorruptFileError
-from hfcart.heads import open_base
-from hfcart.merger import merge_folder
-from hfcart.pixels import normalised, to_pixels
-from hfcart.preprocessor import PreprocessorError, clip_default, read_preprocessor, to_json
 from hfcart.progress import Progress
-from hfcart.recipe import Recipe
-from hfcart.stores import LocalStore
-from hfcart.towers import load_tower
+from hfcart.recipes.merge_recipe import Recipe
+from hfcart.sources.preprocessor import PreprocessorError, clip_default, read_preprocessor, to_json
+from hfcart.sources.stores import LocalStore
+from hfcart.zero_shot.heads import open_base
+from hfcart.zero_shot.loaded_tower import load_tower
 
 SIDE = 16  # of the tower
 

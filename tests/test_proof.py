@@ -12,7 +12,7 @@ from typing import Any
 from conftest import TOKEN, Run
 from towers import write_tower
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 
 FILES = {
     "config.json": b'{"hidden_size": 32}',

@@ -14,15 +14,15 @@ import yaml
 from towers import TINY, config, shapes, write_tower
 from typer.testing import CliRunner
 
-from hfcart import recipe
 from hfcart.cli import app
+from hfcart.engine.plan import make_plan
 from hfcart.errors import HfcartError, MismatchError
-from hfcart.plan import make_plan
-from hfcart.preprocessor import clip_default, read_preprocessor
 from hfcart.progress import Progress
 from hfcart.quoting import MOST, MOST_ROWS, printable, quoted, some
-from hfcart.stores import LocalStore
-from hfcart.tasks import read_card
+from hfcart.recipes import merge_recipe as recipe
+from hfcart.sources.preprocessor import clip_default, read_preprocessor
+from hfcart.sources.stores import LocalStore
+from hfcart.tasks.task_cards import read_card
 
 LONG = "x" * 300_000
 HOSTILE: list[Any] = [

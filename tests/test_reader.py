@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from hfcart.errors import CorruptFileError
-from hfcart.reader import LocalFile, parse_header, parse_index, sha256_of, strict_json
+from hfcart.formats.safetensors_file import LocalFile, parse_header, parse_index, sha256_of, strict_json
 
 
 def parse(data: bytes, size: int | None = None):

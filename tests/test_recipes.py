@@ -9,12 +9,12 @@ import pytest
 from conftest import Run
 from towers import write_tower
 
-from hfcart._cards import cards_dir
 from hfcart.cli._output import Output
 from hfcart.cli.merge import _recipe
 from hfcart.errors import UsageError
-from hfcart.recipe import make, names, read
-from hfcart.tasks import read_tasks
+from hfcart.recipes.merge_recipe import make, names, read
+from hfcart.system.cards_folder import cards_dir
+from hfcart.tasks.task_cards import read_tasks
 
 BASES = {"b-32": "openai/clip-vit-base-patch32", "l-14": "openai/clip-vit-large-patch14"}
 # The authors' released configurations of CART for ViT-B/32: rank and scale; and what Iso's paper found by T.

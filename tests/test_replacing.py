@@ -9,11 +9,12 @@ import pytest
 from conftest import Commands
 from towers import write_tower
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import PublishError
 from hfcart.hub import Target
-from hfcart.merged import read_record
 from hfcart.progress import Progress
+from hfcart.recipes.finished_finetuning import RULE, read_finetune_record
+from hfcart.recipes.finished_merge import read_record
 from hfcart.records import (
     DatasetRecord,
     FileRecord,
@@ -23,8 +24,7 @@ from hfcart.records import (
     TrainedTask,
     TrainingRecord,
 )
-from hfcart.replacing import Artefact, Origin, refuse_replacing
-from hfcart.tuned import RULE, read_finetune_record
+from hfcart.sources.replacing import Artefact, Origin, refuse_replacing
 
 MERGE = ["--method", "average"]
 NUMBERS = {"weight_decay": 0.1, "steps": 9, "batch_size": 8, "seed": 0, "max_grad_norm": 1.0, "warmup": 2}

@@ -19,19 +19,19 @@ from test_card import make_result, make_results, metadata_of, published
 from towers import write_tower
 
 import hfcart as package
-from hfcart.card import render_card
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.commands.push import run_push
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import OutputError, VerifyError
-from hfcart.front_matter import with_results
-from hfcart.merged import read_record
+from hfcart.formats.front_matter import with_results
+from hfcart.formats.safetensors_file import sha256_of
 from hfcart.progress import Progress
-from hfcart.publish import run_push
-from hfcart.reader import sha256_of
+from hfcart.recipes.finished_merge import read_record
 from hfcart.records import ClassScore, DatasetRecord, EvalRecord, MergeRecord, Reference, TaskResult
+from hfcart.report.accuracy import accuracy, belongs, mean_accuracy, normalised, weights_sha256, wilson
+from hfcart.report.merge_card import render_card
 from hfcart.results.confusion import confusion_csv, is_confusion_of
 from hfcart.results.files import check_place, read_results, write_results
-from hfcart.scores import accuracy, belongs, mean_accuracy, normalised, weights_sha256, wilson
-from hfcart.sources import fetch_all, pin
+from hfcart.sources.towers import fetch_all, pin
 
 # Arithmetic
 

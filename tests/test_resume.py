@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from towers import TINY, weights, write_tower
 
 import hfcart
+from hfcart.commands.merge import merge_aside, merge_folder
 from hfcart.errors import DistantError, OutputError
-from hfcart.merger import merge_aside, merge_folder
 from hfcart.progress import Progress
-from hfcart.recipe import make
+from hfcart.recipes.merge_recipe import make
 
 KILLS = 24
 SMALL = {**TINY, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 6}
@@ -184,7 +184,7 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
 def test_two_at_once_do_not_mix(tmp_path: Path, clean_env: dict[str, str]) -> None:
     source = write_tower(tmp_path / "t1", 1)
     holder = (
-        "import sys\nfrom pathlib import Path\nfrom hfcart.writer import PartialFolder\n"
+        "import sys\nfrom pathlib import Path\nfrom hfcart.system.work_folder import PartialFolder\n"
         f"with PartialFolder(Path({str(tmp_path / 'm')!r}), overwrite=False):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

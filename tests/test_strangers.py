@@ -33,15 +33,15 @@ from towers import TINY, write_tower
 
 import hfcart
 from hfcart import __version__
-from hfcart.architecture import expected_shapes
-from hfcart.card import render_card
 from hfcart.cli._output import Output
+from hfcart.clip.architecture import expected_shapes
+from hfcart.commands.verify import run_verify
 from hfcart.errors import HfcartError, VerifyError
-from hfcart.finetune_card import render_finetune_card
-from hfcart.merged import method_record
 from hfcart.methods import METHODS
 from hfcart.progress import Progress
-from hfcart.recipe import make
+from hfcart.recipes.finished_finetuning import commit_message, read_any
+from hfcart.recipes.finished_merge import method_record
+from hfcart.recipes.merge_recipe import make
 from hfcart.records import (
     AdaptationRecord,
     AdaptedTask,
@@ -61,9 +61,9 @@ from hfcart.records import (
     TrainedTask,
     TrainingRecord,
 )
+from hfcart.report.finetune_card import render_finetune_card
+from hfcart.report.merge_card import render_card
 from hfcart.results.files import read_results
-from hfcart.tuned import commit_message, read_any
-from hfcart.verify import run_verify
 
 SMALL = {**TINY, "num_hidden_layers": 1}
 HOSTILE = [

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from hfcart._cards import cards_dir
 from hfcart.cli.tasks import app
 from hfcart.errors import UsageError
-from hfcart.safe_yaml import MAX_LENGTH
-from hfcart.tasks import GROUPS, TaskCard, all_tasks, read_card, read_tasks
+from hfcart.formats.safe_yaml import MAX_LENGTH
+from hfcart.system.cards_folder import cards_dir
+from hfcart.tasks.task_cards import GROUPS, TaskCard, all_tasks, read_card, read_tasks
 
 # From the published lists, not from the cards: classes, prompts, test rows, the digest of the class names (one a
 # line), of the prompts, and published per cent (pretrained, fine-tuned) of B/32, B/16 and L/14.

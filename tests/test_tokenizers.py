@@ -16,13 +16,13 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPProcessor, CL
 from transformers.utils import logging
 
 import hfcart
-from hfcart.clip import TOKENIZERS
+from hfcart.clip.models import TOKENIZERS
 from hfcart.errors import CorruptFileError, HfcartError, SourceError
-from hfcart.full_clip import TOKENIZER_CLASSES
-from hfcart.heads import make_head, open_base
 from hfcart.progress import Progress
-from hfcart.prompts import encoder
-from hfcart.tasks import TaskCard
+from hfcart.sources.full_clip import TOKENIZER_CLASSES
+from hfcart.tasks.task_cards import TaskCard
+from hfcart.zero_shot.heads import make_head, open_base
+from hfcart.zero_shot.prompts import encoder
 
 PROMPTS = [
     *("a photo of a cat.", "A Photo, of the CAT!", "the photograph  of\tphotos\n", "", " ", "it's 1984; they'll 10x"),

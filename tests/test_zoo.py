@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import normalize, pad
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.demo.pictures import PARTS, SIDE, TEST_SCANS, TOYS, draw
 from hfcart.demo.zoo import build_zoo, normalised, publish_zoo
 from hfcart.progress import Progress
-from hfcart.tasks import read_tasks
+from hfcart.tasks.task_cards import read_tasks
 
 SMALL = {"base_steps": 2, "clean": 32, "train": 40, "test": 20}
 each_toy = pytest.mark.parametrize("toy", TOYS.values(), ids=lambda toy: toy.name)

@@ -26,11 +26,11 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from hfcart.addresses import Formatter, without_queries
 from hfcart.errors import HfcartError, MismatchError
-from hfcart.patience import silence
 from hfcart.progress import Progress
 from hfcart.quoting import MOST_ROWS, printable
+from hfcart.system.addresses import Formatter, without_queries
+from hfcart.system.patience import silence
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

@@ -78,9 +78,9 @@ def compare(
     Example:  hfcart compare user/a user/b user/c --tasks 8 --methods cart,average,ties
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
-        from hfcart.compare import run_compare
-        from hfcart.evaluation import check_options
-        from hfcart.tasks import read_tasks
+        from hfcart.commands.compare import run_compare
+        from hfcart.commands.evaluate import check_options
+        from hfcart.tasks.task_cards import read_tasks
 
         options: dict[str, Any] = {"part": part, "limit": limit, "precision": precision, "workers": workers}
         check_options(options)
@@ -105,8 +105,8 @@ def compare(
 
 
 def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | None, out: Path, output: Output) -> None:
-    from hfcart.compare import RECORD, TABLE
-    from hfcart.compare_table import cells, columns, explain
+    from hfcart.commands.compare import RECORD, TABLE
+    from hfcart.report.compare_table import cells, columns, explain
 
     output.result()
     output.table(columns(record), [cells(record, row) for row in record.rows])

@@ -109,7 +109,7 @@ def eval(
     Several GPUs or machines:  accelerate launch -m hfcart eval user/merged --tasks 8
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
-        from hfcart.tasks import read_tasks
+        from hfcart.tasks.task_cards import read_tasks
 
         options = {
             "part": part,
@@ -122,7 +122,7 @@ def eval(
             "device": device,
         }
         cards = read_tasks([tasks])
-        from hfcart.measure import run_measure
+        from hfcart.commands.evaluate_and_publish import run_measure
 
         done = run_measure(
             tower,
@@ -152,7 +152,7 @@ def eval(
 
 def show_results(record: EvalRecord, output: Output) -> None:
     """The table of accuracies, its mean, and what qualifies them."""
-    from hfcart.scores import accuracy, mean_accuracy, mean_reference, normalised, wilson
+    from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference, normalised, wilson
 
     others = [n for n in ("pretrained", "average", "individual") if any(getattr(r, n) for r in record.results)]
     rows = []

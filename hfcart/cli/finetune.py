@@ -13,8 +13,8 @@ from hfcart.cli._output import Output, reporting
 from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, PUBLISHING, QUIET
 
 if TYPE_CHECKING:
-    from hfcart.finetune.recipe import FinetuneRecipe
     from hfcart.hub import Published
+    from hfcart.learning.finetune.recipe import FinetuneRecipe
     from hfcart.records import FinetuneRecord
 
 _TRAINING, _OUTPUT, _MACHINE = "Training", "Output", "Machine"
@@ -115,7 +115,7 @@ def finetune(
     """
     first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports
     with reporting(quiet=quiet or not first, json=json and first, debug=debug) as output:
-        from hfcart.finetune.recipe import make
+        from hfcart.learning.finetune.recipe import make
 
         given: dict[str, Any] = {
             "base": base,
@@ -139,7 +139,7 @@ def finetune(
             "workers": workers,
         }
         recipe = make({key: value for key, value in given.items() if value is not None})
-        from hfcart.finetuning import run_finetune
+        from hfcart.commands.finetune import run_finetune
 
         record, published = run_finetune(recipe, output)
         if first:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfcart.cli._merged import show_plan, show_result
+from hfcart.cli._merge_output import show_plan, show_result
 from hfcart.cli._output import Output, reporting
 from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, PUBLISHING, QUIET
 from hfcart.cli.eval import show_results
 from hfcart.methods import ADAPTING, METHODS
 
 if TYPE_CHECKING:
-    from hfcart.recipe import Recipe
+    from hfcart.recipes.merge_recipe import Recipe
 
 _METHOD, _ADAPTATION, _OUTPUT, _MACHINE = "Method", "Adaptation", "Output", "Machine"
 
@@ -333,11 +333,11 @@ def merge(
         }
         asked = _recipe(recipe, {key: value for key, value in given.items() if value is not None}, output)
         if dry_run:
-            from hfcart.run import run_dry
+            from hfcart.commands.merge_and_publish import run_dry
 
             show_plan(run_dry(asked, output), output)
             return
-        from hfcart.run import run_merge
+        from hfcart.commands.merge_and_publish import run_merge
 
         done = run_merge(asked, output)
         if not first:
@@ -349,7 +349,7 @@ def merge(
 
 def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
     from hfcart.errors import UsageError, together
-    from hfcart.recipe import PARAMETERS, make, read
+    from hfcart.recipes.merge_recipe import PARAMETERS, make, read
 
     recorded = read(file) if file else {}
     if file and recorded.get("push_to") and "push_to" not in given:

@@ -26,7 +26,7 @@ def push(
 ) -> None:
     """Publish a merged or fine-tuned tower, or finished results, on the Hub, in one commit. Safe to repeat."""
     with reporting(quiet=quiet, debug=debug) as output:
-        from hfcart.publish import run_push
+        from hfcart.commands.push import run_push
 
         published = run_push(
             folder,

@@ -105,9 +105,9 @@ def sweep(
     Example:  hfcart sweep user/a user/b user/c --tasks 8 --rank 0.02:0.5 --scale 0.5:2.5
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
-        from hfcart.evaluation import check_options
-        from hfcart.sweep import run_sweep
-        from hfcart.tasks import read_tasks
+        from hfcart.commands.evaluate import check_options
+        from hfcart.commands.sweep import run_sweep
+        from hfcart.tasks.task_cards import read_tasks
 
         options: dict[str, Any] = {"part": part, "limit": limit, "precision": precision, "workers": workers}
         check_options(options)

@@ -13,7 +13,7 @@ from hfcart.cli._output import Command, Output, reporting
 from hfcart.cli._params import DEBUG
 
 if TYPE_CHECKING:
-    from hfcart.tasks import TaskCard
+    from hfcart.tasks.task_cards import TaskCard
 
 app = typer.Typer(
     help="List the tasks that towers can be evaluated and fine-tuned on; show one; draft a card for a new one.",
@@ -28,7 +28,7 @@ def tasks(context: typer.Context, json: _JSON = False) -> None:
     if context.invoked_subcommand is not None:
         return
     with reporting() as output:
-        from hfcart.tasks import all_tasks
+        from hfcart.tasks.task_cards import all_tasks
 
         listed = all_tasks()
         if json:
@@ -52,7 +52,7 @@ def show(
 ) -> None:
     """Show everything a task card holds; checks a card of your own."""
     with reporting() as output:
-        from hfcart.tasks import read_tasks
+        from hfcart.tasks.task_cards import read_tasks
 
         found = read_tasks(names)
         if json:
@@ -75,9 +75,9 @@ def new(
     """Draft a task card from a dataset's features and README, to be checked, and used wherever a task is asked for."""
     with reporting(debug=debug) as output:
         from hfcart import hub
-        from hfcart.drafts import draft_card
         from hfcart.errors import OutputError, UsageError
-        from hfcart.tasks import read_card
+        from hfcart.tasks.drafts import draft_card
+        from hfcart.tasks.task_cards import read_card
 
         hub.set_notifier(output.note)
         if out is not None and out.exists():
@@ -148,7 +148,7 @@ def _facts(task: TaskCard) -> dict[str, Any]:
 
 
 def _groups(task: TaskCard) -> list[str]:
-    from hfcart.tasks import GROUPS, all_tasks
+    from hfcart.tasks.task_cards import GROUPS, all_tasks
 
     ours = any(task == one for one in all_tasks())
     return [name for name, ids in GROUPS.items() if ours and task.id in ids]

@@ -19,7 +19,7 @@ def verify(
 ) -> None:
     """Repeat a merge from its record: pull the pinned sources, merge again, and compare the bytes."""
     with reporting(quiet=quiet, debug=debug) as output:
-        from hfcart.verify import run_verify
+        from hfcart.commands.verify import run_verify
 
         verdict = run_verify(target, device=device, stream=stream, progress=output)
         if verdict.differences:

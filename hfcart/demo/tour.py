@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.demo.zoo import FINETUNE, build_zoo, publish_zoo
 from hfcart.errors import HfcartError, OutputError
 from hfcart.progress import Progress
 from hfcart.records import EvalRecord
+from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference
 from hfcart.results.files import RESULTS, results_in
-from hfcart.scores import accuracy, mean_accuracy, mean_reference
 
 _USER, _TOKEN = "demo", "hf_demo"
 _RANKS, _SCALES = "0.01,0.02,0.04,0.08,0.16,0.32,1.0", "1,1.5,2"

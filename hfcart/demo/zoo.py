@@ -23,16 +23,16 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from hfcart.clip import tiny_clip
-from hfcart.data import parquet
+from hfcart.clip.models import tiny_clip
 from hfcart.demo import pictures
-from hfcart.demo.hub import EmbeddedHub
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.demo.pictures import TOYS, Part, Toy
-from hfcart.linalg import one_blas_thread
-from hfcart.preprocessor import FILE as PREPROCESSOR
-from hfcart.preprocessor import clip_default, to_json
+from hfcart.maths.low_rank import one_blas_thread
 from hfcart.progress import Progress
-from hfcart.tasks import DatasetRef, TaskCard
+from hfcart.sources.preprocessor import FILE as PREPROCESSOR
+from hfcart.sources.preprocessor import clip_default, to_json
+from hfcart.tasks.data import parquet
+from hfcart.tasks.task_cards import DatasetRef, TaskCard
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-from hfcart import safe_yaml
 from hfcart.errors import CorruptFileError
+from hfcart.formats import safe_yaml
 from hfcart.hub._datasets import PinnedDataset, read_dataset_file
 
 FILE = "eval.yaml"

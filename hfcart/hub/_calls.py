@@ -17,7 +17,6 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub import errors as client
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-from hfcart.addresses import clean_errors
 from hfcart.errors import (
     AGAIN,
     AccessError,
@@ -29,7 +28,8 @@ from hfcart.errors import (
     SourceError,
 )
 from hfcart.hub._http import GaveUp, asked_wait, detail, pause, pause_after, root, status_of, stopped, tries_of, working
-from hfcart.patience import MAX_WAIT, TRIES
+from hfcart.system.addresses import clean_errors
+from hfcart.system.patience import MAX_WAIT, TRIES
 
 T = TypeVar("T")
 

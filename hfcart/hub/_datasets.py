@@ -12,7 +12,6 @@ from huggingface_hub import constants
 from huggingface_hub import errors as client
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-from hfcart.addresses import clean_errors
 from hfcart.errors import HfcartError, HubError
 from hfcart.hub._assets import assets, write_whole
 from hfcart.hub._calls import API, call, meaning, unreachable
@@ -20,7 +19,8 @@ from hfcart.hub._fetch import read_small
 from hfcart.hub._http import GaveUp, tries_of
 from hfcart.hub._read import Snapshot, naming_what_is_kept, split_ref
 from hfcart.hub._tree import COMMIT, kept, listing
-from hfcart.patience import READ_TIMEOUT
+from hfcart.system.addresses import clean_errors
+from hfcart.system.patience import READ_TIMEOUT
 
 T = TypeVar("T")
 

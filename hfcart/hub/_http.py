@@ -1,7 +1,7 @@
 """The one HTTP client under everything that talks to the Hub: huggingface_hub, datasets, and hfcart's own requests.
 
 Every request has its timeouts, and is tried again here and nowhere below or above: a request that has failed for
-good raises GaveUp, which none of the libraries' own retries knows. See hfcart.patience for the bounds.
+good raises GaveUp, which none of the libraries' own retries knows. See hfcart.system.patience for the bounds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from huggingface_hub import errors as client
 from huggingface_hub.utils import httpx, parse_ratelimit_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils._http import default_client_factory
 
-from hfcart.addresses import clean_logs, without_queries
-from hfcart.patience import MAX_WAIT, READ_TIMEOUT, RETRY_BASE, TRIES, WRITE_TIMEOUT, silence
+from hfcart.system.addresses import clean_logs, without_queries
+from hfcart.system.patience import MAX_WAIT, READ_TIMEOUT, RETRY_BASE, TRIES, WRITE_TIMEOUT, silence
 
 # Not to be sent a second time before a look at what came of the first: see _publish.
 _ONCE = re.compile(r"/api/(?:repos/create$|[^/]+/[^/]+/[^/]+/commit/)")

@@ -29,7 +29,6 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
-from hfcart.addresses import without_queries
 from hfcart.errors import (
     CorruptFileError,
     HfcartError,
@@ -44,6 +43,7 @@ from hfcart.hub._fetch import read_small
 from hfcart.hub._http import detail, request_of, root, status_of, work
 from hfcart.hub._read import Snapshot, info, resolve, snapshot_of, split_ref
 from hfcart.hub._tree import COMMIT, tree
+from hfcart.system.addresses import without_queries
 
 MAX_RECORD = 1 << 26  # bytes of a target's hfcart.json
 THE_HUBS_OWN = {".gitattributes"}  # what a new repo holds

@@ -14,8 +14,8 @@ from huggingface_hub.utils import build_hf_headers, httpx, validate_repo_id  # t
 from hfcart.errors import CorruptFileError, HubError, UsageError
 from hfcart.hub._calls import API, call, unreachable
 from hfcart.hub._tree import COMMIT, Kind, RepoFile, kept, kept_commits, listing
-from hfcart.patience import READ_TIMEOUT
 from hfcart.quoting import quoted
+from hfcart.system.patience import READ_TIMEOUT
 
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 

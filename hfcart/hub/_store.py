@@ -1,4 +1,4 @@
-"""A pinned Hub repo as a place with files in it, with the interface of hfcart.stores.Store."""
+"""A pinned Hub repo as a place with files in it, with the interface of hfcart.sources.stores.Store."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from hfcart.errors import CorruptFileError
 from hfcart.hub._assets import assets, write_whole
 from hfcart.hub._calls import call
-from hfcart.patience import READ_TIMEOUT
 from hfcart.quoting import quoted
+from hfcart.system.patience import READ_TIMEOUT
 
 Kind = Literal["model", "dataset"]
 COMMIT = re.compile(r"[0-9a-f]{40}")

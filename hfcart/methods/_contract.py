@@ -183,7 +183,7 @@ class Method:
         task_vectors: whether the result is the base plus a merged task vector that `lines` may scale block by block.
         statistics: what its rules must know of each tower on images of its own task, without labels: `fisher` (they
             take `fishers`, task × shape, and `norms`) or `gram` (the matrix rule takes `grams` of the layers' inputs,
-            task × n × n); gathered by hfcart.statistics. None if it needs no images.
+            task × n × n); gathered by hfcart.learning.statistics. None if it needs no images.
         heads: whether those statistics take the tasks' zero-shot heads, and so the base's text side.
         exactly: the number of sources it is defined for; 0 for any.
         fewest: with fewer sources than this (and more than one) it gives their plain average, whatever its parameters.

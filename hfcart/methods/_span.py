@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from hfcart.maths.moments import double_home
 from hfcart.methods._vectors import CHUNK
-from hfcart.moments import double_home
 
 
 def combine(thetas: Float[Tensor, " task *shape"], weights: Sequence[float]) -> Float[Tensor, " *shape"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from hfcart.moments import double_home
+from hfcart.maths.moments import double_home
 
 CHUNK = 1 << 16  # elements taken at once: temporaries of T times that in float64 stay small
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from hfcart.maths.moments import mean_of
 from hfcart.methods._contract import Merged
-from hfcart.moments import mean_of
 
 
 def average(thetas: Float[Tensor, " task *shape"]) -> Merged:

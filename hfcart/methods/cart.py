@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfcart.linalg import LowRank, rank_of, truncated_svd
+from hfcart.maths.low_rank import LowRank, rank_of, truncated_svd
+from hfcart.maths.moments import mean_of
 from hfcart.methods._contract import Merged, Parts
-from hfcart.moments import mean_of
 
 
 def cart(

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfcart.maths.moments import double_home, mean_of
 from hfcart.methods._contract import Merged
 from hfcart.methods._vectors import CHUNK, onto
-from hfcart.moments import double_home, mean_of
 
 
 def fisher(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from hfcart.linalg import thin_svd
+from hfcart.maths.low_rank import thin_svd
 from hfcart.methods._contract import Merged
 from hfcart.methods._vectors import onto, summed
 

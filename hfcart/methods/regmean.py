@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from hfcart.maths.moments import double_home, mean_of
 from hfcart.methods._contract import Merged
 from hfcart.methods._vectors import onto
-from hfcart.moments import double_home, mean_of
 
 SINGULAR = 1e-6  # of the largest eigenvalue: below lies the rounding of Gram matrices stored in float32
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfcart.maths.moments import mean_of
 from hfcart.methods._contract import Merged, Parts
 from hfcart.methods._vectors import merge_chunks, task_vector
-from hfcart.moments import mean_of
 
 
 def task_arithmetic(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfcart.linalg import polar, thin_svd
+from hfcart.maths.low_rank import polar, thin_svd
 from hfcart.methods._contract import Merged
 from hfcart.methods._vectors import onto, task_vector
 

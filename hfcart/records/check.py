@@ -16,7 +16,7 @@ from hfcart.records._merge import SourceData, TensorRecord
 from hfcart.records._selection import Selected
 from hfcart.records._sources import DatasetRecord, Environment, SourceRecord
 from hfcart.records._training import TrainedTask
-from hfcart.repo_id import is_repo_id
+from hfcart.records.repo_id import is_repo_id
 
 TASK_ID = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
 PRECISIONS = ("float32", "bfloat16")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hfcart.progress import Progress
 from hfcart.records import EarlierResults, EvalRecord, TaskResult
-from hfcart.scores import whole_test_split
+from hfcart.report.accuracy import whole_test_split
 
 
 def combine(earlier: EvalRecord | None, new: EvalRecord, *, overwrite: bool = False) -> EvalRecord:

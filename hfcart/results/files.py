@@ -12,21 +12,21 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from hfcart.card import render_card
 from hfcart.errors import CorruptFileError, OutputError, VerifyError
-from hfcart.finetune_card import render_finetune_card
-from hfcart.markdown import one_line
-from hfcart.merged import MAX_RECORD, RECORD
+from hfcart.formats.markdown import one_line
+from hfcart.formats.safetensors_file import strict_json
 from hfcart.progress import Progress
-from hfcart.reader import strict_json
+from hfcart.recipes.finished_finetuning import read_any
+from hfcart.recipes.finished_merge import MAX_RECORD, RECORD
 from hfcart.records import RECORD_FORMAT, EvalRecord, FinetuneRecord, MergeRecord
-from hfcart.repo_id import is_repo_id
+from hfcart.records.repo_id import is_repo_id
+from hfcart.report.accuracy import belongs
+from hfcart.report.finetune_card import render_finetune_card
+from hfcart.report.merge_card import render_card
 from hfcart.results.check import faults
 from hfcart.results.combine import combine, lesser, warn_of_lesser
 from hfcart.results.confusion import FOLDER, Confusion, confusion_csv, confusion_name, matrices_among
-from hfcart.scores import belongs
-from hfcart.tuned import read_any
-from hfcart.writer import explain_os_errors
+from hfcart.system.work_folder import explain_os_errors
 
 Record = MergeRecord | FinetuneRecord
 
@@ -116,7 +116,7 @@ def write_results(
         OutputError: the folder cannot be written to, or a subfolder is a link.
         ValueError: a matrix that does not agree with the record.
     """
-    from hfcart.plots import draw_accuracy  # matplotlib takes a second that readers of results need not spend
+    from hfcart.report.plots import draw_accuracy  # matplotlib takes a second that readers of results need not spend
 
     progress = progress or Progress()
     refuse_links(folder)

@@ -7,12 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hfcart import __version__, hub
-from hfcart.card_results import HUB, SOURCE, index_entry, metric_name, reported, share
 from hfcart.errors import CorruptFileError, HfcartError, PublishError, VerifyError
-from hfcart.front_matter import with_results
-from hfcart.merged import MAX_RECORD, RECORD
+from hfcart.formats.front_matter import with_results
 from hfcart.progress import Progress
+from hfcart.recipes.finished_finetuning import read_any
+from hfcart.recipes.finished_merge import MAX_RECORD, RECORD
 from hfcart.records import ClassScore, DatasetRecord, Environment, EvalRecord, TaskResult
+from hfcart.report.accuracy import belongs
+from hfcart.report.results_section import HUB, SOURCE, index_entry, metric_name, reported, share
 from hfcart.results.combine import combine, lesser, warn_of_lesser
 from hfcart.results.confusion import Confusion, confusion_name, matrices_among, max_size, read_confusion
 from hfcart.results.files import (
@@ -29,10 +31,8 @@ from hfcart.results.files import (
     results_files,
     results_in,
 )
-from hfcart.scores import belongs
-from hfcart.sources import Tower, content_of, pin
-from hfcart.tasks import TaskCard
-from hfcart.tuned import read_any
+from hfcart.sources.towers import Tower, content_of, pin
+from hfcart.tasks.task_cards import TaskCard
 
 BENCHMARKS = ".eval_results/hfcart-"  # and the task; other names are other people's
 
@@ -186,7 +186,7 @@ def publish_results_of(
 
 def accuracy_figure(record: EvalRecord) -> bytes:
     """The chart of accuracies, as a PNG."""
-    from hfcart.plots import draw_accuracy  # as in hfcart.results
+    from hfcart.report.plots import draw_accuracy  # as in hfcart.results
 
     with tempfile.TemporaryDirectory(prefix="hfcart-eval-") as folder:
         return (Path(folder) / draw_accuracy(record, Path(folder))).read_bytes()

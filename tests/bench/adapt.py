@@ -43,11 +43,11 @@ def peak() -> int:
 
 def ours(towers: list[str], tasks: list[str]) -> list[float]:
     """Seconds of each step of hfcart's own loop."""
-    from hfcart.adapt.loop import adapt
-    from hfcart.plan import make_plan
+    from hfcart.engine.plan import make_plan
+    from hfcart.learning.adapt.loop import adapt
     from hfcart.progress import Progress
-    from hfcart.recipe import make
-    from hfcart.sources import fetch_all
+    from hfcart.recipes.merge_recipe import make
+    from hfcart.sources.towers import fetch_all
 
     class Clock(Progress):
         at: list[float] = []
@@ -119,7 +119,7 @@ def main() -> None:
     from clips import write_clip, write_images
     from towers import write_tower
 
-    from hfcart.demo.hub import EmbeddedHub
+    from hfcart.demo.embedded_hub.hub import EmbeddedHub
 
     config = {**B32, "num_hidden_layers": int(sys.argv[1]) if len(sys.argv) > 1 else 12}
     with tempfile.TemporaryDirectory() as folder, EmbeddedHub(Path(folder) / "hub") as hub:

@@ -26,15 +26,15 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import logging
 
-from hfcart.data import Example
-from hfcart.forward import pooled
-from hfcart.images import decode
-from hfcart.linalg import one_blas_thread
-from hfcart.pixels import normalised, to_pixels
-from hfcart.plan import default_workers
-from hfcart.preprocessor import clip_default
+from hfcart.clip.forward import pooled
+from hfcart.clip.images import decode
+from hfcart.clip.pixels import normalised, to_pixels
+from hfcart.engine.plan import default_workers
+from hfcart.maths.low_rank import one_blas_thread
 from hfcart.progress import Progress
-from hfcart.scoring import TOO_CLOSE, Scorer, precision_for, score
+from hfcart.sources.preprocessor import clip_default
+from hfcart.tasks.data import Example
+from hfcart.zero_shot.scoring import TOO_CLOSE, Scorer, precision_for, score
 
 BATCH, CLASSES = 16, 10
 FIELDS = clip_default(224)

@@ -110,7 +110,7 @@ def floor(sources: list[Path], out: Path) -> tuple[float, dict[str, float]]:
     machine's matrix rate, and the partial eigenproblems, each measured on its own at one thread."""
     import torch
 
-    from hfcart.linalg import truncated_svd
+    from hfcart.maths.low_rank import truncated_svd
 
     torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from hfcart.linalg import one_blas_thread
+from hfcart.maths.low_rank import one_blas_thread
 from hfcart.methods.cart import cart, updates
 
 TASKS, SHAPES = 8, [(768, 768)] * 4 + [(3072, 768), (768, 3072)]

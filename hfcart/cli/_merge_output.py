@@ -1,0 +1,154 @@
+"""What `hfcart merge` prints: the plan of a dry run, and what came of a merge."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from hfcart.cli._output import Output, size
+from hfcart.methods import ADAPTING
+
+if TYPE_CHECKING:
+    from hfcart.engine.plan import Plan
+    from hfcart.hub import Published
+    from hfcart.recipes.merge_recipe import Recipe
+    from hfcart.records import MergeRecord
+    from hfcart.sources.towers import Tower
+
+
+def show_plan(plan: Plan, output: Output) -> None:
+    """What `--dry-run` prints: the plan, and with --json the same facts as JSON."""
+    from hfcart.engine.plan import default_workers
+
+    workers = plan.recipe.workers or default_workers()
+    if output.json:
+        output.data(json.dumps(_as_json(plan, workers, output.warnings), indent=2, ensure_ascii=False) + "\n")
+        return
+    rows = [
+        (
+            tower.label + (" (base)" if tower is plan.base else ""),
+            (tower.store.commit or "local")[:12],
+            ", ".join(tower.weights[:1]) + (f" + {len(tower.weights) - 1} more" if len(tower.weights) > 1 else ""),
+            "/".join(_dtypes(tower)),
+        )
+        for tower in plan.towers_and_base
+    ]
+    settings = ", ".join(f"{name} {value}" for name, value in plan.recipe.parameters.items())
+    output.table(["source", "commit", "weights", "dtype"], rows)
+    output.result()
+    facts = [
+        ("method", plan.method.title + (f", {settings}" if settings else "")),
+        *([("images", _images(plan))] if plan.tasks else []),
+        *([("coefficients", _adaptation(plan))] if plan.recipe.adapt else []),
+        ("tensors", f"{len(plan.shapes)} ({plan.parameters:,} parameters)"),
+        ("through the SVD", f"{plan.low_rank_groups} matrices of each source"),
+        *([("copied from the base", _copied(plan))] if plan.parts else []),
+        ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
+        ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({len(plan.layout.sizes)} file(s))"),
+        ("memory, about", f"{size(_memory(plan, workers))} at the peak, with {workers} worker(s)"),
+        *([("to publish", f"in {plan.recipe.push_to}")] if plan.recipe.push_to else []),
+    ]
+    output.table(["plan", ""], facts)
+
+
+def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
+    def tower(one: Tower) -> dict[str, Any]:
+        source = one.source
+        files = [dataclasses.asdict(file) for file in source.files]
+        return {"label": one.label, "repo": source.repo, "commit": source.commit, "sha256": source.sha256,
+                "dtypes": _dtypes(one), "files": files}  # fmt: skip
+
+    return {
+        "sources": [tower(one) for one in plan.towers],
+        "base": tower(plan.base) if plan.base else None,
+        "method": plan.method.name,
+        "parameters": plan.settings,
+        "images": _images(plan) if plan.tasks else None,
+        "coefficients": _adaptation(plan) if plan.recipe.adapt else None,
+        "copied": _copied(plan) if plan.parts else None,
+        "model_class": plan.model_class,
+        "tensors": len(plan.shapes),
+        "elements": plan.parameters,
+        "decomposed": plan.low_rank_groups,
+        "download_bytes": plan.download_bytes,
+        "output_bytes": plan.output_bytes,
+        "output_files": len(plan.layout.sizes),
+        "memory_bytes": _memory(plan, workers),
+        "workers": workers,
+        "out": str(plan.recipe.folder),
+        "push_to": plan.recipe.push_to,
+        "warnings": warnings,
+    }
+
+
+def _dtypes(tower: Tower) -> list[str]:
+    return sorted({spec.dtype for spec in tower.tensors.values()})
+
+
+def _images(plan: Plan) -> str:
+    """Which images are looked at, as far as it is known before a dataset is opened."""
+    towers = zip(plan.given, plan.tasks, strict=True)
+    own = ", ".join(f"{tower.label} on {task.found.id}" for tower, task in towers)
+    if chosen := plan.method.chosen:
+        values = ", ".join(f"{value:g}" for value in sorted(chosen.candidates))
+        read = f"; every source is read {len(plan.towers)} times more" if plan.recipe.stream else ""
+        return (
+            f"labels of validation images (a tenth of the train split, at most 5,000) choose each source's "
+            f"{chosen.parameter} from {values}: {own}{read}"
+        )
+    return f"{plan.settings['examples']} of each task, of the train split, without labels: {own}"
+
+
+def _memory(plan: Plan, workers: int) -> int:
+    """Expected peak of resident memory in bytes, choosing included."""
+    if not (plan.method.chosen and plan.tasks):
+        return plan.peak_bytes(workers)
+    from hfcart.learning.thresholds import held_bytes
+
+    return plan.peak_bytes(workers) + held_bytes(plan)
+
+
+def _adaptation(plan: Plan) -> str:
+    """How coefficients will be learned, and what that keeps on disk meanwhile."""
+    from hfcart.learning.adapt.parts import part_bytes
+
+    recipe, adaptive = plan.recipe, plan.method.adaptive
+    assert adaptive is not None  # the recipe was checked
+    steps = next(p.default for p in ADAPTING if p.name == "steps") if recipe.steps is None else recipe.steps
+    return (
+        f"{adaptive.name}: {steps} steps, {adaptive.rounds} x {recipe.batch_size} {recipe.adapt_split} images of each "
+        f"task a step, without labels; {size(part_bytes(plan))} on disk while they are learned"
+    )
+
+
+def _copied(plan: Plan) -> str:
+    groups = [group for group in plan.groups if group.copied]
+    count = sum(plan.group_elements(group) for group in groups)
+    return f"{len(groups)} of the tensors ({count:,} parameters) and the tokenizer, for a CLIPModel"
+
+
+def show_result(recipe: Recipe, record: MergeRecord, published: Published | None, output: Output) -> None:
+    """What a finished merge prints."""
+    if output.json:
+        output.data(record.to_json())
+    energies = [t.energy for t in record.tensors if t.energy is not None]
+    kept = f", {sum(energies) / len(energies):.0%} of the task vectors' energy kept" if energies else ""
+    place = json.dumps(str(recipe.folder) if published is None else recipe.push_to, ensure_ascii=False)
+    at = f', revision="{published.revision}"' if published and published.revision else ""
+    load = f"{record.model_class}.from_pretrained({place}{at})"
+    if record.model_class == "CLIPModel":
+        load = f'pipeline("zero-shot-image-classification", model={place}{at})'
+    output.result()
+    output.result(f"Merged {len(record.sources)} towers with {record.method.name}{kept}: {recipe.folder}")
+    output.result(f"  card     {recipe.folder / 'README.md'}")
+    if published is None:
+        output.result(f"  load     {load}")
+        output.result(f"  publish  hfcart push {shlex.quote(str(recipe.folder))} --to user/name")
+    else:
+        output.result(f"  load     {load}")
+        output.result(f"  verify   hfcart verify {recipe.push_to}{f'@{published.revision}' if at else ''}")
+        output.result(f"  online   {published.pull_request or published.url}")
+    if output.quiet:
+        output.essential(published.pull_request or published.url if published else str(recipe.folder))

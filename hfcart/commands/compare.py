@@ -1,0 +1,441 @@
+"""Which method is best for these towers? Each merged in turn from one download, and all measured on the same images.
+
+Every merge runs in a process of its own, with the method's default parameters, so that its time and its peak memory
+are the merge's alone. As many merged towers as fit are then measured side by side: images are decoded once for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfcart.commands.separate_process import Apart, merge_apart
+from hfcart.engine.merge_loop import choose_device, current_environment, fingerprint
+from hfcart.engine.plan import Plan, default_workers, make_plan
+from hfcart.errors import NonFiniteError, UsageError
+from hfcart.formats.shard_layout import Layout
+from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
+from hfcart.progress import Progress
+from hfcart.quoting import quoted
+from hfcart.recipes.merge_recipe import SourceTask, make
+from hfcart.records import CompareRecord, CompareRow, Environment
+from hfcart.report.compare_table import as_markdown
+from hfcart.sources.lineage import infer_base
+from hfcart.sources.own_tasks import known, own_task
+from hfcart.sources.towers import Reopened, fetch_all
+from hfcart.system.journal import Journal
+from hfcart.system.work_folder import PartialFolder, explain_os_errors, refuse_existing
+from hfcart.tasks.data import Part, Split, open_split
+from hfcart.tasks.task_cards import TaskCard
+from hfcart.zero_shot.heads import Base, make_head, open_base
+from hfcart.zero_shot.loaded_tower import load_tower
+from hfcart.zero_shot.scoring import Scorer, batch_for, nothing_decoded, precision_for, score, towers_at_once
+
+RECORD = "compare.json"
+TABLE = "compare.md"
+REFERENCES = ("measured", "none")
+_BESIDE = ("pretrained", "individual")
+_JOURNAL = "methods.jsonl"
+_Ref = str | Reopened
+
+
+@dataclass
+class _Work:
+    """What is merged and measured on what: fixed before the work. And what came of it so far."""
+
+    plan: Plan
+    sources: dict[_Ref, TaskCard | None]  # what opens a source as it is -> the task that it was fine-tuned on
+    base: Base
+    splits: list[Split]
+    rows: tuple[str, ...]
+    device: torch.device
+    asked_device: str
+    precision: str
+    workers: int
+    partial: PartialFolder
+    progress: Progress
+    journal: Journal | None = None
+    merged: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, Apart] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+
+    @property
+    def towers(self) -> Path:
+        """Where merged towers wait to be measured."""
+        return self.partial.path / "towers"
+
+    def warn(self, text: str) -> None:
+        """Once: what one merge says of the sources, every other would repeat."""
+        if text not in self.said:
+            self.said.add(text)
+            self.progress.warn(text)
+
+
+def offered(sources: int, *, adapted: bool = False) -> list[str]:
+    """Every method that can merge so many sources, in the registry's order; then what `adapt` makes of them."""
+    found = [name for name, method in METHODS.items() if method.exactly in (0, sources)]
+    return found + [name for name, method in ADAPTIVE.items() if adapted and method in found]
+
+
+def run_compare(
+    sources: Sequence[str],
+    tasks: Sequence[TaskCard],
+    *,
+    methods: Sequence[str] = (),
+    base: str | None = None,
+    part: Part = "test",
+    limit: int | None = None,
+    references: str = "measured",
+    streaming: bool = True,
+    out: Path = Path("compare"),
+    overwrite: bool = False,
+    precision: str = "auto",
+    device: str = "auto",
+    workers: int | None = None,
+    progress: Progress,
+) -> CompareRecord:
+    """Merge with each method, measure each result on every task, and write the table, the chart and the record.
+
+    Args:
+        sources: as for a merge.
+        tasks: what to measure on.
+        methods: names of the registry and of what `adapt` makes of its methods, each used with its default parameters;
+            () for all that take these sources and learn no coefficients, ("all",) for those that do as well.
+        base: the CLIP model behind the heads, and the base of the methods that need one. Default: as for a merge.
+        part: which images.
+        limit: a seeded sample of so many images a task.
+        references: "measured" for rows of the base and of each task's own tower as well, or "none".
+        streaming: read the images over the network each time; False keeps each split in the cache.
+        out: folder to write; `out`.partial keeps the work and is gone at the end.
+        overwrite: replace an earlier comparison.
+        precision: float32, bfloat16 or auto, as for an evaluation.
+        device: auto, cpu, cuda, cuda:N or mps.
+        workers: threads. Default: one a core, at most eight.
+        progress: told of each stage.
+
+    Returns:
+        The record. A method that failed is a row of it with an error.
+
+    Raises:
+        UsageError: an unknown method, or one for another number of sources.
+        HfcartError: a source, the base or a dataset is not what it should be.
+        KeyboardInterrupt: with a note; the same command goes on where it stopped.
+    """
+    if references not in REFERENCES:
+        raise UsageError(f"--references is {quoted(references)}, expected one of {', '.join(REFERENCES)}.")
+    every = not methods or tuple(methods) == ("all",)
+    names = tuple(offered(len(sources), adapted=bool(methods)) if every else dict.fromkeys(methods))
+    if unknown := [name for name in names if name not in (*METHODS, *ADAPTIVE)]:
+        raise UsageError(
+            f"unknown method {quoted(unknown[0])}, expected one of {', '.join((*METHODS, *ADAPTIVE))}, or all."
+        )
+    settings = {name: _settings(sources, name, tasks[0]) for name in names}
+    where, threads = choose_device(device), workers or default_workers()
+    with PartialFolder(out, overwrite=overwrite) as partial:
+        asked = make({"sources": tuple(sources), "method": "task_arithmetic", "base": base})
+        plan = make_plan(asked, partial.path / "converted", progress)  # proves base and towers alike
+        try:
+            fetch_all(plan.towers_and_base, progress, stream=False)
+            bound = open_base(plan.clip_ref if plan.base else base or infer_base(plan.towers, progress), progress)
+            own = _sources(plan, sources, tasks)
+            for left, blind in _blind_ones(names, own, tasks) if every else ():
+                progress.warn(f"{' and '.join(left)} are left out. {blind}")
+                names = tuple(name for name in names if name not in left)
+            work = _Work(
+                plan=plan,
+                sources=own,
+                base=bound,
+                splits=[open_split(task, part, limit=limit, streaming=streaming, progress=progress) for task in tasks],
+                rows=(*(_BESIDE if references == "measured" else ()), *names),
+                device=where,
+                asked_device=device,
+                precision=precision_for(precision, where),
+                workers=threads,
+                partial=partial,
+                progress=progress,
+            )
+            environment = current_environment(where)
+            decides = _fingerprint(work, settings, environment)
+            partial.open(Layout({}, {}, {}, None), decides)
+            work.journal = Journal(partial.path / _JOURNAL, decides)
+            _resume(work)
+            _run(work)
+            record = _record(work, settings, limit, environment)
+            _finish(partial, record)
+            return record
+        finally:
+            plan.close()
+
+
+def _settings(sources: Sequence[str], name: str, any_task: TaskCard) -> dict[str, Any]:
+    # Which tasks decides no parameter; whether a method takes some is known here already.
+    one = SourceTask.of(any_task, None)
+    told: dict[str, Any] = {"tasks": [one] * len(sources)} if name in METHODS and METHODS[name].statistics else {}
+    if name in ADAPTIVE:
+        told["adapt"] = (one,)
+    settings = make({"sources": tuple(sources), "method": ADAPTIVE.get(name, name), **told}).parameters
+    return settings | ({p.name: p.default for p in ADAPTING} if name in ADAPTIVE else {})
+
+
+def _blind(name: str, sources: Mapping[_Ref, TaskCard | None], tasks: Sequence[TaskCard]) -> str | None:
+    """Why a method that looks at training images cannot do so; None if it can, or needs none."""
+    looks_at: Sequence[TaskCard | None] = tasks if name in ADAPTIVE else ()
+    if name in METHODS and METHODS[name].statistics:
+        looks_at = list(sources.values())
+        if lost := [str(ref).partition("@")[0] for ref, task in sources.items() if task is None]:
+            return (
+                f"They look at images of each source's own task, and none of these tasks is that of {', '.join(lost)}."
+            )
+    if closed := sorted({task.id for task in looks_at if task and task.dataset.train_split is None}):
+        return f"They look at training images, and {', '.join(closed)} names no train split."
+    return None
+
+
+def _blind_ones(
+    names: Sequence[str], sources: Mapping[_Ref, TaskCard | None], tasks: Sequence[TaskCard]
+) -> list[tuple[list[str], str]]:
+    """The methods that cannot look at the images they need, by what keeps them from it."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if why := _blind(name, sources, tasks):
+            found.setdefault(why, []).append(name)
+    return [(left, why) for why, left in found.items()]
+
+
+def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[_Ref, TaskCard | None]:
+    """What opens each source with the same weights, and the one of these tasks that it says it was fine-tuned on."""
+    found: dict[_Ref, TaskCard | None] = {}
+    for text, tower in zip(given, plan.given, strict=True):
+        local = Reopened(text, tower.source.sha256)
+        ref = f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else local
+        found[ref] = own_task(known(tower), tasks)
+    return found
+
+
+def _run(work: _Work) -> None:
+    """Merge as many as may be measured side by side, measure them, and so on until every row is done."""
+    at_once = towers_at_once(work.plan.parameters)
+    batch: list[str] = []
+    todo = [row for row in work.rows if row not in work.measured]
+    for row in todo:
+        if row in _BESIDE or row in work.merged or _merge(work, row):
+            batch.append(row)
+        if batch and (len(batch) == at_once or row == todo[-1]):
+            _measure(work, batch)
+            batch = []
+
+
+def _merge(work: _Work, name: str) -> bool:
+    """Merge in a process of its own. False, and the reason kept, if it fails."""
+    work.progress.step(f"Merging with {name}")
+    with explain_os_errors(work.partial.path):
+        work.towers.mkdir(exist_ok=True)
+        # A name of its own: a killed comparison may have left a merge that is still writing.
+        place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=work.towers))
+    fields: dict[str, Any] = {
+        "sources": [_plain(ref) for ref in work.sources],
+        "method": ADAPTIVE.get(name, name),
+        "out": str(place / "merged"),
+        "device": work.asked_device,
+        "workers": work.workers,
+    }
+    method, pinned = behind(name), {s.task.id: SourceTask.of(s.task, s.dataset.commit).plain() for s in work.splits}
+    if method.needs_base or method.heads or name in ADAPTIVE:
+        fields["base"] = _plain(work.base.again)
+    if method.statistics:
+        fields["tasks"] = [pinned[task.id] for task in work.sources.values() if task]
+    if name in ADAPTIVE:
+        fields["adapt"] = list(pinned.values())
+    blind = _blind(name, work.sources, [split.task for split in work.splits])
+    found = Apart(0.0, 0, None, blind, ()) if blind else merge_apart(fields)
+    for warning in found.warnings:
+        work.warn(warning)
+    if found.error is not None:
+        work.progress.warn(f"{name} failed: {found.error}")
+        work.failed[name] = found
+        shutil.rmtree(place, ignore_errors=True)
+        return False
+    line = {"merged": name, "folder": place.name, "seconds": round(found.seconds, 2), "peak": found.peak}
+    _write_line(work, line | {"sha256": found.sha256})
+    return True
+
+
+def _measure(work: _Work, batch: Sequence[str]) -> None:
+    """Measure some rows side by side on every task; if one gives NaN, each alone, to see which."""
+    try:
+        correct, images = _score(work, batch)
+    except NonFiniteError as error:
+        if len(batch) > 1:
+            for row in batch:
+                _measure(work, [row])
+            return
+        work.progress.warn(error.message)
+        work.failed[batch[0]] = Apart(0.0, 0, None, error.message, ())
+    else:
+        for row in batch:
+            _write_line(work, {"measured": row, "correct": correct[row], "images": images})
+    for row in batch:
+        if row in work.merged:
+            shutil.rmtree(work.towers / work.merged[row]["folder"], ignore_errors=True)
+
+
+def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None]], list[int]]:
+    correct: dict[str, list[int | None]] = {row: [] for row in batch}
+    images: list[int] = []
+    kept = {row: _scorer(work, row, _place(work, row)) for row in batch if row != "individual"}
+    label = ", ".join(batch) if len(batch) < 4 else f"{len(batch)} of {len(work.rows)} rows side by side"
+    work.progress.start(f"Measuring {label}", sum(map(len, work.splits)), "images")
+    try:
+        for split in work.splits:
+            scorers = dict(kept)
+            if "individual" in batch and (ref := _own_tower(work, split.task)):
+                scorers["individual"] = _scorer(work, "individual", ref)
+            if not scorers:
+                correct["individual"].append(None)
+                images.append(0)
+                continue
+            head = make_head(work.base, split.task, Progress())
+            found, undecodable = score(
+                split,
+                list(scorers.values()),
+                head,
+                batch_size=batch_for(work.device),
+                workers=work.workers,
+                progress=work.progress,
+            )
+            if not int(found[0].sum()):
+                raise nothing_decoded(split, undecodable)
+            if undecodable:
+                work.warn(f"{undecodable} images of {split.task.title} cannot be decoded: they are left out.")
+            images.append(int(found[0].sum()))
+            counts = {row: int(counted.diagonal().sum()) for row, counted in zip(scorers, found, strict=True)}
+            for row in batch:
+                correct[row].append(counts.get(row))
+    finally:
+        work.progress.finish()
+    return correct, images
+
+
+def _plain(ref: _Ref) -> str | dict[str, str]:
+    """As a recipe has it."""
+    return ref if isinstance(ref, str) else dataclasses.asdict(ref)
+
+
+def _place(work: _Work, row: str) -> _Ref:
+    return work.base.again if row == "pretrained" else str(work.towers / work.merged[row]["folder"] / "merged")
+
+
+def _own_tower(work: _Work, task: TaskCard) -> _Ref | None:
+    found = next((ref for ref, own in work.sources.items() if own == task), None)
+    if found is None:
+        work.warn(f"None of the towers says that it was fine-tuned on {task.dataset.repo} alone.")
+    return found
+
+
+def _scorer(work: _Work, row: str, ref: _Ref) -> Scorer:
+    tower = load_tower(ref, Progress())
+    fields = tower.preprocessor or work.base.preprocessor
+    return Scorer(
+        tower.model,
+        work.base.projection,
+        fields,
+        device=work.device,
+        precision=work.precision,
+        label=f"The tower {row}",
+    )
+
+
+def _fingerprint(work: _Work, settings: Mapping[str, Any], environment: Environment) -> str:
+    own = sorted(task.id if task else "" for task in work.sources.values())
+    return fingerprint(
+        environment,
+        sorted(tower.source.sha256 for tower in work.plan.towers),
+        [work.base.key, work.precision, work.rows, settings, own],
+        [split.decides() for split in work.splits],
+    )
+
+
+def _resume(work: _Work) -> None:
+    """Take what an earlier run of the same comparison did."""
+    assert work.journal is not None
+    for line in work.journal.lines:
+        _take(work, line)
+    gone = [row for row, line in work.merged.items() if not (work.towers / line["folder"]).is_dir()]
+    for row in gone:
+        if row not in work.measured:  # it could not be measured: it is made, and told, again
+            del work.merged[row]
+    waiting = {line["folder"] for row, line in work.merged.items() if row not in work.measured}
+    for path in work.towers.iterdir() if work.towers.is_dir() else ():
+        if path.name not in waiting:
+            shutil.rmtree(path, ignore_errors=True)
+    if work.merged or work.measured:
+        done = f"{len(work.measured)} of {len(work.rows)} rows are"
+        work.progress.note(f"Resuming: {done} measured already, {len(waiting)} merges wait for it.")
+
+
+def _write_line(work: _Work, line: dict[str, Any]) -> None:
+    assert work.journal is not None
+    with explain_os_errors(work.partial.path):
+        work.journal.append(line)
+    _take(work, line)
+
+
+def _take(work: _Work, line: dict[str, Any]) -> None:
+    kind = "merged" if "merged" in line else "measured"
+    getattr(work, kind)[line[kind]] = line
+
+
+def _record(
+    work: _Work, settings: Mapping[str, dict[str, Any]], limit: int | None, environment: Environment
+) -> CompareRecord:
+    images = [0] * len(work.splits)
+    for line in work.measured.values():  # those of a task that has no tower of its own are counted by other rows
+        images = [max(pair) for pair in zip(images, line["images"], strict=True)]
+    rows = []
+    for name in work.rows:
+        failed, merged = work.failed.get(name), work.merged.get(name)
+        correct = work.measured[name]["correct"] if name in work.measured else [None] * len(images)
+        row = CompareRow(
+            name, _needs(name) if name in settings else "", settings.get(name, {}), tuple(correct),
+            error=failed.error if failed else None,
+        )  # fmt: skip
+        if merged:
+            row = dataclasses.replace(row, seconds=merged["seconds"], peak=merged["peak"], sha256=merged["sha256"])
+        rows.append(row)
+    return CompareRecord(
+        sources=tuple((tower.label, tower.store.commit) for tower in work.plan.given),
+        base=work.base.label,
+        base_commit=work.base.source.commit,
+        part=work.splits[0].part,
+        limit=limit,
+        tasks=tuple((split.task.id, split.task.title) for split in work.splits),
+        images=tuple(images),
+        precision=work.precision,
+        rows=tuple(rows),
+        environment=environment,
+    )
+
+
+def _needs(name: str) -> str:
+    return behind(name).needs + (", unlabelled images" if name in ADAPTIVE else "")
+
+
+def _finish(partial: PartialFolder, record: CompareRecord) -> None:
+    from hfcart.report.plots import draw_compare
+
+    refuse_existing(partial.out, overwrite=partial.overwrite)  # before the journal goes
+    shutil.rmtree(partial.path / "towers", ignore_errors=True)
+    partial.add(RECORD, record.to_json().encode())
+    partial.add(TABLE, as_markdown(record).encode())
+    with explain_os_errors(partial.path):
+        draw_compare(record, partial.path)
+    (partial.path / _JOURNAL).unlink(missing_ok=True)
+    partial.commit()

@@ -1,0 +1,264 @@
+"""An evaluation: a tower bound to its base, every task's split opened and scored, and what to compare it with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+
+from hfcart.commands.merge import merge_aside
+from hfcart.engine.merge_loop import choose_device, current_environment
+from hfcart.engine.plan import default_workers
+from hfcart.errors import HfcartError, SourceError, UsageError
+from hfcart.progress import Progress, Within
+from hfcart.quoting import quoted
+from hfcart.recipes.finished_merge import MAX_RECORD, RECORD, pinned, read_record
+from hfcart.recipes.merge_recipe import make
+from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
+from hfcart.results.check import MAX_SEED
+from hfcart.sources.own_tasks import Known, own_tower
+from hfcart.tasks.data import Part, Split, open_split
+from hfcart.tasks.task_cards import TaskCard
+from hfcart.zero_shot.heads import Base, base_of, check_base, make_head, open_base
+from hfcart.zero_shot.loaded_tower import LoadedTower, load_tower
+from hfcart.zero_shot.scoring import PRECISIONS, Confusion, Scorer, batch_for, nothing_decoded, precision_for, score
+
+REFERENCES = ("none", "published", "measured")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of it.
+
+    Attributes:
+        record: the numbers.
+        confusions: task id -> counts, a row for each true class, a column for each predicted one.
+        reports: whether this process is the one that writes and prints (one of those that accelerate started).
+    """
+
+    record: EvalRecord
+    confusions: dict[str, list[list[int]]]
+    reports: bool
+
+
+def run_eval(
+    ref: str,
+    tasks: Sequence[TaskCard],
+    *,
+    base: str | None = None,
+    part: Part = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    references: str = "published",
+    streaming: bool = True,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    progress: Progress,
+) -> Evaluation:
+    """Measure a tower's zero-shot accuracy on each task.
+
+    Under `accelerate launch` the examples are split over the processes, and each returns the same record.
+
+    Args:
+        ref: a Hub repo (`user/name`, `user/name@revision`) or a folder with a CLIP vision tower in it.
+        tasks: what to measure, in this order.
+        base: the CLIP model with the text tower; None to find it by what the tower says of itself.
+        part: which images: the test split, or the validation or the train part of the train split.
+        limit: score a sample of so many images a task, drawn with `seed`; None for all.
+        seed: of that sample.
+        references: what to compare with: "published" figures of the task cards, or what is "measured" on the same
+            images for the base, for the plain average and for each task's own tower, if the tower is a merge.
+        streaming: read the images over the network; False keeps each split in the cache.
+        batch_size: images a forward pass. Default: 16 on a CPU, 256 elsewhere.
+        workers: threads. Default: one a core, at most eight, shared among the processes of a machine.
+        precision: float32, bfloat16, or auto: bfloat16 where the device computes with it.
+        device: auto, cpu, cuda, cuda:N or mps.
+        progress: told of each stage.
+
+    Raises:
+        HfcartError: the tower, its base or a dataset is not what it should be; not one image of a task can be decoded.
+    """
+    processes = PartialState(cpu=device == "cpu")
+    where = processes.device if processes.num_processes > 1 or device == "auto" else choose_device(device)
+    if not processes.is_main_process:
+        progress = Progress()
+    tower = load_tower(ref, progress)
+    bound = open_base(base or base_of(tower, progress), progress)
+    check_base(tower, bound, progress)
+    chosen = precision_for(precision, where)
+    several = f", in {processes.num_processes} processes" if processes.num_processes > 1 else ""
+    progress.note(f"Base model: {bound.label}. Precision: {chosen} on {where.type}{several}.")
+
+    def scorer(loaded: LoadedTower) -> Scorer:
+        fields = loaded.preprocessor or bound.preprocessor
+        return Scorer(loaded.model, bound.projection, fields, device=where, precision=chosen, label=loaded.label)
+
+    results: list[TaskResult] = []
+    confusions: dict[str, list[list[int]]] = {}
+    with _others(tower, bound, references, progress) as others:
+        own, shared = scorer(tower), {name: scorer(loaded) for name, loaded in others.shared.items()}
+        for task in tasks:
+            with processes.main_process_first():  # the others find the head, and a split's cache, ready made
+                split = open_split(task, part, limit=limit, seed=seed, streaming=streaming, progress=progress)
+                head = make_head(bound, task, progress)
+            if individual := others.individual(task, progress):
+                check_base(individual, bound, progress)
+            rivals = shared | ({"individual": scorer(individual)} if individual else {})
+            progress.start(task.title, len(split) // processes.num_processes, "images")
+            try:
+                counts, undecodable = score(
+                    split,
+                    [own, *rivals.values()],
+                    head,
+                    batch_size=batch_size or batch_for(where),
+                    workers=workers or max(1, default_workers() // processes.num_processes),
+                    shard=processes.process_index,
+                    shards=processes.num_processes,
+                    progress=progress,
+                )
+            finally:
+                progress.finish()
+            total = reduce(torch.stack([*counts, _alone(undecodable, counts[0])]).to(processes.device), "sum").cpu()
+            if not int(total[0].sum()):  # the same in every process
+                raise nothing_decoded(split, int(total[-1, 0, 0]))
+            confusions[task.id] = total[0].tolist()
+            measured = {name: _share(total[1 + i], s.label) for i, (name, s) in enumerate(rivals.items())}
+            result = _result(split, total[0], int(total[-1, 0, 0]))
+            results.append(replace(result, **(measured or _published(task, bound, references, result))))
+            if result.undecodable:
+                progress.warn(f"{result.undecodable} images of {task.title} cannot be decoded: they are left out.")
+    record = EvalRecord(
+        tower=tower.label,
+        weights_sha256=tower.source.sha256,
+        base=bound.label,
+        base_commit=bound.source.commit,
+        precision=chosen,
+        results=tuple(results),
+        environment=current_environment(where),
+    )
+    reports = processes.is_main_process
+    processes.destroy_process_group()
+    return Evaluation(record, confusions, reports)
+
+
+def _alone(count: int, like: Confusion) -> Confusion:
+    out = torch.zeros_like(like)
+    out[0, 0] = count
+    return out
+
+
+def _result(split: Split, confusion: Confusion, undecodable: int) -> TaskResult:
+    task = split.task
+    n, correct = confusion.sum(dim=1).tolist(), confusion.diagonal().tolist()
+    return TaskResult(
+        task=task.id,
+        title=task.title,
+        dataset=split.dataset,
+        part=split.part,
+        rows=split.rows,
+        limit=split.limit,
+        seed=split.seed,
+        undecodable=undecodable,
+        card_sha256=task.sha256,
+        classes=tuple(ClassScore(*row) for row in zip(task.classnames, n, correct, strict=True)),
+    )
+
+
+def _share(confusion: Confusion, label: str) -> Reference | None:
+    n = int(confusion.sum())
+    return Reference(label, round(int(confusion.diagonal().sum()) / n, 6), measured=True) if n else None
+
+
+def _published(task: TaskCard, base: Base, references: str, result: TaskResult) -> dict[str, Reference]:
+    """The figures that are published for this base: of the whole test split, so for nothing else."""
+    figures = task.published.get(base.source.repo or "")
+    if references != "published" or figures is None or result.part != "test" or result.partial:
+        return {}
+    tower = task.fine_tuned.get(base.source.repo or "", f"{base.label}, fine-tuned")
+    return {
+        "pretrained": Reference(base.label, round(figures.pretrained / 100, 6), measured=False),
+        "individual": Reference(tower, round(figures.fine_tuned / 100, 6), measured=False),
+    }
+
+
+@dataclass(frozen=True)
+class _Others:
+    """The towers to measure beside ours.
+
+    Attributes:
+        shared: those measured on every task, by the field of TaskResult that they fill.
+        sources: what opens each source of the merge again, and what it is known by.
+    """
+
+    shared: Mapping[str, LoadedTower]
+    sources: Sequence[tuple[str, Known]]
+
+    def individual(self, task: TaskCard, progress: Progress) -> LoadedTower | None:
+        """The source that was fine-tuned on this task, and on no other, as far as its card says."""
+        if not self.sources:
+            return None
+        found = own_tower(task, self.sources)
+        if found is None:
+            progress.warn(f"None of the towers merged says that it was fine-tuned on {task.dataset.repo} alone.")
+            return None
+        return load_tower(found, progress)
+
+
+@contextmanager
+def _others(tower: LoadedTower, base: Base, references: str, progress: Progress) -> Iterator[_Others]:
+    if references != "measured":
+        yield _Others({}, ())
+        return
+    record = _merge_record(tower)
+    shared = {}
+    if tower.source.sha256 != base.source.sha256:  # of a CLIPModel that names no other base, nothing is known
+        shared["pretrained"] = load_tower(base.again, progress)
+    if record is None:
+        what = "only its base" if shared else "nothing"
+        progress.warn(f"{tower.label} is not a merge of hfcart's: {what} is measured beside it.")
+        yield _Others(shared, ())
+        return
+    with tempfile.TemporaryDirectory(prefix="hfcart-average-") as folder:
+        fields = {key: value for key, value in record.recipe.items() if key not in {*record.method.parameters, "tasks"}}
+        average = {**fields, "method": "average", "full_clip": False, "out": str(Path(folder) / "average")}
+        progress.step("Averaging the towers that were merged")
+        try:
+            merge_aside(make(average, RECORD), Within(progress))
+        except SourceError as error:
+            error.message = f"The towers that were merged cannot be measured. {error.message}"
+            raise
+        shared["average"] = replace(load_tower(average["out"], Progress()), label="average")
+        check_base(shared["average"], base, progress)
+        yield _Others(
+            shared, [(ref, (source.repo, source.facts)) for source in record.sources if (ref := pinned(source))]
+        )
+
+
+def _merge_record(tower: LoadedTower) -> MergeRecord | None:
+    data = tower.store.small(RECORD, MAX_RECORD)
+    try:
+        return read_record(data, f"{tower.label}/{RECORD}") if data is not None else None
+    except HfcartError:
+        return None
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what run_eval could not do. Raises UsageError that names the option."""
+    known = {"references": REFERENCES, "precision": ("auto", *PRECISIONS[:2]), "part": ("test", "validation", "train")}
+    for name, values in known.items():
+        if (value := options.get(name, values[0])) not in values:
+            raise UsageError(f"--{name} is {quoted(value)}, expected one of {', '.join(values)}.")
+    for name in ("limit", "batch_size", "workers"):
+        if (number := options.get(name)) is not None and number < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {number}, expected at least 1.")
+    if not 0 <= (seed := options.get("seed", 0)) < MAX_SEED:
+        raise UsageError(f"--seed is {seed}, expected 0 to {MAX_SEED - 1}.")

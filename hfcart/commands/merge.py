@@ -1,0 +1,382 @@
+"""The merge, from a recipe to a finished folder.
+
+(Not merge.py: importing a module of that name would hide the function `hfcart.merge`.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfcart.clip.architecture import differences, output_config, read_architecture
+from hfcart.clip.tensor_names import COPIED
+from hfcart.engine.plan import TORCH_NAME, Plan, default_workers, make_plan
+from hfcart.errors import DistantError, OutputError, VerifyError
+from hfcart.formats.safetensors_file import strict_json
+from hfcart.formats.shard_layout import INDEX
+from hfcart.maths.similarity import compare
+from hfcart.progress import Progress
+from hfcart.recipes.finished_merge import RECIPE, RECORD, method_record
+from hfcart.recipes.merge_recipe import Recipe, as_yaml
+from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity, TensorRecord
+from hfcart.report.merge_card import render_card
+from hfcart.sources.full_clip import clip_config, read_text_config
+from hfcart.sources.preprocessor import FILE as PREPROCESSOR
+from hfcart.sources.preprocessor import PreprocessorError, clip_default, read_preprocessor, to_json
+from hfcart.sources.stores import LocalStore
+from hfcart.sources.towers import fetch_all
+from hfcart.system.work_folder import PartialFolder, explain_os_errors, read_back
+
+if TYPE_CHECKING:
+    from torch import device
+
+    from hfcart.hub import Target
+    from hfcart.learning.adapt.loop import Learned
+
+LOG = "results/adaptation.csv"
+_FARTHEST = 0.5  # ‖θ_t − ref‖ / ‖ref‖; fine-tuning moves a tower by a few per cent, another ancestor by more than 1
+
+
+def merge_folder(recipe: Recipe, progress: Progress, target: Target | None = None) -> MergeRecord:
+    """Merge, verify, and write the folder; nothing is measured or published, whatever the recipe says.
+
+    Args:
+        recipe: what was asked.
+        progress: told of each stage.
+        target: where the result is going to be published, if the push is to replace what is there.
+
+    Raises:
+        HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
+        KeyboardInterrupt: with a note that says how to go on.
+    """
+    with PartialFolder(recipe.folder, overwrite=recipe.overwrite) as partial:
+        return _merge_into(partial, recipe, progress, target)
+
+
+def merge_aside(recipe: Recipe, progress: Progress) -> MergeRecord:
+    """The same into a folder for temporary files: of what does not stay, no message says that it does."""
+    try:
+        return merge_folder(recipe, progress)
+    except KeyboardInterrupt as stop:
+        stop.__notes__ = []
+        raise
+    except OutputError as error:
+        error.hint = "Free some space where temporary files go, or name another place for them: TMPDIR=/path"
+        raise
+    except DistantError as error:
+        error.hint = None
+        raise
+
+
+def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, target: Target | None) -> MergeRecord:
+    plan = make_plan(recipe, partial.path / "converted", progress, target)
+    try:
+        device = _prepare(plan, partial.out, progress, stream=recipe.stream)
+        from hfcart.engine.merge_loop import current_environment, run
+
+        learned = _adapt(plan, partial, progress) if recipe.adapt else None
+        environment = current_environment(device)
+        workers = recipe.workers or default_workers()
+        selection = None
+        if plan.method.chosen and plan.tasks:
+            from hfcart.learning.thresholds import choose  # as below
+
+            selection = choose(plan, partial, preprocessor_of(plan, Progress()), device, workers, progress)
+        if plan.method.statistics:
+            from hfcart.learning.statistics import (
+                gather,  # the client of data sets takes time that other merges need not spend
+            )
+
+            plan.gathered = gather(plan, device, workers, progress)
+        partial.open(plan.layout, _fingerprint(plan, environment))
+        if partial.done:
+            progress.note(f"Resuming: {len(partial.done)} of {len(plan.groups)} groups are done already.")
+        run(plan, partial, device, workers, progress)
+        return _finish(partial, plan, environment, learned, selection, progress)
+    finally:
+        plan.close()
+
+
+def rehearse(recipe: Recipe, progress: Progress, target: Target | None = None) -> Plan:
+    """Everything that a merge says and refuses before its first byte; no weights are fetched, nothing is written.
+
+    Exceptions are pickles and weight files outside LFS: without the whole of them nothing is known of them.
+
+    Args:
+        recipe: what was asked.
+        progress: told of each stage, and of every warning that the merge would give.
+        target: as for `merge_folder`.
+
+    Returns:
+        The plan, its towers in canonical order.
+
+    Raises:
+        HfcartError: what the merge would raise up to there.
+    """
+    partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
+    partial.refuse_in_the_way()
+    with tempfile.TemporaryDirectory() as folder:
+        plan = make_plan(recipe, Path(folder), progress, target)
+        try:
+            device = _prepare(plan, partial.out, progress, stream=True)
+            from hfcart.engine.merge_loop import current_environment
+
+            # What is learned from images first has a part in the fingerprint.
+            known = not (recipe.adapt or plan.method.statistics or (plan.method.chosen and plan.tasks))
+            partial.rehearse(plan.layout, _fingerprint(plan, current_environment(device)) if known else None)
+            return plan
+        finally:
+            plan.close()
+
+
+def _prepare(plan: Plan, out: Path, progress: Progress, *, stream: bool) -> device:
+    """What comes before the first image or byte: the sources fetched, in canonical order, and all that is odd said."""
+    _refuse_to_replace_a_source(plan, out)
+    # torch takes seconds to import: a source that does not fit is refused before that.
+    from hfcart.engine.merge_loop import choose_device, other_projections
+
+    found = choose_device(plan.recipe.device)
+    fetch_all(plan.towers_and_base, progress, stream=stream)
+    _set_canonical_order(plan, progress)
+    preprocessor_of(plan, progress)  # said once, and before the first image is read
+    if others := other_projections(plan):
+        progress.warn(
+            f"The visual projection of {', '.join(others)} is not the base's, which the CLIPModel gets: what such "
+            "a tower learned may fit its text side less well."
+        )
+    return found
+
+
+def _adapt(plan: Plan, partial: PartialFolder, progress: Progress) -> Learned:
+    """Learn the coefficients, and merge with them from then on."""
+    from hfcart.learning.adapt.loop import adapt  # transformers and accelerate take seconds to import
+
+    learned = adapt(plan, partial.path, preprocessor_of(plan, Progress()), progress)
+    plan.adopt(learned.coefficients)
+    return learned
+
+
+def assist(recipe: Recipe, progress: Progress) -> None:
+    """Take part in the adaptation of a merge that the first of several processes does. Raises as `merge_folder`."""
+    if recipe.adapt is None:
+        return
+    from hfcart.learning.adapt.loop import adapt
+
+    with tempfile.TemporaryDirectory() as converted:
+        plan = make_plan(recipe, Path(converted), progress)
+        try:
+            folder = recipe.folder.with_name(recipe.folder.name + ".partial")
+            adapt(plan, folder, preprocessor_of(plan, Progress()), progress)
+        finally:
+            plan.close()
+
+
+def _finish(
+    partial: PartialFolder,
+    plan: Plan,
+    environment: Environment,
+    learned: Learned | None,
+    selection: SelectionRecord | None,
+    progress: Progress,
+) -> MergeRecord:
+    """Every group is in place: prove it, write what goes beside the weights, and rename the folder."""
+    from hfcart.report.plots import draw_figures  # matplotlib's memory must not add to the merge's own
+
+    lines = [partial.done[group.key] for group in plan.groups]
+    _warn_of_fallbacks(lines, progress)
+    similarity = compare([line["spread"] for line in lines if line["spread"]], against_base=plan.base is not None)
+    _refuse_distant(plan, similarity, partial.path)
+    progress.step("Reading the output back")
+    digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
+    files = dict(read_back(partial.path, plan.shapes, digests))
+    files |= _write_small_files(partial, plan)
+    _read_config_back(partial.path, plan)
+    record = _record(plan, lines, similarity, environment, files, learned, selection)
+    if learned is not None:
+        partial.add(LOG, adaptation_log(record, learned.history))
+    partial.add(RECORD, record.to_json().encode())
+    with explain_os_errors(partial.path):
+        draw_figures(record, partial.path, learned.history if learned else ())
+    partial.add("README.md", render_card(record, repo=plan.recipe.push_to).encode())
+    partial.commit()
+    return record
+
+
+def _read_config_back(folder: Path, plan: Plan) -> None:
+    """The written config must read as the merged architecture: what hfcart reads, transformers loads (a test)."""
+    with explain_os_errors(folder):
+        data = (folder / "config.json").read_bytes()
+    config = strict_json(data)
+    found = read_architecture(config, folder.name)
+    if plan.parts:
+        read_text_config(config, folder.name)
+    if rows := differences(found, plan.architecture, projection=True):
+        raise VerifyError(f"{rows[0][0]} reads back as {rows[0][2]}, not as {rows[0][1]}, which was written.")
+
+
+def _refuse_to_replace_a_source(plan: Plan, out: Path) -> None:
+    out = out.resolve()
+    for tower in plan.towers_and_base:
+        if isinstance(tower.store, LocalStore) and tower.store.folder.resolve().is_relative_to(out):
+            raise OutputError(
+                f"The output {out.name} would replace the source {tower.label}.", hint="Give another --out."
+            )
+
+
+def _set_canonical_order(plan: Plan, progress: Progress) -> None:
+    """Order the sources by content, so that the order they were named in cannot change a bit of the result."""
+    plan.towers.sort(key=lambda t: (t.source.sha256, t.store.repo or "", t.store.commit or "", t.label))
+    local = [tower.label for tower in plan.towers_and_base if not tower.store.repo]
+    if twice := sorted({label for label in local if local.count(label) > 1}):
+        progress.warn(
+            f"{local.count(twice[0])} local sources are called {twice[0]}: the recipe knows them by that name alone, "
+            "and could not be run again. Rename the folders to make the merge repeatable."
+        )
+    if len(plan.towers) == 1:
+        progress.warn(f"Only one source: the result is {plan.towers[0].label} again under most methods.")
+    elif len(plan.towers) < plan.method.fewest and not (plan.recipe.adapt or plan.recipe.coefficients):
+        progress.warn(
+            f"{plan.method.name} gives {len(plan.towers)} sources their plain average, whatever its parameters: "
+            f"it takes {plan.method.fewest} or more."
+        )
+    for one, other in zip(plan.towers, plan.towers[1:], strict=False):
+        if one.source.sha256 == other.source.sha256:
+            progress.warn(f"{one.label} and {other.label} hold the same weights: they count twice in the merge.")
+
+
+def _fingerprint(plan: Plan, environment: Environment) -> str:
+    """Digest of all that decides the bytes. What only lets a merge through (allow_distant) is left out."""
+    from hfcart.engine.merge_loop import fingerprint  # as above: it imports torch
+
+    recipe = {key: value for key, value in plan.recorded_recipe().items() if key != "allow_distant"}
+    sources = [tower.source.sha256 for tower in plan.towers]
+    headers = {file: hashlib.sha256(header).hexdigest() for file, header in plan.layout.headers.items()}
+    statistics = [data.sha256 for data in plan.gathered.data] if plan.gathered else []
+    return fingerprint(environment, recipe, sources, headers, statistics)
+
+
+def _warn_of_fallbacks(lines: Sequence[dict[str, Any]], progress: Progress) -> None:
+    if names := [line["group"] for line in lines if line["fallback"]]:
+        progress.warn(
+            f"The solver did not converge on {len(names)} matrices ({names[0]}, …): float64 LAPACK took over."
+        )
+
+
+def _refuse_distant(plan: Plan, similarity: Similarity | None, partial: Path) -> None:
+    if similarity is None or plan.recipe.allow_distant:
+        return
+    distances = sorted(zip(similarity.distance, (tower.label for tower in plan.towers), strict=True), reverse=True)
+    far = [f"{label} ({distance:.2f})" for distance, label in distances if not distance <= _FARTHEST]
+    if far:
+        centre = plan.base.label if plan.base else "their mean"
+        raise DistantError(
+            f"The towers are not of one ancestor: {', '.join(far)} lie further than {_FARTHEST} of the norm from "
+            f"{centre}; towers fine-tuned from one model lie within a few hundredths.",
+            hint=f"Merge towers of one base model, or go on with --allow-distant (the work is kept in {partial}).",
+        )
+
+
+def preprocessor_of(plan: Plan, progress: Progress) -> dict[str, Any] | None:
+    """The image preprocessing of the merged tower: the first source's that states one, else the base's, else None.
+
+    One that cannot be followed is passed over, and said to be: the weights can be merged all the same.
+    """
+    kinds = []
+    for tower in plan.towers_and_base:
+        try:
+            fields = read_preprocessor(tower.store, plan.architecture.image_size)
+        except PreprocessorError as error:
+            progress.warn(f"{error.message} What it says of images is passed over.")
+            continue
+        if fields is not None:
+            kinds.append(fields)
+    if any(fields != kinds[0] for fields in kinds):
+        progress.warn("The sources' image preprocessing differs: the first one's (in the card's order) is used.")
+    return kinds[0] if kinds else None
+
+
+def _write_small_files(partial: PartialFolder, plan: Plan) -> dict[str, str]:
+    """config, preprocessor, tokenizer, index and recipe. Returns their sha256 by name."""
+    found = preprocessor_of(plan, Progress())
+    dtype = TORCH_NAME[plan.dtype]
+    config = (
+        clip_config(plan.architecture, plan.parts, dtype)
+        if plan.parts
+        else output_config(plan.architecture, plan.model_class, dtype)
+    )
+    contents = {
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        PREPROCESSOR: to_json(found or clip_default(plan.architecture.image_size)),
+        RECIPE: as_yaml(plan.recorded_recipe()).encode(),
+    }
+    if plan.parts:
+        contents |= plan.parts.tokenizer
+    if plan.layout.index is not None:
+        contents[INDEX] = plan.layout.index
+    for name, data in contents.items():
+        partial.add(name, data)
+    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+
+
+def _record(
+    plan: Plan,
+    lines: Sequence[dict[str, Any]],
+    similarity: Similarity | None,
+    environment: Environment,
+    files: dict[str, str],
+    learned: Learned | None,
+    selection: SelectionRecord | None,
+) -> MergeRecord:
+    method = plan.method
+    tensors = {
+        name: TensorRecord(
+            name=name,
+            shape=plan.shapes[name],
+            dtype=plan.dtype,
+            rule=COPIED if group.copied else method.rule_name(matrix=group.matrix),
+            rank=line["rank"],
+            full_rank=line["full_rank"],
+            energy=None if line["energy"] is None else _rounded(line["energy"]),
+            fallback=line["fallback"],
+            sha256=line["sha256"][name],
+        )
+        for group, line in zip(plan.groups, lines, strict=True)
+        for name in group.names
+    }
+    return MergeRecord(
+        recipe=plan.recorded_recipe(),
+        method=method_record(plan.recipe, plan.settings),
+        sources=tuple(tower.source for tower in plan.towers),
+        base=plan.base.source if plan.base else None,
+        architecture=plan.architecture,
+        model_class=plan.model_class,
+        parameters=plan.parameters,
+        dtype=TORCH_NAME[plan.dtype],
+        tensors=tuple(tensors[name] for name in plan.shapes),
+        similarity=similarity,
+        environment=environment,
+        files=dict(sorted(files.items())),
+        adaptation=learned.record if learned else None,
+        data=plan.gathered.data if plan.gathered else (),
+        selection=selection,
+    )
+
+
+def adaptation_log(record: MergeRecord, history: Sequence[Sequence[float]]) -> bytes:
+    """An adaptation as CSV, one row a step: every task's mean entropy in nats, then every tower's mean coefficient."""
+    if record.adaptation is None:
+        return b""
+    names = [f"entropy of {task.task}" for task in record.adaptation.tasks]
+    names += [f"mean coefficient of tower {i + 1}" for i in range(len(record.sources))]
+    lines = [",".join(["step", *names])]
+    lines += [",".join([str(step + 1), *(f"{value:.8g}" for value in row)]) for step, row in enumerate(history)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6) if math.isfinite(value) else 0.0

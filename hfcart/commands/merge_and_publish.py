@@ -1,0 +1,148 @@
+"""`hfcart merge` from a recipe to the end: merge, measure if asked to, publish if asked to."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hfcart.commands.merge import assist, merge_folder, rehearse
+from hfcart.errors import AGAIN, HfcartError, HubError, next_step
+from hfcart.progress import Progress
+from hfcart.recipes.finished_merge import RECORD, read_record
+from hfcart.recipes.merge_recipe import Recipe
+from hfcart.records import EvalRecord, MergeRecord
+from hfcart.system.work_folder import refuse_existing
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from hfcart.engine.plan import Plan
+    from hfcart.hub import Published, Target
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a recipe: the merge, its results (None without `eval`), the commit (None without `push_to`)."""
+
+    record: MergeRecord
+    results: EvalRecord | None
+    published: Published | None
+
+
+def run_merge(recipe: Recipe, progress: Progress) -> Done:
+    """Merge, verify and write the folder; evaluate it and publish it in one commit, as far as the recipe says.
+
+    Under `accelerate launch` the processes share what runs images through towers, adaptation and evaluation; the
+    first alone merges, writes and publishes, and all get the same record.
+
+    Raises:
+        HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
+        KeyboardInterrupt: with a note that says how to go on.
+    """
+    _check_tasks(recipe)
+    processes = _processes(recipe)
+    if processes is not None and not processes.is_main_process:
+        assist(recipe, Progress())
+        processes.wait_for_everyone()
+        record = read_record((recipe.folder / RECORD).read_bytes(), RECORD)
+        return Done(record, _evaluated(recipe, Progress()) if recipe.eval else None, None)
+    target = _target(recipe, progress) if recipe.push_to else None
+    record = merge_folder(recipe, progress, None if recipe.create_pr else target)
+    if processes is not None:
+        processes.wait_for_everyone()
+    results = _evaluated(recipe, progress) if recipe.eval else None
+    return Done(record, results, _published(recipe, target, progress) if target else None)
+
+
+def _processes(recipe: Recipe) -> PartialState | None:
+    """Those that were started together with this one; None if it is alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=recipe.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def run_dry(recipe: Recipe, progress: Progress) -> Plan:
+    """Make the plan and stop; says, and raises, what the merge would before its first byte. Nothing is written."""
+    _check_tasks(recipe)
+    target = _target(recipe, progress) if recipe.push_to else None
+    return rehearse(recipe, progress, None if recipe.create_pr else target)
+
+
+def _check_tasks(recipe: Recipe) -> None:
+    """An unknown task is refused before the work."""
+    if recipe.eval:
+        from hfcart.tasks.task_cards import read_tasks
+
+        read_tasks([recipe.eval])
+    if isinstance(recipe.adapt, str):
+        from hfcart.tasks.task_cards import read_tasks
+
+        read_tasks([recipe.adapt])
+
+
+def _target(recipe: Recipe, progress: Progress) -> Target:
+    refuse_existing(recipe.folder, overwrite=recipe.overwrite)
+    # The Hub's client takes time and memory that a merge of local folders need not spend.
+    from hfcart import hub
+
+    hub.set_notifier(progress.note)
+    progress.step(f"Checking write access to {recipe.push_to}")
+    return hub.check_target(
+        recipe.push_to or "", private=recipe.private, overwrite=recipe.overwrite, create_pr=recipe.create_pr
+    )
+
+
+def _evaluated(recipe: Recipe, progress: Progress) -> EvalRecord | None:
+    from hfcart.commands.evaluate_and_publish import run_measure
+    from hfcart.tasks.task_cards import read_tasks
+
+    try:
+        base = recipe.base if isinstance(recipe.base, str) else None
+        done = run_measure(
+            str(recipe.folder), read_tasks([recipe.eval or ""]), base=base, device=recipe.device, progress=progress
+        )
+    except HfcartError as error:
+        error.hint = next_step(error.hint, *_go_on(recipe))
+        raise
+    return done.record if done else None
+
+
+def _go_on(recipe: Recipe) -> list[str]:
+    """What is left to do of a recipe whose merge is complete."""
+    base = ["--base", recipe.base] if isinstance(recipe.base, str) else []
+    again = shlex.join(["hfcart", "eval", str(recipe.folder), "--tasks", recipe.eval or "", *base])
+    lines = [f"The merge is complete in {recipe.folder}. To measure it: {again}"]
+    if recipe.push_to:
+        from hfcart.hub import push_command
+
+        push = push_command(recipe.folder, recipe.push_to, recipe.private, recipe.create_pr, recipe.overwrite)
+        lines.append(f"Then, to publish it: {push}")
+    return lines
+
+
+def _published(recipe: Recipe, target: Target, progress: Progress) -> Published:
+    from hfcart import hub
+    from hfcart.commands.push import run_push
+
+    try:
+        return run_push(
+            recipe.folder,
+            target.repo,
+            target=target,
+            overwrite=recipe.overwrite,
+            private=recipe.private,
+            create_pr=recipe.create_pr,
+            message=recipe.commit_message,
+            progress=progress,
+        )
+    except HubError as error:
+        if AGAIN in (error.hint or ""):  # the merge is not to be made again
+            push = hub.push_command(recipe.folder, target.repo, recipe.private, recipe.create_pr, recipe.overwrite)
+            done = "The merge and its results are" if recipe.eval else "The merge is"
+            error.hint = next_step(error.hint, f"{done} in {recipe.folder}: {push}")
+        raise

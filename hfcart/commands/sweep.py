@@ -1,0 +1,350 @@
+"""Which rank and which scale? One decomposition, then every point of the grid rebuilt from it and measured.
+
+A method that is anchor + λ · update(k) is taken apart once, to the largest rank: the anchor and one update a rank lie
+on disk, and a point is one multiplication and one addition away. Measuring is the rest, and images are decoded once
+for many points. What is done so far survives a kill: tensors by the writer's journal, points by one of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfcart.clip.tensor_names import Group
+from hfcart.commands.merge import preprocessor_of
+from hfcart.engine.merge_loop import Worker, choose_device, current_environment, fingerprint, run
+from hfcart.engine.plan import Plan, default_workers, make_plan
+from hfcart.errors import UsageError
+from hfcart.formats.shard_layout import Layout, lay_out
+from hfcart.maths.low_rank import rank_of
+from hfcart.methods import METHODS, function, keywords_of
+from hfcart.progress import Progress, Within
+from hfcart.quoting import quoted
+from hfcart.recipes.merge_recipe import Recipe, make
+from hfcart.records import Environment, SweepPoint, SweepRecord
+from hfcart.sources.lineage import infer_base
+from hfcart.sources.towers import fetch_all
+from hfcart.system.journal import Journal
+from hfcart.system.work_folder import PartialFolder, explain_os_errors
+from hfcart.tasks.data import Part, Split, open_split
+from hfcart.tasks.task_cards import TaskCard
+from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
+from hfcart.zero_shot.scoring import Scorer, batch_for, nothing_decoded, precision_for, score, towers_at_once
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
+
+RECORD = "sweep.json"
+_POINTS = "points.jsonl"
+_Setting = tuple[int, float]  # place of the rank among the grid's (1 and 1.0 are equal, and different ranks), and scale
+
+
+@dataclass
+class _Grid:
+    """What is measured on what: fixed before the work."""
+
+    plan: Plan
+    ranks: tuple[int | float, ...]
+    scales: tuple[float, ...]
+    reverse: bool
+
+    @property
+    def points(self) -> list[_Setting]:
+        """The anchor alone first, then every rank (by its place) with every scale."""
+        return [(0, 0.0), *((i, scale) for i in range(max(1, len(self.ranks))) for scale in self.scales)]
+
+    def updated(self, group: Group) -> bool:
+        """Whether the method adds anything to this group's anchor."""
+        return group.matrix or self.plan.method.alike
+
+    def layout(self) -> Layout:
+        """Where the anchor and each rank's update of every tensor lie."""
+        shapes = {f"anchor.{name}": shape for name, shape in self.plan.shapes.items()}
+        for i in range(max(1, len(self.ranks))):
+            names = [name for group in self.plan.groups if self.updated(group) for name in group.names]
+            shapes |= {f"update{i}.{name}": self.plan.shapes[name] for name in names}
+        return lay_out(shapes, "F32", 1 << 50)
+
+
+def run_sweep(
+    sources: Sequence[str],
+    tasks: Sequence[TaskCard],
+    *,
+    ranks: Sequence[int | float] = (),
+    scales: Sequence[float] = (1.0,),
+    method: str = "cart",
+    settings: Mapping[str, Any] | None = None,
+    base: str | None = None,
+    qkv: str = "split",
+    reverse: bool = False,
+    part: Part = "validation",
+    limit: int | None = None,
+    streaming: bool = True,
+    out: Path = Path("sweep"),
+    overwrite: bool = False,
+    precision: str = "auto",
+    device: str = "auto",
+    workers: int | None = None,
+    progress: Progress,
+) -> SweepRecord:
+    """Measure a method at every rank with every scale, and write the curve, the heat map and the record.
+
+    Args:
+        sources: as for a merge.
+        tasks: what to measure on.
+        ranks: fractions in (0, 1] or whole numbers; () for a method without rank.
+        scales: values of λ.
+        method: one whose result is anchor + λ · update: cart, task_arithmetic or consensus.
+        settings: its other parameters, which every point has; the defaults for those that are not given.
+        base: the CLIP model behind the heads, and the method's base if it needs one. Default: as for a merge.
+        qkv: split or fused.
+        reverse: keep the lowest singular directions (only cart).
+        part: which images decide. "test" is for drawing a curve, not for choosing.
+        limit: a seeded sample of so many images a task.
+        streaming: read the images over the network each time; False keeps each split in the cache.
+        out: folder to write; `out`.partial keeps the work and is gone at the end.
+        overwrite: replace an earlier sweep.
+        precision: float32, bfloat16 or auto, as for an evaluation.
+        device: auto, cpu, cuda, cuda:N or mps.
+        workers: threads. Default: one a core, at most eight.
+        progress: told of each stage.
+
+    Raises:
+        UsageError: a method that has no such form, a rank it does not have, scales that are none.
+        HfcartError: a source, the base or a dataset is not what it should be.
+        KeyboardInterrupt: with a note; the same command goes on where it stopped.
+    """
+    recipe = _recipe(sources, method, ranks, scales, dict(settings or {}), base, qkv, reverse)
+    where, threads = choose_device(device), workers or default_workers()
+    with PartialFolder(out, overwrite=overwrite) as partial:
+        # Each once: by its text, since 1 and 1.0 are equal numbers and different ranks.
+        own_ranks, own_scales = tuple({repr(r): r for r in ranks}.values()), tuple(dict.fromkeys(scales))
+        grid = _Grid(make_plan(recipe, partial.path / "converted", progress), own_ranks, own_scales, reverse)
+        try:
+            for rank in ranks:
+                _check_rank(rank, grid.plan)
+            fetch_all(grid.plan.towers_and_base, progress, stream=False)
+            grid.plan.towers.sort(key=lambda t: (t.source.sha256, t.store.repo or "", t.label))
+            environment = current_environment(where)
+            ref = grid.plan.clip_ref if grid.plan.base else base or infer_base(grid.plan.towers, progress)
+            bound = open_base(ref, progress)
+            check_architecture("the towers", grid.plan.architecture, bound)
+            chosen = precision_for(precision, where)
+            splits = [
+                open_split(task, part, limit=limit, streaming=streaming, progress=progress) for task in tasks
+            ]  # opened before the work: a task that cannot be read is told now
+            decides = _fingerprint(grid, splits, bound, chosen, environment)
+            partial.open(grid.layout(), decides)
+            run(grid.plan, partial, where, threads, progress, worker=_worker(grid), label="Decomposing")
+            journal = Journal(partial.path / _POINTS, decides)
+            points, images = _measure(grid, partial, journal, splits, bound, where, chosen, threads, progress)
+            record = _record(grid, splits, bound, points, images, environment)
+            _finish(partial, record)
+            return record
+        finally:
+            grid.plan.close()
+
+
+def _recipe(
+    sources: Sequence[str],
+    method: str,
+    ranks: Sequence[int | float],
+    scales: Sequence[float],
+    settings: dict[str, Any],
+    base: str | None,
+    qkv: str,
+    reverse: bool,
+) -> Recipe:
+    able = [name for name, line in METHODS.items() if line.updates]
+    if method not in able:
+        raise UsageError(
+            f"A sweep takes {', '.join(able)}; {quoted(method)} is not anchor + λ · update.",
+            hint="`hfcart methods` lists all.",
+        )
+    takes_rank = any(p.name == "rank" for p in METHODS[method].parameters)
+    if takes_rank != bool(ranks):
+        raise UsageError(f"{method} {'needs' if takes_rank else 'has no'} ranks to sweep.", hint="hfcart sweep --help")
+    if reverse and not takes_rank:
+        raise UsageError(f"{method} has no singular directions to keep in reverse.", hint="Leave out --reverse.")
+    if not scales:
+        raise UsageError("There is no scale to sweep.", hint="hfcart sweep --help")
+    needed = {"base": base} if METHODS[method].needs_base else {}
+    fields = {**settings, "sources": tuple(sources), "method": method, "qkv": qkv, "dtype": "float32", **needed}
+    return make(fields, "the command line")
+
+
+def _check_rank(rank: int | float, plan: Plan) -> None:
+    smallest = min(min(plan.shapes[name]) for group in plan.groups if group.matrix for name in group.names)
+    try:
+        rank_of(rank, smallest, smallest)
+    except ValueError as error:
+        raise UsageError(f"--rank: {error}.") from None
+
+
+def _worker(grid: _Grid) -> type[Worker]:
+    """The engine's worker, taking a group apart in place of merging it."""
+    parts = function(grid.plan.method.updates or "")
+    _, other_rule = grid.plan.method.load()
+    offered = {**grid.plan.settings, "ranks": grid.ranks, "reverse": grid.reverse}
+
+    class Decomposer(Worker):
+        def merge(self, group: Group) -> None:
+            thetas, base = self.stack(group)
+            if grid.updated(group):
+                anchor, updates = parts(thetas, **keywords_of(parts, {**offered, "base": base}))
+            else:
+                anchor, updates = other_rule(thetas).tensor, []
+            digests = self.write(group, anchor, "anchor.")
+            for i, update in enumerate(updates):
+                digests |= self.write(group, update, f"update{i}.")
+            self.journal({"group": group.key, "sha256": digests})
+
+    return Decomposer
+
+
+def _fingerprint(grid: _Grid, splits: Sequence[Split], base: Base, precision: str, environment: Environment) -> str:
+    return fingerprint(
+        environment,
+        grid.plan.recorded_recipe(),
+        [tower.source.sha256 for tower in grid.plan.towers],
+        [grid.ranks, grid.scales, grid.reverse, precision, base.key],
+        [split.decides() for split in splits],
+    )
+
+
+def _measure(
+    grid: _Grid,
+    partial: PartialFolder,
+    journal: Journal,
+    splits: Sequence[Split],
+    base: Base,
+    device: torch.device,
+    precision: str,
+    workers: int,
+    progress: Progress,
+) -> tuple[list[SweepPoint], tuple[int, ...]]:
+    """Every point on every task, those of an earlier run taken from its journal; and how many images were scored."""
+    done = {(line["rank"], line["scale"]): line for line in journal.lines}
+    todo = [point for point in grid.points if point not in done]
+    at_once = towers_at_once(grid.plan.parameters)
+    heads = [make_head(base, split.task, progress) for split in splits]
+    # What the merge of a point would write beside its weights, so that it is measured as it would be used.
+    fields = preprocessor_of(grid.plan, progress) or base.preprocessor
+    label = f"Measuring {len(grid.points)} points"
+    progress.start(label, len(grid.points) * sum(map(len, splits)), "images")
+    progress.advance((len(grid.points) - len(todo)) * sum(map(len, splits)))
+    try:
+        for start in range(0, len(todo), at_once):
+            some = todo[start : start + at_once]
+            scorers = [
+                Scorer(
+                    _tower(grid, partial, (index, scale)),
+                    base.projection,
+                    fields,
+                    device=device,
+                    precision=precision,
+                    label=f"rank {grid.ranks[index] if grid.ranks else 'all'}, scale {scale}",
+                )
+                for index, scale in some
+            ]
+            correct: list[list[int]] = [[] for _ in some]
+            images: list[int] = []
+            for split, head in zip(splits, heads, strict=True):
+                counted = _Times(progress, len(some))
+                found, undecodable = score(
+                    split, scorers, head, batch_size=batch_for(device), workers=workers, progress=counted
+                )
+                images.append(int(found[0].sum()))
+                if not images[-1]:
+                    raise nothing_decoded(split, undecodable)
+                for counts, confusion in zip(correct, found, strict=True):
+                    counts.append(int(confusion.diagonal().sum()))
+            lines = [
+                {"rank": index, "scale": scale, "correct": counts, "images": images}
+                for (index, scale), counts in zip(some, correct, strict=True)
+            ]
+            with explain_os_errors(partial.path):
+                journal.append(*lines)
+            done |= dict(zip(some, lines, strict=True))
+    finally:
+        progress.finish()
+    points = [
+        SweepPoint(grid.ranks[point[0]] if grid.ranks and n else None, point[1], tuple(done[point]["correct"]))
+        for n, point in enumerate(grid.points)
+    ]
+    return points, tuple(done[grid.points[0]]["images"])
+
+
+class _Times(Within):
+    """Counts an image once for every tower that it is scored with."""
+
+    def __init__(self, outer: Progress, times: int) -> None:
+        super().__init__(outer)
+        self._times = times
+
+    def advance(self, amount: int) -> None:
+        super().advance(amount * self._times)
+
+
+def _tower(grid: _Grid, partial: PartialFolder, point: _Setting) -> CLIPVisionModel:
+    """θ(k, λ) = anchor + λ · update_k, from what the decomposition left on disk."""
+    from hfcart.clip.models import vision_model
+
+    index, scale = point
+
+    def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.frombuffer(bytearray(partial.read(name)), dtype=torch.float32).view(shape)
+
+    tensors = {}
+    for group in grid.plan.groups:
+        for name in group.names:
+            tensors[name] = tensor(f"anchor.{name}", grid.plan.shapes[name])
+            if scale and grid.updated(group):
+                tensors[name] += scale * tensor(f"update{index}.{name}", grid.plan.shapes[name])
+    return vision_model(grid.plan.architecture, tensors)
+
+
+def _record(
+    grid: _Grid,
+    splits: Sequence[Split],
+    base: Base,
+    points: Sequence[SweepPoint],
+    images: tuple[int, ...],
+    environment: Environment,
+) -> SweepRecord:
+    record = SweepRecord(
+        method=grid.plan.method.name,
+        anchor="base" if grid.plan.method.needs_base else "average",
+        reverse=grid.reverse,
+        qkv=grid.plan.recipe.qkv,
+        sources=tuple((tower.label, tower.store.commit) for tower in grid.plan.towers),
+        base=base.label,
+        part=splits[0].part,
+        tasks=tuple(split.task.id for split in splits),
+        images=images,
+        limit=splits[0].limit,
+        ranks=grid.ranks,
+        scales=grid.scales,
+        parameters={n: v for n, v in grid.plan.settings.items() if n not in ("rank", "scale")},
+        points=tuple(points),
+        best=1,
+        environment=environment,
+    )
+    return dataclasses.replace(record, best=max(range(1, len(points)), key=lambda i: record.accuracy(points[i])))
+
+
+def _finish(partial: PartialFolder, record: SweepRecord) -> None:
+    from hfcart.report.plots import draw_sweep
+
+    for path in partial.path.glob("*.safetensors"):  # the anchor and the updates, gigabytes of large towers
+        path.unlink()
+    (partial.path / _POINTS).unlink()
+    partial.add(RECORD, record.to_json().encode())
+    with explain_os_errors(partial.path):
+        draw_sweep(record, partial.path)
+    partial.commit()

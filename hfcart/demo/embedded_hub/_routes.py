@@ -1,0 +1,227 @@
+"""What the embedded Hub answers, and at which addresses; files and commits are in `_files`.
+
+Every function takes the `Call` and gives a `Reply`, or raises a `Refusal`. None of them touches a socket.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfcart.demo.embedded_hub import _files as files
+from hfcart.demo.embedded_hub._call import Call, Reply, check_gate, reply_json
+from hfcart.demo.embedded_hub._cards import check_card, front_matter
+from hfcart.demo.embedded_hub._repo import Entry, Refusal, Repo
+
+KINDS = {"models": "model", "datasets": "dataset"}
+
+
+def answer(call: Call) -> Reply:
+    """The reply to a request.
+
+    Raises:
+        Refusal: the request is turned down.
+    """
+    match (call.method, *call.segments):
+        case ("GET", "api", "whoami-v2"):
+            return whoami(call)
+        case ("POST", "api", "validate-yaml"):
+            return validate_yaml(call)
+        case ("POST", "api", "repos", "create"):
+            return create_repo(call)
+        case (_, "api", ("models" | "datasets") as kind, namespace, name, *rest):
+            return repo_api(call, call.repo(KINDS[kind], f"{namespace}/{name}"), rest)
+        case (_, "api", ("models" | "datasets"), *_):
+            raise Refusal(404, "Repository not found", "RepoNotFound")
+        case ("PUT", "lfs-upload", ticket):
+            call.store.receive(ticket, call.body)
+            return Reply()
+        case ("POST", *path, "info", "lfs", "objects", "batch"):
+            return files.lfs_batch(call, page_repo(call, "/".join(path).removesuffix(".git")))
+        case ("POST", *path, "info", "lfs", "verify"):
+            return files.lfs_verify(call, page_repo(call, "/".join(path).removesuffix(".git")))
+        case (("GET" | "HEAD"), "datasets", namespace, name, "resolve", *rest):
+            return files.resolve(call, call.repo("dataset", f"{namespace}/{name}"), rest)
+        case (("GET" | "HEAD"), namespace, name, "resolve", *rest):
+            return files.resolve(call, call.repo("model", f"{namespace}/{name}"), rest)
+    raise Refusal(404, "Sorry, we can't find the page you are looking for.")
+
+
+def page_repo(call: Call, path: str) -> Repo:
+    """The repo at an address outside /api: models have no prefix."""
+    kind = "dataset" if path.startswith("datasets/") else "model"
+    return call.repo(kind, path.removeprefix("datasets/"))
+
+
+def repo_api(call: Call, repo: Repo, rest: list[str]) -> Reply:
+    """Everything under /api/models/{id} and /api/datasets/{id}."""
+    match (call.method, *rest):
+        case ("GET",):
+            return info(call, repo, "main")
+        case ("GET", "revision", *revision):
+            return info(call, repo, "/".join(revision))
+        case ("GET", "tree", *path):
+            return files.tree(call, repo, path)
+        case ("POST", "paths-info", *revision):
+            return files.paths_info(call, repo, "/".join(revision))
+        case ("GET", "refs"):
+            return refs(call, repo)
+        case ("GET", "commits", *revision):
+            return commits(call, repo, "/".join(revision))
+        case ("GET", "auth-check"):
+            check_gate(call, repo)
+            return reply_json({})
+        case ("GET", "auth-check", "write"):
+            call.writer(repo)
+            return reply_json({})
+        case ("POST", "preupload", *revision):
+            return files.preupload(call, repo, "/".join(revision))
+        case ("POST", "commit", *revision):
+            return files.commit(call, repo, "/".join(revision))
+        case (("POST" | "DELETE"), "tag", *name):
+            return tag(call, repo, "/".join(name))
+        case (("POST" | "DELETE"), "branch", *name):
+            return branch(call, repo, "/".join(name))
+    raise Refusal(404, "Sorry, we can't find the page you are looking for.")
+
+
+def whoami(call: Call) -> Reply:
+    """Who the token belongs to, and where they may write."""
+    user = call.user()
+    if user is None:
+        raise Refusal(401, "Invalid username or password.")
+    return reply_json(
+        {
+            "type": "user",
+            "id": user.name,
+            "name": user.name,
+            "fullname": user.name,
+            "isPro": False,
+            "orgs": [
+                {"type": "org", "id": name, "name": name, "fullname": name, "roleInOrg": "write"} for name in user.orgs
+            ],
+            "auth": {"type": "access_token", "accessToken": {"displayName": "token", "role": user.role}},
+        }
+    )
+
+
+def validate_yaml(call: Call) -> Reply:
+    """Judge a card: in JSON for a commit, as text for `ModelCard.validate`, which quotes it whole."""
+    request = call.json()
+    errors, warnings = check_card(str(request.get("content", "")), str(request.get("repoType", "model")))
+    status = 400 if errors else 200
+    if call.headers.get("accept") == "text/plain":
+        lines = [f"- Error: {text}\n" for text in errors] + [f"- Warning: {text}\n" for text in warnings]
+        return Reply(status, "".join(lines).encode(), {"Content-Type": "text/plain; charset=utf-8"})
+    found = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
+    return reply_json(found, status)
+
+
+def create_repo(call: Call) -> Reply:
+    """A new repo in a namespace of the user's; the 409 for a taken name carries the address of what is there."""
+    user, request = call.user(), call.json()
+    if user is None:
+        raise Refusal(401, "Invalid username or password.")
+    namespace = request.get("organization") or user.name
+    if namespace not in user.namespaces or user.role != "write":
+        raise Refusal(403, f"You don't have the rights to create a repo under the namespace {namespace!r}")
+    kind = str(request.get("type") or "model")
+    private = bool(request.get("private")) or request.get("visibility") == "private"
+    repo_id = f"{namespace}/{request.get('name')}"
+    existing = call.store.repos.get((kind, repo_id))
+    if existing is not None:
+        message = f"You already created this {kind} repo: {repo_id}"
+        return reply_json({"error": message, "url": f"{call.url}/{existing.url_path}"}, 409)
+    repo = call.store.create(repo_id, kind, user.name, private=private)
+    return reply_json({"url": f"{call.url}/{repo.url_path}", "name": repo.id, "id": repo.id})
+
+
+def info(call: Call, repo: Repo, revision: str) -> Reply:
+    """The facts of a repo at a revision; with `expand`, only those asked for."""
+    at = repo.at(revision)
+    card: dict[str, Any] = {}
+    if (readme := at.files.get("README.md")) is not None:
+        with call.store.open(readme) as file:
+            card = front_matter(file.read(1 << 20).decode(errors="replace"))
+    tags = card.get("tags")
+    facts: dict[str, Any] = {
+        "id": repo.id,
+        "author": repo.namespace,
+        "sha": at.id,
+        "lastModified": at.date,
+        "createdAt": list(repo.log("main"))[-1].date,
+        "private": repo.private,
+        "gated": repo.gated,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else [],
+        "cardData": card,
+        "usedStorage": sum(entry.size for entry in at.files.values()),
+        "siblings": [sibling(path, entry, call.flag("blobs")) for path, entry in at.files.items()],
+    }
+    if repo.type == "model":
+        facts["modelId"] = repo.id
+        facts |= {key: card[key] for key in ("library_name", "pipeline_tag") if isinstance(card.get(key), str)}
+    if wanted := call.query.get("expand"):
+        facts = {key: value for key, value in facts.items() if key in ("id", *wanted)}
+    return reply_json({"_id": repo.id, **facts})
+
+
+def sibling(path: str, entry: Entry, blobs: bool) -> dict[str, Any]:
+    """A file in the repo's facts."""
+    facts: dict[str, Any] = {"rfilename": path}
+    if blobs:
+        facts |= {"size": entry.size, "blobId": entry.oid}
+        if entry.lfs:
+            facts["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}
+    return facts
+
+
+def refs(call: Call, repo: Repo) -> Reply:
+    """Branches, tags and, when asked for, pull requests."""
+
+    def under(prefix: str) -> list[dict[str, str]]:
+        return [
+            {"name": name.removeprefix(prefix), "ref": name, "targetCommit": target}
+            for name, target in sorted(repo.refs.items())
+            if name.startswith(prefix)
+        ]
+
+    found = {"branches": under("refs/heads/"), "tags": under("refs/tags/"), "converts": under("refs/convert/")}
+    return reply_json(found | ({"pullRequests": under("refs/pr/")} if call.flag("include_prs") else {}))
+
+
+def commits(call: Call, repo: Repo, revision: str) -> Reply:
+    """The history of a revision, last commit first."""
+    return call.page(
+        [
+            {
+                "id": commit.id,
+                "title": commit.message.partition("\n")[0],
+                "message": commit.message.partition("\n")[2].strip(),
+                "authors": [{"user": commit.author}],
+                "date": commit.date,
+            }
+            for commit in repo.log(revision)
+        ]
+    )
+
+
+def tag(call: Call, repo: Repo, name: str) -> Reply:
+    """Tag a revision (POST tag/{revision}), or forget a tag (DELETE tag/{tag})."""
+    call.writer(repo)
+    if call.method == "POST":
+        call.store.add_ref(repo, "tags", str(call.json().get("tag", "")), name)
+    else:
+        call.store.remove_ref(repo, "tags", name)
+    return reply_json({})
+
+
+def branch(call: Call, repo: Repo, name: str) -> Reply:
+    """A new branch from `startingPoint` or main, or the end of one."""
+    call.writer(repo)
+    if call.method == "POST":
+        call.store.add_ref(repo, "heads", name, str(call.json().get("startingPoint") or "main"))
+    else:
+        call.store.remove_ref(repo, "heads", name)
+    return reply_json({})

@@ -1,0 +1,359 @@
+"""The plan of a merge: sources pinned and proven alike, what will be computed, and what it will cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hfcart.clip.architecture import expected_shapes
+from hfcart.clip.tensor_names import Group, groups
+from hfcart.errors import UsageError
+from hfcart.formats.shard_layout import Layout, lay_out
+from hfcart.methods import METHODS, Method
+from hfcart.progress import Progress
+from hfcart.recipes.merge_recipe import LocalSource, Recipe, SourceTask, parse_size
+from hfcart.records import Architecture, SourceData
+from hfcart.sources.full_clip import BaseParts, read_base_parts
+from hfcart.sources.headers import read_headers
+from hfcart.sources.lineage import infer_base, remember_bases
+from hfcart.sources.one_architecture import check_alike
+from hfcart.sources.own_tasks import match
+from hfcart.sources.towers import Reopened, Tower, pin, pin_all
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+    from hfcart.hub import Target
+
+TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
+_BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
+
+
+class Gathered(Protocol):
+    """What a method knows of each source from images of its task, as hfcart.learning.statistics gathers it."""
+
+    @property
+    def data(self) -> tuple[SourceData, ...]:
+        """What each was gathered on."""
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What a rule takes for every group, by keyword."""
+
+    def of(self, group: Group, device: device) -> dict[str, Tensor]:
+        """What its rule takes for a group, by keyword."""
+
+    def close(self) -> None:
+        """Close every file."""
+
+
+@dataclass
+class Plan:
+    """Everything that is known before a byte of weights is fetched.
+
+    Attributes:
+        recipe: what was asked.
+        method: its registry line.
+        towers: the sources, in the order given until they are fetched, in canonical order from then on.
+        given: the sources in the order given.
+        tasks: the task that each of them was fine-tuned on, if the method looks at images, and the dataset's commit,
+            if the recipe says one; () once what was to be chosen on them is.
+        gathered: what the method knows of those images, once it is gathered.
+        base: the base model, if the method needs one or one was given.
+        architecture: shared by all of them.
+        shapes: name -> shape of every output tensor, in output order.
+        groups: what one call of the method merges, in output order.
+        dtype: safetensors dtype of the output.
+        layout: every offset of the output.
+        parts: what is copied from the base to make a whole CLIPModel; None for a tower alone.
+    """
+
+    recipe: Recipe
+    method: Method
+    towers: list[Tower]
+    base: Tower | None
+    architecture: Architecture
+    shapes: dict[str, tuple[int, ...]]
+    groups: list[Group]
+    dtype: str
+    layout: Layout
+    parts: BaseParts | None
+    given: tuple[Tower, ...]
+    tasks: tuple[SourceTask, ...] = ()
+    gathered: Gathered | None = None
+
+    @property
+    def model_class(self) -> str:
+        """Class that loads the output."""
+        if self.parts:
+            return "CLIPModel"
+        return "CLIPVisionModelWithProjection" if self.recipe.with_projection else "CLIPVisionModel"
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters written."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    @property
+    def low_rank_groups(self) -> int:
+        """How many matrices (fused ones counted once) go through the SVD, for each source."""
+        return sum(g.matrix for g in self.groups) if self.method.decomposes else 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's parameters, those with a value for each source in the towers' present order."""
+        out = dict(self.recipe.parameters)
+        for parameter in self.method.parameters:
+            if isinstance(out.get(parameter.name), tuple):
+                values = dict(zip(map(id, self.given), out[parameter.name], strict=True))
+                out[parameter.name] = tuple(values[id(tower)] for tower in self.towers)
+        return out
+
+    def has_coefficients(self, group: Group) -> bool:
+        """Whether a group has a coefficient for each tower, once there are any (recipe.coefficients, or adapt)."""
+        method = self.method
+        return method.adaptive is not None and not group.copied and (group.matrix or method.alike)
+
+    def coefficients_of(self, group: Group) -> tuple[float, ...] | None:
+        """Each tower's coefficient of a group, in the towers' present order; None where there is none."""
+        given = (self.recipe.coefficients or {}).get(group.key)
+        if given is None:
+            return None
+        values = dict(zip(map(id, self.given), given, strict=True))
+        return tuple(values[id(tower)] for tower in self.towers)
+
+    def _as_given(self, values: Sequence[float]) -> list[float]:
+        """One value for each tower, from their present order to the order given."""
+        own = dict(zip(map(id, self.towers), values, strict=True))
+        return [own[id(tower)] for tower in self.given]
+
+    def settle(self, parameter: str, values: Sequence[float]) -> None:
+        """Merge with these values of a parameter from now on, and look at no image.
+
+        Args:
+            parameter: its name.
+            values: one for each tower, in their present order.
+        """
+        self.recipe = self.recipe.model_copy(update={"tasks": None, parameter: tuple(self._as_given(values))})
+        self.tasks = ()
+
+    def adopt(self, coefficients: dict[str, tuple[float, ...]]) -> None:
+        """Merge with these from now on. Args: group's key -> one for each tower, in the towers' present order."""
+        as_given = {key: self._as_given(values) for key, values in coefficients.items()}
+        self.recipe = self.recipe.model_copy(
+            update={"adapt": None, "steps": None, "lr": None, "seed": None, "scale": None, "coefficients": as_given}
+        )
+
+    @property
+    def clip_ref(self) -> str | Reopened:
+        """What opens the CLIP model behind the towers: the base at its commit, else what they lead to.
+
+        Raises:
+            UsageError: nothing tells.
+        """
+        if self.base is None:
+            return infer_base(self.towers, Progress())
+        store = self.base.store
+        if store.repo:
+            return f"{store.repo}@{store.commit}"
+        asked = self.recipe.base
+        path = asked.path if isinstance(asked, LocalSource) else asked or infer_base(self.towers, Progress())
+        return Reopened(path, self.base.source.sha256)
+
+    @property
+    def own_tasks(self) -> list[SourceTask]:
+        """The tasks in the towers' present order."""
+        own = dict(zip(map(id, self.given), self.tasks, strict=True))
+        return [own[id(tower)] for tower in self.towers]
+
+    @property
+    def towers_and_base(self) -> list[Tower]:
+        """Every tower that is read."""
+        return [*self.towers, *([self.base] if self.base else [])]
+
+    @property
+    def download_bytes(self) -> int:
+        """Weights that are not on this machine yet; with --stream, what is read from the Hub."""
+        return sum(
+            tower.store.sizes[name]
+            for tower in self.towers_and_base
+            if tower.store.remote and not tower.pickled
+            for name in tower.weights
+            if name not in tower.files
+            if self.recipe.stream or not tower.store.here(name)
+        )
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of the weights written."""
+        return sum(self.layout.sizes.values())
+
+    def group_elements(self, group: Group) -> int:
+        """Number of elements of a group's tensors, of one tower."""
+        return sum(prod(self.shapes[name]) for name in group.names)
+
+    def peak_bytes(self, workers: int) -> int:
+        """Expected peak of resident memory: for each worker T slices of a group, and some more for the algebra.
+
+        What is copied is held once as stored and once as written: the largest, the token embedding, by one worker.
+        """
+        largest = 4 * max(self.group_elements(group) for group in self.groups if not group.copied)
+        if self.method.statistics == "fisher":
+            largest *= 2  # as many numbers again
+        if self.method.statistics == "gram":
+            largest = 4 * max(self.shapes[g.key][1] ** 2 for g in self.groups if g.matrix)
+        copied = 8 * max((self.group_elements(group) for group in self.groups if group.copied), default=0)
+        return _BASELINE + workers * largest * (len(self.towers) + self.method.copies) + copied
+
+    def close(self) -> None:
+        """Close the files of every tower."""
+        for tower in self.towers_and_base:
+            tower.close()
+        if self.gathered:
+            self.gathered.close()
+
+    def recorded_recipe(self) -> dict[str, Any]:
+        """The recipe that reproduces the bytes: pinned sources, no paths, nothing that cannot change them.
+
+        Needs the towers' records, so it is there once they are fetched.
+        """
+
+        def name(tower: Tower) -> str | dict[str, str]:
+            record = tower.source
+            if record.repo:
+                return f"{record.repo}@{record.commit}"
+            return {"path": record.label, "sha256": record.sha256}
+
+        out: dict[str, Any] = {"sources": [name(tower) for tower in self.towers], "method": self.method.name}
+        out |= {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()}
+        if self.recipe.coefficients is not None:
+            found = ((group.key, self.coefficients_of(group)) for group in self.groups)
+            out["coefficients"] = {key: list(values) for key, values in found if values is not None}
+        if self.gathered:
+            pairs = zip(self.own_tasks, self.gathered.data, strict=True)
+            out["tasks"] = [SourceTask.of(own.found, data.dataset.commit).plain() for own, data in pairs]
+        if self.base:
+            out["base"] = name(self.base)
+        out |= {
+            "qkv": self.recipe.qkv,
+            "dtype": TORCH_NAME[self.dtype],
+            "max_shard_size": self.recipe.max_shard_size,
+            "with_projection": self.recipe.with_projection,
+            "allow_distant": self.recipe.allow_distant,
+        }
+        if self.recipe.matrices != "blocks":
+            out["matrices"] = self.recipe.matrices
+        return out | ({"full_clip": True} if self.parts else {})
+
+
+def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Target | None = None) -> Plan:
+    """Resolve, read headers, check; nothing of the weights is fetched (pickles excepted: they have no header).
+
+    Args:
+        recipe: what was asked.
+        converted: folder for converted pickles.
+        progress: told of each stage.
+        target: where the result is to be published, if the push is to replace what is there.
+
+    Raises:
+        PublishError: the target may not be replaced by this merge.
+        HfcartError: whatever is wrong with the sources or the recipe.
+    """
+    method = METHODS[recipe.method]
+    towers = pin_all(recipe.sources, progress)
+    remember_bases(towers)
+    tasks = _tasks(recipe, towers)
+    base_ref = recipe.base
+    if base_ref is None and (method.needs_base or method.heads or recipe.full_clip):
+        base_ref = infer_base(towers, progress)
+        progress.note(f"Base model: {base_ref} (give --base to choose another).")
+    base = pin(base_ref, progress) if base_ref else None
+    if target is not None:
+        from hfcart.sources.replacing import merge_of, refuse_replacing  # as the Hub's client, only for who publishes
+
+        refuse_replacing(target, merge_of(towers, base), overwrite=recipe.overwrite, progress=progress)
+    read_headers([*towers, *([base] if base else [])], converted, progress)
+    architecture = check_alike(towers, base, projection=recipe.with_projection)
+    shapes = expected_shapes(architecture, projection=recipe.with_projection)
+    also = {name for name, shape in shapes.items() if len(shape) == 2} if recipe.matrices == "all-2d" else ()
+    to_do = groups(shapes, recipe.qkv, also)
+    dtype = _SAFE_NAME[recipe.dtype] if recipe.dtype else _widest(towers)
+    parts = read_base_parts(base) if recipe.full_clip and base else None
+    if parts and base:
+        architecture = dataclasses.replace(architecture, projection_dim=base.architecture.projection_dim)
+        base.tensors |= parts.tensors
+        shapes |= {name: spec.shape for name, spec in parts.tensors.items()}
+        to_do += [Group((name,), matrix=False, copied=True) for name in parts.tensors]
+    plan = Plan(
+        recipe,
+        method,
+        towers,
+        base,
+        architecture,
+        shapes,
+        to_do,
+        dtype,
+        lay_out(shapes, dtype, parse_size(recipe.max_shard_size)),
+        parts,
+        tuple(towers),
+        tasks,
+    )
+    _check_rank(plan)
+    _check_coefficients(plan)
+    return plan
+
+
+def _tasks(recipe: Recipe, towers: list[Tower]) -> tuple[SourceTask, ...]:
+    """The task of each source, in the order given; () if the recipe names none."""
+    told = [task for task in recipe.tasks or () if isinstance(task, SourceTask)]
+    entries = [task for task in recipe.tasks or () if isinstance(task, str)]
+    if not entries:
+        return tuple(told)
+    return tuple(SourceTask.of(task, None) for task in match(towers, recipe.sources, entries))
+
+
+def default_workers() -> int:
+    """One worker for each core this process may use, at most eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+def _widest(towers: list[Tower]) -> str:
+    """The narrowest dtype that holds every input's values: float16 beside bfloat16 needs float32."""
+    found = {spec.dtype for tower in towers for spec in tower.tensors.values()}
+    return found.pop() if len(found) == 1 else "F32"
+
+
+def _check_rank(plan: Plan) -> None:
+    rank = plan.recipe.parameters.get("rank")
+    if not isinstance(rank, int):
+        return
+    for group in plan.groups:
+        if group.matrix:
+            shapes = [plan.shapes[name] for name in group.names]
+            full = min(sum(shape[0] for shape in shapes), shapes[0][1])
+            if rank > full:
+                raise UsageError(
+                    f"rank {rank} is above the size of {group.key}, which has {full} singular directions.",
+                    hint=f"Give --rank of at most {full}, or a fraction in (0, 1].",
+                )
+
+
+def _check_coefficients(plan: Plan) -> None:
+    if plan.recipe.coefficients is None:
+        return
+    wanted = {group.key for group in plan.groups if plan.has_coefficients(group)}
+    found = set(plan.recipe.coefficients)
+    if wanted != found:
+        what = f"lack {min(wanted - found)}" if wanted - found else f"name {min(found - wanted)[:120]}"
+        has = "has one for each tower" if wanted - found else f"has none with {plan.method.name}"
+        raise UsageError(
+            f"The coefficients {what}, which {has}.",
+            hint="They were learned for another architecture, method or --qkv: learn them anew with --adapt.",
+        )

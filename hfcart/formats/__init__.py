@@ -1,0 +1,1 @@
+"""Strangers' files read strictly: safetensors, JSON, YAML, pickles, Markdown, cards, a shard's layout."""

@@ -1,0 +1,1 @@
+"""Whatever looks at images to learn: adaptation, statistics, thresholds, fine-tuning."""

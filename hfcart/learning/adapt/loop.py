@@ -1,0 +1,279 @@
+"""The loop of adaptation: merged weights in, every task's entropy out, one update of the coefficients a step.
+
+The forward pass runs with the merged weights as leaves, so dL/dc_t^l = ⟨dL/dW_l, component_t^l⟩: one task's graph is
+held at a time, and what one inner product needs after it. Through accelerate: each process takes some of a step's
+batches, and the gradients of the coefficients (a few hundred numbers) are added up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hfcart.clip.models import vision_model
+from hfcart.clip.pixels import normalised
+from hfcart.clip.tensor_names import PROJECTION, canonical
+from hfcart.engine.merge_loop import current_environment, fingerprint, run
+from hfcart.engine.plan import Plan, default_workers
+from hfcart.errors import HfcartError
+from hfcart.formats.shard_layout import SINGLE
+from hfcart.learning.adapt.objective import mean_entropy
+from hfcart.learning.adapt.parts import Parts, budget_of, lay_out_parts, taking_apart
+from hfcart.learning.adapt.state import Coefficients
+from hfcart.learning.adapt.work import Work, prepare
+from hfcart.learning.batches import Batch, EveryTask, Loader
+from hfcart.progress import Progress
+from hfcart.records import AdaptationRecord, AdaptedTask
+from hfcart.system.checkpoints import FOLDER, Checkpoints
+from hfcart.system.work_folder import PartialFolder
+from hfcart.zero_shot.scoring import nothing_decoded
+
+NAME = "adaptation"  # of the folder beside the merge's own work
+_SAVE_EVERY = 10
+_LINES = 20  # lines of entropy that a whole adaptation prints
+_AVERAGED = 50  # steps that the first and the last entropy are means of; a tenth of them where that is less
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of it.
+
+    Attributes:
+        coefficients: group's key -> one for each tower, in the plan's order.
+        record: how they were learned.
+        history: a row for each step: every task's entropy, then every tower's mean coefficient.
+    """
+
+    coefficients: dict[str, tuple[float, ...]]
+    record: AdaptationRecord
+    history: list[list[float]]
+
+
+def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progress: Progress) -> Learned:
+    """Learn the coefficients of a merge on unlabelled images.
+
+    Every process that `accelerate launch` started calls it and gets the same; the first alone writes. The same call
+    again goes on where a killed one stopped, and ends with the same numbers (same number of processes and threads).
+
+    Args:
+        plan: its towers fetched and in canonical order (in the first process; the others read what it wrote).
+        folder: where the work is kept until the merge is done: `folder`/adaptation.partial.
+        preprocessor: of the merged tower; None for the base's.
+        progress: told of each stage.
+
+    Raises:
+        UsageError: an unknown task, or a number of processes that the batches cannot be shared by.
+        HfcartError: the base or a dataset is not what it should be; the entropy is not finite.
+    """
+    accelerator = Accelerator(mixed_precision="no", device_placement=False)
+    with contextlib.ExitStack() as stack:
+        partial = None
+        if accelerator.is_main_process:
+            partial = stack.enter_context(PartialFolder(folder / NAME, overwrite=plan.recipe.overwrite, inner=True))
+        else:
+            progress = Progress()
+        with accelerator.main_process_first():  # it downloads, the others find everything there
+            work = prepare(plan, accelerator, preprocessor, progress)
+        if partial is not None:
+            environment = current_environment(work.device)
+            partial.open(lay_out_parts(plan), fingerprint(environment, *work.decides(accelerator.num_processes)))
+            workers = plan.recipe.workers or default_workers()
+            apart = work.float32_plan()
+            run(apart, partial, work.device, workers, progress, worker=taking_apart(apart), label="Taking apart")
+        accelerator.wait_for_everyone()
+        path = (folder / NAME).with_suffix(".partial") / SINGLE
+        parts = stack.enter_context(Parts(plan, path, work.device, budget=budget_of(work.device)))
+        learning = _Learning(work, parts, accelerator, partial, progress)
+        learning.resume()
+        learning.run()
+        return learning.learned()
+
+
+class _Learning:
+    """Coefficients in, one step after another."""
+
+    def __init__(
+        self, work: Work, parts: Parts, accelerator: Accelerator, partial: PartialFolder | None, progress: Progress
+    ) -> None:
+        self._work, self._parts, self._progress = work, parts, progress
+        self._accelerator, self._partial = accelerator, partial
+        self._checkpoints = Checkpoints(parts.folder / FOLDER)
+        self._heads = [head.to(work.device) for head in work.heads]
+        anchors = parts.anchors()
+        # A projection that is kept is merged as well, and is what the tower's features will go through.
+        self._projection = anchors.pop(PROJECTION, work.base.projection).to(work.device)
+        model: Any = vision_model(work.plan.architecture, anchors)
+        self._model = model.requires_grad_(False).to(work.device)
+        named = {canonical(name) or name: parameter for name, parameter in self._model.named_parameters()}
+        named[PROJECTION] = self._projection
+        self._leaves = [[named[name] for name in adapted.group.names] for adapted in parts.adapted]
+        for leaf in (leaf for leaves in self._leaves for leaf in leaves):
+            leaf.requires_grad_(True)
+        self._state = Coefficients(
+            len(work.plan.towers),
+            len(parts.adapted),
+            start=work.start,
+            per_task=work.recipe.adapt_per == "task",
+            clamped=work.adaptive.clamped,
+            lr=work.setting("lr"),
+        )
+
+    def resume(self) -> None:
+        """Go back to the newest checkpoint, if there is one. Every process reads it: it is small."""
+        self._accelerator.wait_for_everyone()
+        if found := self._checkpoints.newest():
+            self._state.restore(*found)
+            self._progress.note(f"Resuming: {found[0]} of {self._work.setting('steps')} steps are done already.")
+
+    def run(self) -> None:
+        """Learn from the current step to the last. Raises HfcartError if the entropy is not finite."""
+        work, accelerator, steps = self._work, self._accelerator, self._work.setting("steps")
+        loader = Loader(
+            order=EveryTask([len(split) for split in work.splits], work.setting("seed")),
+            splits=work.splits,
+            preprocessor=work.preprocessor,
+            side=work.plan.architecture.image_size,
+            batch_size=len(work.splits) * work.adaptive.rounds * work.recipe.batch_size,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            workers=work.recipe.workers or default_workers(),
+        )
+        self._progress.start(f"Learning the coefficients of {work.adaptive.title.partition(' (')[0]}", steps, "steps")
+        try:
+            self._progress.advance(self._state.step)
+            with contextlib.closing(loader.batches(self._state.step, steps)) as batches:
+                for batch in batches:
+                    self._learn(batch)
+                    self._progress.advance(1)
+                    self._report(steps)
+                    if self._state.step % _SAVE_EVERY == 0 or self._state.step == steps:
+                        self._save()
+        finally:
+            self._progress.finish()
+        if self._state.broken:
+            self._progress.warn(
+                f"{len(self._state.broken)} images could not be decoded; nothing was learned from them."
+            )
+
+    def learned(self) -> Learned:
+        """The coefficients, and how they came about."""
+        work, state = self._work, self._state
+        final = state.final().T.tolist()
+        count = max(1, min(_AVERAGED, state.step // 10))
+        tasks = []
+        for number, split in enumerate(work.splits):
+            entropies = [row[number] for row in state.history]
+            tasks.append(
+                AdaptedTask(
+                    task=split.task.id,
+                    title=split.task.title,
+                    dataset=split.dataset,
+                    images=len(split),
+                    undecodable=sum(task == number for task, _ in state.broken),
+                    card_sha256=split.task.sha256,
+                    first_entropy=round(sum(entropies[:count]) / count, 6),
+                    last_entropy=round(sum(entropies[-count:]) / count, 6),
+                )
+            )
+        record = AdaptationRecord(
+            name=work.adaptive.name,
+            per=work.recipe.adapt_per,
+            part=work.recipe.adapt_split,
+            tasks=tuple(tasks),
+            base=work.base.label,
+            base_commit=work.base.source.commit,
+            start=work.start,
+            clamped=work.adaptive.clamped,
+            steps=state.step,
+            lr=work.setting("lr"),
+            batch_size=work.recipe.batch_size,
+            rounds=work.adaptive.rounds,
+            seed=work.setting("seed"),
+            precision=work.precision,
+            processes=self._accelerator.num_processes,
+        )
+        keys = [adapted.group.key for adapted in self._parts.adapted]
+        return Learned(dict(zip(keys, map(tuple, final), strict=True)), record, state.history)
+
+    def _learn(self, batch: Batch) -> None:
+        """One step: merge, every own batch forward and backward, inner products, add up over processes, update."""
+        work, state = self._work, self._state
+        self._merge(state.values())
+        tasks = len(work.splits)
+        entropies, usable = torch.zeros(tasks, dtype=torch.float64), torch.zeros(len(batch.places), dtype=torch.float64)
+        size = work.recipe.batch_size
+        first = self._accelerator.process_index * len(batch.labels)
+        usable[first : first + len(batch.labels)] = batch.usable.double()
+        for start in range(0, len(batch.labels), size):
+            task, index = batch.places[first + start]
+            own = slice(start, start + size)
+            entropies[task] += self._backward(task, index, batch.pixels[own], batch.usable[own]) / work.adaptive.rounds
+        gradient = torch.stack([self._gradient(i) for i in range(len(self._leaves))], 1)
+        everything = torch.cat([gradient.reshape(-1), entropies, usable])
+        if self._accelerator.num_processes > 1:
+            everything = self._accelerator.reduce(everything.to(work.device), "sum").cpu()
+        gradient, entropies = everything[: gradient.numel()].view_as(gradient), everything[gradient.numel() :][:tasks]
+        if not bool(torch.isfinite(everything).all()):
+            raise HfcartError(
+                f"The adaptation diverged: the entropy of step {state.step + 1} or its gradient is not finite.",
+                hint=f"Try a lower --lr than {work.setting('lr'):g}, or --scale, with --overwrite to start anew.",
+            )
+        good = everything[gradient.numel() + tasks :].tolist()
+        state.broken |= {place for place, decoded in zip(batch.places, good, strict=True) if not decoded}
+        state.update(gradient, entropies.tolist())
+
+    @torch.no_grad()
+    def _merge(self, values: Tensor) -> None:
+        """Put the merged weights into the model."""
+        for number, (adapted, leaves) in enumerate(zip(self._parts.adapted, self._leaves, strict=True)):
+            merged = self._parts.merged(adapted, values[:, number].tolist())
+            rows = [len(leaf) for leaf in leaves]
+            for leaf, part in zip(leaves, torch.split(merged, rows) if len(leaves) > 1 else [merged], strict=True):
+                leaf.copy_(part)
+
+    def _backward(self, task: int, index: int, pixels: Tensor, usable: Tensor) -> float:
+        """Add the gradient of one batch's mean entropy to the weights' own. Returns that entropy, in nats.
+
+        `index` is the place of its first image, for the error if there is nothing to learn from.
+        """
+        work = self._work
+        if not bool(usable.any()):
+            raise nothing_decoded(work.splits[task], len(usable), first=work.splits[task][index])
+        inputs = normalised(pixels.to(work.device), work.preprocessor)
+        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bfloat16"):
+            features = self._model(pixel_values=inputs).pooler_output
+        loss = mean_entropy(
+            features, usable.to(work.device), self._heads[task], self._projection, work.base.logit_scale
+        )
+        self._accelerator.backward(loss)
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _gradient(self, number: int) -> Tensor:
+        """dL/dc for each tower of one group; the weights' own gradient is let go."""
+        leaves = self._leaves[number]
+        found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        for leaf in leaves:
+            leaf.grad = None
+        return self._parts.inner(self._parts.adapted[number], found[0] if len(found) == 1 else torch.cat(found))
+
+    def _save(self) -> None:
+        if self._partial is not None and self._state.step:
+            self._checkpoints.save(self._state.step, self._state.checkpoint())
+
+    def _report(self, steps: int) -> None:
+        step, every, tasks = self._state.step, math.ceil(steps / _LINES), len(self._work.splits)
+        if step % every == 0 or step == steps:
+            rows = self._state.history[-every:]
+            entropy = sum(sum(row[:tasks]) for row in rows) / (len(rows) * tasks)
+            low, high = (float(f(self._state.values())) for f in (torch.min, torch.max))
+            self._progress.note(
+                f"Step {step} of {steps}: entropy {entropy:.4f} nats, coefficients {low:.3f} to {high:.3f}"
+            )

@@ -1,0 +1,201 @@
+"""What coefficients act on: every tensor's anchor and each tower's part of it, on disk, one at a time in memory.
+
+merged_l = anchor_l + Σ_t c_t^l · component_t^l. A component is a pair of low-rank factors or a whole tensor, as the
+method's `parts` gives it. Nothing here grows with the number of towers but the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from hfcart.clip.tensor_names import Group
+from hfcart.engine.merge_loop import Worker
+from hfcart.engine.plan import Plan
+from hfcart.formats.shard_layout import Layout, lay_out
+from hfcart.maths.low_rank import rank_of
+from hfcart.methods import function, keywords_of
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A group of tensors that has a coefficient for each tower.
+
+    Attributes:
+        group: its tensors.
+        shape: of the group, q, k and v stacked where they are fused.
+        rank: k of its components' factors; None where they are whole tensors.
+    """
+
+    group: Group
+    shape: tuple[int, ...]
+    rank: int | None
+
+
+def adapted_groups(plan: Plan) -> list[Adapted]:
+    """The groups with coefficients, in output order: the matrices, and all others if the method treats them alike."""
+    rank = plan.recipe.parameters.get("rank")
+    found = []
+    for group in plan.groups:
+        if plan.has_coefficients(group):
+            shapes = [plan.shapes[name] for name in group.names]
+            shape = shapes[0] if len(shapes) == 1 else (sum(s[0] for s in shapes), *shapes[0][1:])
+            found.append(Adapted(group, shape, None if rank is None else rank_of(rank, shape[0], shape[1])))
+    return found
+
+
+def lay_out_parts(plan: Plan) -> Layout:
+    """Where the anchor of every tensor lies, and each tower's parts of those with coefficients."""
+    towers = len(plan.towers)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"anchor.{name}": plan.shapes[name] for group in plan.groups if not group.copied for name in group.names
+    }
+    for adapted in adapted_groups(plan):
+        key, shape, k = adapted.group.key, adapted.shape, adapted.rank
+        shapes[f"left.{key}"] = (towers, *shape) if k is None else (towers, shape[0], k)
+        if k is not None:
+            shapes[f"right.{key}"] = (towers, shape[1], k)
+    return lay_out(shapes, "F32", 1 << 62)
+
+
+def part_bytes(plan: Plan) -> int:
+    """Size of that file."""
+    return sum(lay_out_parts(plan).sizes.values())
+
+
+def taking_apart(plan: Plan) -> type[Worker]:
+    """The engine's worker, taking groups apart in place of merging them."""
+    assert plan.method.adaptive is not None
+    parts = function(plan.method.adaptive.parts)
+    _, other_rule = plan.method.load()
+
+    class Apart(Worker):
+        def merge(self, group: Group) -> None:
+            digests: dict[str, str] = {}
+            if not group.copied:
+                thetas, base = self.stack(group)
+                offered = {**plan.settings, **self.known, "base": base, "key": group.key}
+                if plan.has_coefficients(group):
+                    found = parts(thetas, **keywords_of(parts, offered))
+                    digests |= self.write_whole(f"left.{group.key}", found.left)
+                    if found.right is not None:
+                        digests |= self.write_whole(f"right.{group.key}", found.right)
+                    anchor = found.anchor
+                else:
+                    anchor = other_rule(thetas, **keywords_of(other_rule, offered)).tensor
+                digests |= self.write(group, anchor, "anchor.")
+            self.journal({"group": group.key, "sha256": digests})
+
+    return Apart
+
+
+class Parts:
+    """The file that `taking_apart` filled, read part by part. Use as a context manager."""
+
+    def __init__(self, plan: Plan, path: Path, device: torch.device, *, budget: int = 0) -> None:
+        """Open nothing yet.
+
+        Args:
+            plan: that was taken apart.
+            path: the file.
+            device: where parts are needed.
+            budget: bytes of parts that may stay there once they are read; the rest is read again each time.
+        """
+        self.adapted = adapted_groups(plan)
+        self.folder = path.parent
+        self._plan, self._path, self._device = plan, path, device
+        self._slots = lay_out_parts(plan).slots
+        self._left = budget
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._file = -1
+
+    def __enter__(self) -> Parts:
+        """Open the file."""
+        self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Close it."""
+        os.close(self._file)
+        self._kept.clear()
+
+    def anchors(self) -> dict[str, Tensor]:
+        """Every tensor of the tower where all coefficients are zero, by name, on the CPU."""
+        names = [name for group in self._plan.groups if not group.copied for name in group.names]
+        return {name: self._read(f"anchor.{name}") for name in names}
+
+    def anchor(self, adapted: Adapted) -> Float[Tensor, " *shape"]:
+        """One group's anchor."""
+        parts = [self._get(f"anchor.{name}") for name in adapted.group.names]
+        return parts[0].clone() if len(parts) == 1 else torch.cat(parts)
+
+    def merged(self, adapted: Adapted, coefficients: Sequence[float]) -> Float[Tensor, " *shape"]:
+        """anchor + Σ_t c_t · component_t."""
+        out = self.anchor(adapted)
+        for task, c in enumerate(coefficients):
+            left, right = self._components(adapted, task)
+            if right is None:
+                out.add_(left, alpha=c)
+            else:
+                out.addmm_(left, right.T, alpha=c)
+        return out
+
+    def inner(self, adapted: Adapted, gradient: Float[Tensor, " *shape"]) -> Float64[Tensor, " task"]:
+        """⟨gradient, component_t⟩ for each tower: what the loss's gradient is to its coefficient.
+
+        On factors that is ⟨gradient · right_t, left_t⟩: no component is ever multiplied out.
+        """
+        found = []
+        for task in range(len(self._plan.towers)):
+            left, right = self._components(adapted, task)
+            product = gradient if right is None else gradient @ right
+            found.append(torch.dot(product.reshape(-1), left.reshape(-1)).cpu())
+        return torch.stack(found).double()
+
+    def _components(self, adapted: Adapted, task: int) -> tuple[Tensor, Tensor | None]:
+        key = adapted.group.key
+        left = self._get(f"left.{key}", task)
+        return left, None if adapted.rank is None else self._get(f"right.{key}", task)
+
+    def _get(self, name: str, task: int | None = None) -> Tensor:
+        """A part on the device: one that was kept, or read, and kept if there is room for it."""
+        kept = self._kept.get((name, -1 if task is None else task))
+        if kept is not None:
+            return kept
+        found = self._read(name, task).to(self._device)
+        size = 4 * found.numel()
+        if size <= self._left:
+            self._left -= size
+            self._kept[name, -1 if task is None else task] = found
+        return found
+
+    def _read(self, name: str, task: int | None = None) -> Tensor:
+        slot = self._slots[name]
+        shape = slot.shape if task is None else slot.shape[1:]
+        start = slot.start + (0 if task is None else task * 4 * prod(shape))
+        out = torch.empty(shape)
+        flat: Any = out.reshape(-1).view(torch.uint8).numpy()
+        view = memoryview(flat)
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._file, [view[done:]], start + done)
+            if count == 0:
+                raise OSError(f"{self._path} ends at byte {start + done}")
+            done += count
+        return out
+
+
+def budget_of(device: torch.device) -> int:
+    """Bytes of parts that may stay on a device: half of what is free on a GPU; none in the machine's own memory."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0

@@ -1,0 +1,103 @@
+"""What an adaptation learns from, fixed before its first step: tasks, images, heads, numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hfcart.engine.merge_loop import choose_device
+from hfcart.engine.plan import Plan
+from hfcart.errors import UsageError
+from hfcart.methods import ADAPTING, Adaptive
+from hfcart.progress import Progress
+from hfcart.recipes.merge_recipe import Recipe
+from hfcart.system.checkpoints import digest_of
+from hfcart.tasks.data import Split, open_split
+from hfcart.tasks.task_cards import TaskCard, read_tasks
+from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is learned from, fixed before the first step."""
+
+    plan: Plan
+    adaptive: Adaptive
+    base: Base
+    splits: Sequence[Split]
+    heads: Sequence[Tensor]
+    preprocessor: dict[str, Any]
+    device: torch.device
+    precision: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was asked."""
+        return self.plan.recipe
+
+    @property
+    def start(self) -> float:
+        """What every coefficient begins at."""
+        return self.adaptive.start if self.recipe.scale is None else self.recipe.scale
+
+    def setting(self, name: str) -> Any:  # noqa: ANN401 (a number of either kind)
+        """The recipe's steps, lr or seed, or its default."""
+        default = next(parameter.default for parameter in ADAPTING if parameter.name == name)
+        given = getattr(self.recipe, name)
+        return default if given is None else given
+
+    def float32_plan(self) -> Plan:
+        """The plan for taking apart: in float32, whatever the merge writes."""
+        return dataclasses.replace(self.plan, dtype="F32")
+
+    def decides(self, processes: int) -> list[Any]:
+        """All that decides the coefficients, as JSON holds it."""
+        numbers = [self.setting(name) for name in ("steps", "lr", "seed")]
+        return [
+            self.plan.recorded_recipe(),
+            [tower.source.sha256 for tower in self.plan.towers],
+            [self.base.key, self.base.source.sha256, self.base.logit_scale, self.preprocessor],
+            digest_of({str(i): head for i, head in enumerate(self.heads)}),
+            [split.decides() for split in self.splits],
+            [*numbers, self.recipe.batch_size, self.recipe.adapt_per, self.start, self.precision, processes],
+        ]
+
+
+def prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] | None, progress: Progress) -> Work:
+    """Read the task cards, pin the base, open the images and make the heads.
+
+    Raises:
+        UsageError: an unknown task, or a number of processes that the batches cannot be shared by.
+        HfcartError: the base is not the towers', or a dataset cannot be used.
+    """
+    recipe, adaptive = plan.recipe, plan.method.adaptive
+    assert adaptive is not None and recipe.adapt is not None  # the recipe was checked
+    if isinstance(recipe.adapt, str):
+        tasks: list[tuple[TaskCard, str | None]] = [(card, None) for card in read_tasks([recipe.adapt])]
+    else:
+        tasks = [(task.found, task.commit) for task in recipe.adapt]
+    batches = len(tasks) * adaptive.rounds
+    if batches % accelerator.num_processes:
+        raise UsageError(
+            f"A step has {batches} batches, which {accelerator.num_processes} processes cannot share evenly.",
+            hint=f"Start a number of processes that divides {batches}.",
+        )
+    several = accelerator.num_processes > 1
+    device: torch.device = accelerator.device if several else choose_device(recipe.device)
+    base = open_base(plan.clip_ref, progress)
+    check_architecture("the towers", plan.architecture, base)
+    splits = [
+        open_split(card, recipe.adapt_split, commit=commit, streaming=False, progress=progress)
+        for card, commit in tasks
+    ]
+    heads = [make_head(base, card, progress) for card, _ in tasks]
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return Work(plan, adaptive, base, splits, heads, preprocessor or base.preprocessor, device, precision)

@@ -1,0 +1,130 @@
+"""The end of a fine-tuning: the folder written, proven and renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hfcart.clip.architecture import output_config
+from hfcart.formats.shard_layout import INDEX
+from hfcart.learning.finetune.objective import learning_rate
+from hfcart.learning.finetune.plan import FinetunePlan
+from hfcart.learning.finetune.state import BETAS, EPSILON, TrainingState
+from hfcart.progress import Progress
+from hfcart.recipes.finished_finetuning import MODEL_CLASS, OPTIMIZER, RULE
+from hfcart.recipes.finished_merge import RECORD
+from hfcart.records import Environment, FinetuneRecord, TensorRecord, TrainedTask, TrainingRecord
+from hfcart.report.finetune_card import render_finetune_card
+from hfcart.sources.preprocessor import FILE as PREPROCESSOR
+from hfcart.sources.preprocessor import to_json
+from hfcart.system.checkpoints import FOLDER as CHECKPOINTS
+from hfcart.system.work_folder import PartialFolder, read_back
+
+LOG = "results/training.csv"
+AVERAGED = 50  # steps that the first and the last loss are means of; a tenth of the training where that is less
+
+
+def training_log(plan: FinetunePlan, history: Sequence[tuple[float, float]]) -> bytes:
+    """The training as CSV, one row a step: loss, learning rate, and gradient norm before it was limited."""
+    recipe = plan.recipe
+    lines = ["step,loss,learning_rate,gradient_norm"]
+    for step, (loss, norm) in enumerate(history):
+        rate = learning_rate(step, peak=recipe.lr, warmup=recipe.warmup_steps, steps=recipe.steps)
+        lines.append(f"{step + 1},{loss:.8g},{rate:.8g},{norm:.8g}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def finish(
+    partial: PartialFolder,
+    plan: FinetunePlan,
+    state: TrainingState,
+    processes: int,
+    environment: Environment,
+    progress: Progress,
+) -> FinetuneRecord:
+    """Write the trained tower and what goes beside it, prove it, and rename the folder into place.
+
+    Args:
+        partial: opened with the plan's layout.
+        plan: what was trained.
+        state: after the last step.
+        processes: how many shared each batch.
+        environment: versions and device.
+        progress: told of the stages.
+    """
+    progress.step("Writing the tower and reading it back")
+    digests, tensors = {}, state.weights()
+    for name in plan.shapes:
+        flat: Any = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        digests[name] = partial.write(name, memoryview(flat))
+    files = dict(read_back(partial.path, plan.shapes, digests))
+    for name, data in _small_files(plan).items():
+        partial.add(name, data)
+        files[name] = hashlib.sha256(data).hexdigest()
+    partial.add(LOG, training_log(plan, state.history))
+    record = _record(plan, state, processes, environment, digests, files)
+    partial.add(RECORD, record.to_json().encode())
+    partial.add("README.md", render_finetune_card(record, repo=plan.recipe.push_to).encode())
+    shutil.rmtree(partial.path / CHECKPOINTS, ignore_errors=True)
+    partial.commit()
+    return record
+
+
+def _small_files(plan: FinetunePlan) -> dict[str, bytes]:
+    config = output_config(plan.tower.architecture, MODEL_CLASS, "float32")
+    contents = {
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        PREPROCESSOR: to_json(plan.base.preprocessor),
+    }
+    index = plan.layout.index
+    return contents if index is None else {**contents, INDEX: index}
+
+
+def _record(
+    plan: FinetunePlan,
+    state: TrainingState,
+    processes: int,
+    environment: Environment,
+    digests: dict[str, str],
+    files: dict[str, str],
+) -> FinetuneRecord:
+    undecodable = state.undecodable(len(plan.tasks))
+    return FinetuneRecord(
+        recipe=plan.recorded_recipe(),
+        method=_training(plan, state, processes),
+        sources=(plan.base.source,),
+        tasks=tuple(
+            TrainedTask(task.id, task.title, split.dataset, len(split), broken, task.sha256)
+            for task, split, broken in zip(plan.tasks, plan.splits, undecodable, strict=True)
+        ),
+        architecture=plan.tower.architecture,
+        model_class=MODEL_CLASS,
+        parameters=plan.parameters,
+        dtype="float32",
+        tensors=tuple(
+            TensorRecord(name, shape, "F32", RULE, None, None, None, False, digests[name])
+            for name, shape in plan.shapes.items()
+        ),
+        environment=environment,
+        files=dict(sorted(files.items())),
+    )
+
+
+def _training(plan: FinetunePlan, state: TrainingState, processes: int) -> TrainingRecord:
+    losses = [loss for loss, _ in state.history]
+    count = max(1, min(AVERAGED, len(losses) // 10))
+    return TrainingRecord(
+        name="joint" if len(plan.tasks) > 1 else "individual",
+        optimizer=OPTIMIZER,
+        betas=BETAS,
+        epsilon=EPSILON,
+        schedule="cosine",
+        processes=processes,
+        first_loss=round(sum(losses[:count]) / count, 6),
+        last_loss=round(sum(losses[-count:]) / count, 6),
+    )

@@ -1,0 +1,97 @@
+"""All that a fine-tuning starts from: the base pinned, its tower, the tasks' training images and frozen heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from hfcart.clip.architecture import expected_shapes
+from hfcart.engine.merge_loop import fingerprint
+from hfcart.formats.shard_layout import Layout, lay_out
+from hfcart.learning.finetune.recipe import FinetuneRecipe
+from hfcart.progress import Progress
+from hfcart.records import Environment
+from hfcart.system.checkpoints import digest_of
+from hfcart.tasks.data import Split, open_split
+from hfcart.tasks.task_cards import TaskCard, read_tasks
+from hfcart.zero_shot.heads import Base, make_head, open_base
+from hfcart.zero_shot.loaded_tower import LoadedTower, load_tower
+
+_SHARD = 5_000_000_000  # bytes, as in a merge by default
+# Fields of the recipe that decide the result, and are recorded as they are.
+_NUMBERS = ("lr", "weight_decay", "steps", "batch_size", "seed", "max_grad_norm")
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """A fine-tuning that is ready to begin.
+
+    Attributes:
+        recipe: what was asked for.
+        base: the frozen parts.
+        tower: what is trained.
+        tasks: one card a task.
+        splits: their training images, in the same order.
+        heads: their zero-shot heads, classes × projection width, rows of unit length.
+        precision: float32 or bfloat16.
+    """
+
+    recipe: FinetuneRecipe
+    base: Base
+    tower: LoadedTower
+    tasks: list[TaskCard]
+    splits: list[Split]
+    heads: list[torch.Tensor]
+    precision: str
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the output's tensors, in output order."""
+        return expected_shapes(self.tower.architecture, projection=False)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    @property
+    def layout(self) -> Layout:
+        """Where the output's tensors go."""
+        return lay_out(self.shapes, "F32", _SHARD)
+
+    def recorded_recipe(self) -> dict[str, Any]:
+        """The recipe with the base pinned and every default filled in; nothing of this machine."""
+        source = self.base.source
+        local = {"path": source.label, "sha256": source.sha256}
+        return {
+            "base": f"{source.repo}@{source.commit}" if source.repo else local,
+            "tasks": [task.id for task in self.tasks],
+            **{name: getattr(self.recipe, name) for name in _NUMBERS},
+            "warmup": self.recipe.warmup_steps,
+            "precision": self.precision,
+        }
+
+    def fingerprint(self, environment: Environment, processes: int) -> str:
+        """Digest of all that decides the bytes: a checkpoint of another training is not resumed."""
+        heads = digest_of({str(i): values for i, values in enumerate(self.heads)})
+        base = [self.base.source.sha256, self.base.preprocessor, self.base.logit_scale]
+        data = [split.decides() for split in self.splits]
+        return fingerprint(environment, self.recorded_recipe(), base, data, heads, processes)
+
+
+def make_finetune_plan(recipe: FinetuneRecipe, precision: str, progress: Progress) -> FinetunePlan:
+    """Read the task cards, pin and load the base, open the training images and make the heads.
+
+    Raises:
+        UsageError: an unknown task.
+        SourceError: the base is no CLIP model, or a dataset cannot be used.
+    """
+    tasks = read_tasks(recipe.tasks)
+    base = open_base(recipe.base, progress)
+    tower = load_tower(base.again, progress)  # the very commit whose projection was read
+    splits = [open_split(task, "train", streaming=False, progress=progress) for task in tasks]
+    heads = [make_head(base, task, progress) for task in tasks]
+    return FinetunePlan(recipe, base, tower, tasks, splits, heads, precision)

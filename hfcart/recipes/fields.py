@@ -1,0 +1,58 @@
+"""Fields that every recipe has, of a merge or a fine-tuning, each with its check; and their mistakes in words."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, ValidationError
+
+from hfcart.quoting import printable, quoted
+from hfcart.records.repo_id import is_repo_id
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+        raise ValueError(f"unknown device {quoted(value)}, expected auto, cpu, cuda, cuda:N or mps")
+    return value
+
+
+def _folder_of_its_own(value: str) -> str:
+    name = Path(value).name
+    if name in ("", "..") or "\0" in name or len(os.fsencode(name)) > 200:
+        raise ValueError(f"{quoted(value, 80)} names no folder that could be made and replaced as a whole")
+    if name.endswith(".partial"):
+        raise ValueError(f"{quoted(value)} is the name of unfinished work")
+    return value
+
+
+def _hub_repo(value: str) -> str:
+    if not is_repo_id(value, namespace=True):
+        raise ValueError(f"{quoted(value)} is not a Hub repo, expected user/name")
+    return value
+
+
+_MOST = 5  # mistakes that are told
+
+Device = Annotated[str, AfterValidator(_device)]
+OutFolder = Annotated[str, AfterValidator(_folder_of_its_own)]
+HubRepo = Annotated[str, AfterValidator(_hub_repo)]
+
+
+def explain(error: ValidationError | TypeError, where: str) -> str:
+    """Each wrong field once, in a sentence that begins with where the fields come from."""
+    if isinstance(error, TypeError):
+        return f"{where}: {printable(error, 300)}."
+    lines: dict[str, str] = {}
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"][:1])
+        if problem["type"] == "extra_forbidden":
+            text = f"unknown field {quoted(name)}"
+        else:
+            text = (f"{name}: " if name else "") + problem["msg"].removeprefix("Value error, ")
+        lines.setdefault(name, text)
+    shown = [printable(line, 300) for line in lines.values()]
+    more = f"; and {len(shown) - _MOST:,} more" if len(shown) > _MOST else ""
+    return f"In {printable(where, 300)}: " + "; ".join(shown[:_MOST]) + more + "."

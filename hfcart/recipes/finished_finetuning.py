@@ -1,0 +1,143 @@
+"""A finished fine-tuning read back: hfcart.json of a folder or a repo, taken for what it is, a stranger's file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from hfcart import __version__
+from hfcart.clip.architecture import expected_shapes
+from hfcart.errors import VerifyError
+from hfcart.formats.card_facts import are_facts
+from hfcart.formats.markdown import one_line
+from hfcart.formats.safetensors_file import strict_json
+from hfcart.recipes.finished_merge import adapter, read_record
+from hfcart.recipes.merge_check import SMALL_FILES, faults_of_architecture, name_of
+from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, SourceRecord, TrainingRecord
+from hfcart.records.check import (
+    MOST,
+    PRECISIONS,
+    faults_of_environment,
+    faults_of_files,
+    faults_of_source,
+    faults_of_task,
+    faults_of_tensors,
+    is_sane,
+)
+
+MODEL_CLASS = "CLIPVisionModel"
+RULE = "fine-tuned"  # of every tensor
+OPTIMIZER = "AdamW"
+MAX_SEED = 1 << 63
+_MOST_TASKS = 200
+# The numbers that a fine-tuning's recipe records.
+_NUMBERS: dict[str, type] = {
+    **dict.fromkeys(("lr", "weight_decay", "max_grad_norm"), float),
+    **dict.fromkeys(("steps", "batch_size", "seed", "warmup"), int),
+}
+
+
+def is_finetune_record(data: bytes) -> bool:
+    """Whether an hfcart.json says that it is a fine-tuning's (a merge's has no kind). Proves nothing else."""
+    try:
+        found = strict_json(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("kind") == "finetune"
+
+
+def read_finetune_record(data: bytes, where: str) -> FinetuneRecord:
+    """Parse and check an hfcart.json of a fine-tuning, value by value.
+
+    Args:
+        data: the file's bytes.
+        where: its name in messages.
+
+    Raises:
+        VerifyError: it is not a fine-tuning's record of a format this release reads.
+    """
+    refusal = f"{where} is not a record of a fine-tuning by hfcart, of format {RECORD_FORMAT}"
+    hint = "Only folders and repos that hfcart made have one; a newer format needs pip install -U hfcart."
+    try:
+        found = strict_json(data)
+        if not is_sane(found):
+            raise ValueError("a number or a text that no record has")
+        record: FinetuneRecord = adapter(FinetuneRecord).validate_json(data, strict=True)
+    except (ValueError, ValidationError, RecursionError):
+        raise VerifyError(f"{refusal}.", hint=hint) from None
+    if wrong := next(_faults(record), None):
+        raise VerifyError(f"{refusal}: {wrong}.", hint=hint)
+    return record
+
+
+def _faults(record: FinetuneRecord) -> Iterator[str]:
+    """What cannot be in a true record, one phrase each; nothing for a good one."""
+    if record.kind != "finetune" or record.format != RECORD_FORMAT:
+        yield f"it has format {record.format}"
+    if len(record.sources) != 1 or not 1 <= len(record.tasks) <= _MOST_TASKS:
+        yield f"it has {len(record.sources)} bases and {len(record.tasks)} tasks"
+        return
+    (base,) = record.sources
+    yield from faults_of_source(base)
+    if not base.label.isprintable() or not are_facts(base.facts):
+        yield "what its base is called or states has not the form that it must have"
+    for task in record.tasks:
+        yield from faults_of_task(task)
+    yield from _faults_of_recipe(record, base)
+    yield from _faults_of_training(record.method, len(record.tasks))
+    yield from faults_of_architecture(record.architecture)
+    yield from faults_of_tensors(record.tensors, expected_shapes(record.architecture, projection=False))
+    if record.model_class != MODEL_CLASS or record.dtype != "float32":
+        yield f"it is no {MODEL_CLASS} in float32"
+    if any((tensor.dtype, tensor.rule) != ("F32", RULE) for tensor in record.tensors):
+        yield "a tensor is not fine-tuned in float32"
+    if record.parameters != sum(math.prod(tensor.shape) for tensor in record.tensors):
+        yield "its tensors do not make its number of parameters"
+    yield from faults_of_environment(record.environment)
+    yield from faults_of_files(record.files, len(record.tensors) + SMALL_FILES)
+
+
+def _faults_of_recipe(record: FinetuneRecord, base: SourceRecord) -> Iterator[str]:
+    """The card's command is made of the recipe."""
+    recipe = record.recipe
+    if set(recipe) != {"base", "tasks", "precision", *_NUMBERS}:
+        yield "its recipe has not the fields of a fine-tuning"
+        return
+    if recipe["base"] != name_of(base) or recipe["tasks"] != [task.task for task in record.tasks]:
+        yield "its recipe has another base or other tasks"
+    if recipe["precision"] not in PRECISIONS:
+        yield "its precision is neither float32 nor bfloat16"
+    for name, kind in _NUMBERS.items():
+        value = recipe[name]
+        most = MAX_SEED if name == "seed" else MOST
+        if type(value) not in (int, kind) or not 0 <= value < most:
+            yield f"its {name} is no number in range"
+
+
+def _faults_of_training(method: TrainingRecord, tasks: int) -> Iterator[str]:
+    if (method.name, method.optimizer, method.schedule) != (
+        "joint" if tasks > 1 else "individual",
+        OPTIMIZER,
+        "cosine",
+    ):
+        yield "it was trained in no known way"
+    numbers = (*method.betas, method.epsilon)
+    if not all(0 <= number <= 1 for number in numbers) or not 1 <= method.processes <= 1_000_000:
+        yield "a number of its training is out of range"
+    if not all(0 <= loss <= MOST for loss in (method.first_loss, method.last_loss)):
+        yield "a loss is out of range"
+
+
+def read_any(data: bytes, where: str) -> MergeRecord | FinetuneRecord:
+    """The record of whatever hfcart made: a merge or a fine-tuning. Raises VerifyError if it is neither."""
+    return read_finetune_record(data, where) if is_finetune_record(data) else read_record(data, where)
+
+
+def commit_message(record: MergeRecord | FinetuneRecord) -> str:
+    """The default message of a publishing commit."""
+    if isinstance(record, MergeRecord):
+        return f"Merge {len(record.sources)} CLIP vision towers with {record.method.name} (hfcart {__version__})"
+    names = ", ".join(task.task for task in record.tasks[:3]) + (", …" if len(record.tasks) > 3 else "")
+    return f"Fine-tune {one_line(record.sources[0].label, 120)} on {names} (hfcart {__version__})"

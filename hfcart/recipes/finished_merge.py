@@ -1,0 +1,162 @@
+"""A finished merge read back: hfcart.json of a folder or a repo, taken for what it is, a stranger's file."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from hfcart import __version__
+from hfcart.errors import OutputError, UsageError, VerifyError
+from hfcart.formats.safetensors_file import sha256_of, strict_json
+from hfcart.methods import LINES_CITATION, METHODS
+from hfcart.quoting import quoted, some
+from hfcart.recipes.merge_check import faults
+from hfcart.recipes.merge_recipe import Recipe, make
+from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, MethodRecord, SourceRecord
+from hfcart.records.check import is_commit, is_line, is_sane
+from hfcart.records.repo_id import is_repo_id
+
+RECORD = "hfcart.json"
+RECIPE = "recipe.yaml"
+MAX_RECORD = 50_000_000  # bytes
+# What Plan.recorded_recipe writes, besides the method's own parameters.
+_RECORDED = {
+    *("sources", "method", "base", "qkv", "matrices", "dtype", "max_shard_size"),
+    *("with_projection", "full_clip", "allow_distant", "lines", "coefficients"),
+}
+_ALWAYS = {"sources", "method", "qkv", "dtype", "max_shard_size", "with_projection", "allow_distant"}
+_HINT = "Only folders and repos that hfcart made have one."
+
+
+@cache
+def adapter(kind: type[MergeRecord] | type[FinetuneRecord]) -> TypeAdapter[Any]:
+    """What checks the types of a record."""
+    return TypeAdapter(kind)
+
+
+def read_record(data: bytes, where: str) -> MergeRecord:
+    """Parse and check an hfcart.json, value by value, and that its recipe runs.
+
+    What a method is called, does and cites is not taken from the file: our registry knows it by the method's name.
+
+    Args:
+        data: the file's bytes.
+        where: its name in messages.
+
+    Raises:
+        VerifyError: it is not a merge record of a format this release reads; the sentence says what is wrong.
+    """
+    try:
+        found = strict_json(data)
+        if isinstance(found, dict) and isinstance(number := found.get("format"), int) and number > RECORD_FORMAT:
+            raise VerifyError(
+                f"{where} has format {str(number)[:20]}, this hfcart reads format {RECORD_FORMAT}.",
+                hint="Update hfcart: pip install -U hfcart",
+            )
+        if not is_sane(found):
+            raise ValueError("a number or a text that no record has")
+        record: MergeRecord = adapter(MergeRecord).validate_json(data, strict=True)
+    except (ValueError, ValidationError, RecursionError):
+        raise VerifyError(f"{where} is not a merge record of hfcart.", hint=_HINT) from None
+    if record.method.name not in METHODS and is_line(record.method.name, 60):
+        raise VerifyError(
+            f"{where} is of the method {quoted(record.method.name)}, which hfcart {__version__} does not know.",
+            hint="Update hfcart: pip install -U hfcart",
+        )
+    try:
+        _check_recipe(record.recipe, where)
+        recipe = make(record.recipe, where)
+    except UsageError as error:
+        raise VerifyError(f"{where} holds a recipe that cannot be run. {error.message}", hint=_HINT) from None
+    if wrong := next(faults(record, recipe), None):
+        raise VerifyError(f"{where} is not a merge record of hfcart: {wrong}.", hint=_HINT)
+    return _in_our_words(record, recipe)
+
+
+def method_record(recipe: Recipe, settings: dict[str, Any]) -> MethodRecord:
+    """The method of a recipe as a record and a card state it.
+
+    Args:
+        recipe: with its coefficients, if it has any.
+        settings: the method's parameters and their values; those for each source in the record's order.
+    """
+    method = METHODS[recipe.method]
+    adaptive = method.adaptive if recipe.coefficients is not None else None
+    lines_too = recipe.lines is not None
+    citations = [*([LINES_CITATION] if lines_too else []), *([adaptive.citation] if adaptive else [])]
+    return MethodRecord(
+        name=method.name,
+        title=adaptive.title if adaptive else method.title + (" with LiNeS" if lines_too else ""),
+        formula=adaptive.formula if adaptive else method.formula,
+        matrices=adaptive.matrices if adaptive else method.matrices,
+        others=adaptive.matrices if adaptive and method.alike else method.others,
+        parameters=settings,
+        arxiv=adaptive.arxiv if adaptive else method.arxiv,
+        citation="\n".join([method.citation, *citations]),
+        uses_base=method.needs_base,
+    )
+
+
+def _in_our_words(record: MergeRecord, recipe: Recipe) -> MergeRecord:
+    """A checked record with the registry's words for its method, and its recipe in the form that is recorded."""
+    plain = recipe.model_dump(mode="json")
+    if recipe.tasks is not None:
+        plain["tasks"] = [task if isinstance(task, str) else task.plain() for task in recipe.tasks]
+    selection, chosen = record.selection, METHODS[recipe.method].chosen
+    return replace(
+        record,
+        recipe={name: plain[name] for name in record.recipe},
+        method=method_record(recipe, recipe.parameters),
+        selection=replace(selection, formula=chosen.formula) if selection and chosen else None,
+    )
+
+
+def _check_recipe(recipe: dict[str, Any], where: str) -> None:
+    """Refuse what no merge records: a stranger's recipe must not choose paths of ours, nor publish in our name."""
+    method = METHODS.get(str(recipe.get("method")))
+    known = _RECORDED | {p.name for p in method.parameters} if method else _RECORDED
+    if method and method.statistics:
+        known |= {"tasks"}
+        if not all(isinstance(task, dict) for task in recipe.get("tasks") or [None]):
+            raise UsageError(f"{where}: it does not say which task each source was fine-tuned on.")
+    if missing := sorted(_ALWAYS - set(recipe)):
+        raise UsageError(f"{where}: it does not say {', '.join(missing)}.")
+    if unknown := sorted(set(recipe) - known):
+        raise UsageError(f"{where}: no merge records {some(map(quoted, unknown))}.")
+    sources = recipe.get("sources")
+    for source in [*(sources if isinstance(sources, list | tuple) else []), *filter(None, [recipe.get("base")])]:
+        if isinstance(source, str):
+            repo, _, commit = source.partition("@")
+            good = is_repo_id(repo, namespace=True) and is_commit(commit)
+        else:
+            name = source.get("path") if isinstance(source, dict) else None
+            good = isinstance(name, str) and "/" not in name and "\\" not in name and name not in ("", ".", "..", "~")
+        if not good:
+            raise UsageError(
+                f"{where}: the source {quoted(str(source), 80)} is neither a pinned repo nor a folder's name."
+            )
+
+
+def pinned(source: SourceRecord) -> str | None:
+    """What opens a recorded source again, `user/name@commit`; None for a local one, or one of no such form."""
+    known = is_repo_id(source.repo or "", namespace=True) and is_commit(source.commit)
+    return f"{source.repo}@{source.commit}" if known else None
+
+
+def check_files(record: MergeRecord | FinetuneRecord, folder: Path) -> None:
+    """Prove that every recorded file is there and unchanged. Raises OutputError naming the first that is not."""
+    for name, digest in sorted(record.files.items()):
+        path = folder / name
+        if not path.is_file():
+            raise OutputError(f"{folder} lacks {name}, which its {RECORD} lists.", hint="Make it again.")
+        if sha256_of(path) != digest:
+            again = f"hfcart merge --recipe {shlex.quote(str(folder / RECIPE))} --out NEW"
+            raise OutputError(
+                f"{folder}/{name} was changed after it was made: its sha256 is not the one in {RECORD}.",
+                hint=f"Make it again: {again if RECIPE in record.files else f'{folder}/README.md has the command.'}",
+            )

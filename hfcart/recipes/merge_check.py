@@ -1,0 +1,172 @@
+"""What a true hfcart.json of a merge cannot say: everything in one that types alone do not rule out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from hfcart.clip.architecture import expected_shapes, read_architecture
+from hfcart.clip.tensor_names import COPIED, is_copied
+from hfcart.errors import NotATowerError
+from hfcart.formats.card_facts import are_facts
+from hfcart.methods import METHODS, Method
+from hfcart.recipes.merge_recipe import Recipe
+from hfcart.records import (
+    RECORD_FORMAT,
+    AdaptationRecord,
+    Architecture,
+    MergeRecord,
+    SelectionRecord,
+    Similarity,
+    SourceRecord,
+    TensorRecord,
+)
+from hfcart.records.check import (
+    DTYPES,
+    MOST,
+    PARTS,
+    PRECISIONS,
+    faults_of_environment,
+    faults_of_files,
+    faults_of_source,
+    faults_of_task,
+    faults_of_tensors,
+    is_label,
+    is_sha256,
+)
+
+SMALL_FILES = 20  # config, preprocessor, recipe, index and the tokenizer's; any other file holds a tensor at least
+_MAX_SOURCES = 10_000
+
+
+def faults(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
+    """What cannot be in a true record beside this recipe, one phrase each; nothing for a good one."""
+    method, count = METHODS[recipe.method], len(record.sources)
+    if record.format != RECORD_FORMAT:
+        yield f"it has format {record.format}"
+    if record.method.name != method.name:
+        yield "its method is not that of its recipe"
+    if not 1 <= count <= _MAX_SOURCES or [*map(name_of, record.sources)] != record.recipe["sources"]:
+        yield "its sources are not those of its recipe"
+    if (name_of(record.base) if record.base else None) != record.recipe.get("base"):
+        yield "its base is not that of its recipe"
+    if record.base is None and (method.needs_base or recipe.full_clip):
+        yield "it has no base"
+    for source in (*record.sources, *([record.base] if record.base else [])):
+        yield from faults_of_source(source)
+        if not are_facts(source.facts):
+            yield "what the card of a source says has not the form that it must have"
+    yield from _faults_of_weights(record, recipe, method)
+    yield from _faults_of_similarity(record.similarity, count, against_base=record.base is not None)
+    yield from faults_of_environment(record.environment)
+    yield from faults_of_files(record.files, len(record.tensors) + SMALL_FILES)
+    if record.adaptation is not None:
+        yield from _faults_of_adaptation(record.adaptation, recipe, method)
+    if record.selection is not None:
+        yield from _faults_of_selection(record.selection, method, [source.label for source in record.sources])
+    if len(record.data) != (count if method.statistics else 0):
+        yield f"it has images of {len(record.data)} of {count} sources"
+    for data, source in zip(record.data, record.sources, strict=False):
+        yield from faults_of_task(data)
+        if data.source != source.label or data.part != "train" or data.statistics != method.statistics:
+            yield "images of a source are not what its method looks at"
+        if not is_sha256(data.sha256):
+            yield "the sha256 of what was gathered is none"
+
+
+def _faults_of_weights(record: MergeRecord, recipe: Recipe, method: Method) -> Iterator[str]:
+    plain = "CLIPVisionModelWithProjection" if recipe.with_projection else "CLIPVisionModel"
+    if record.model_class != ("CLIPModel" if recipe.full_clip else plain):
+        yield "its model_class is not that of its recipe"
+    if record.dtype not in DTYPES or record.dtype != recipe.dtype:
+        yield "its dtype is not that of its recipe"
+        return
+    yield from faults_of_architecture(record.architecture)
+    expected = expected_shapes(record.architecture, projection=recipe.with_projection)
+    tower = [tensor for tensor in record.tensors if tensor.name in expected]
+    beside = [tensor for tensor in record.tensors if tensor.name not in expected]
+    rules = {method.rule_name(matrix=True), method.rule_name(matrix=False)}
+    if recipe.full_clip != bool(beside) or not all(map(_is_beside, beside)):
+        yield "its tensors are not those of its model_class"
+    if len({tensor.name for tensor in beside}) < len(beside) or not all(is_sha256(t.sha256) for t in beside):
+        yield "a copied tensor is there twice, or its sha256 is none"
+    yield from faults_of_tensors(tower, expected)
+    if not all(tensor.rule in rules for tensor in tower):
+        yield f"a tensor has a rule that {method.name} has not"
+    if any(tensor.dtype != DTYPES[record.dtype] for tensor in record.tensors):
+        yield "a tensor has another dtype than the whole"
+    if record.parameters != sum(math.prod(tensor.shape) for tensor in record.tensors):
+        yield "its tensors do not make its number of parameters"
+    if not set(recipe.coefficients or ()) <= {tensor.name for tensor in tower}:
+        yield "it has coefficients of no tensor"
+
+
+def _is_beside(tensor: TensorRecord) -> bool:
+    """Whether a whole CLIPModel may have this beside its tower."""
+    sizes = len(tensor.shape) <= 2 and all(0 < size <= 10_000_000 for size in tensor.shape)
+    computed = (tensor.rank, tensor.full_rank, tensor.energy) != (None, None, None)
+    return is_copied(tensor.name) and tensor.rule == COPIED and sizes and not computed
+
+
+def faults_of_architecture(architecture: Architecture) -> Iterator[str]:
+    """What cannot be true of a tower's numbers."""
+    try:
+        known = read_architecture({"model_type": "clip_vision_model", **vars(architecture)}, "")
+    except NotATowerError:
+        known = None
+    if known != architecture:
+        yield "its architecture is none that a CLIP tower can have"
+
+
+def _faults_of_similarity(similarity: Similarity | None, count: int, *, against_base: bool) -> Iterator[str]:
+    if similarity is None:
+        return
+    if similarity.centred_on != ("base" if against_base else "mean"):
+        yield "its similarity is centred on something else"
+    if len(similarity.distance) != count or [*map(len, similarity.cosine)] != [count] * count:
+        yield f"its similarity is not that of {count} sources"
+    if not all(-1 <= cosine <= 1 for row in similarity.cosine for cosine in row) or min(similarity.distance) < 0:
+        yield "a cosine or a distance is out of range"
+
+
+def _faults_of_adaptation(adaptation: AdaptationRecord, recipe: Recipe, method: Method) -> Iterator[str]:
+    if method.adaptive is None or recipe.coefficients is None or adaptation.name != method.adaptive.name:
+        yield "its adaptation is not that of its method"
+    if adaptation.per not in ("tensor", "task") or adaptation.part not in PARTS:
+        yield "its adaptation is of no known kind"
+    if not is_label(adaptation.base, adaptation.base_commit) or adaptation.precision not in PRECISIONS:
+        yield "the base or the precision of its adaptation is none"
+    counts = (adaptation.steps, adaptation.batch_size, adaptation.rounds, adaptation.processes)
+    if not all(1 <= number <= MOST for number in counts) or adaptation.seed < 0 or not 0 < adaptation.lr <= MOST:
+        yield "a number of its adaptation is out of range"
+    if not adaptation.tasks:
+        yield "its adaptation has no task"
+    for task in adaptation.tasks:
+        yield from faults_of_task(task)
+        if not (0 <= task.first_entropy <= 100 and 0 <= task.last_entropy <= 100):
+            yield "an entropy is out of range"
+
+
+def _faults_of_selection(selection: SelectionRecord, method: Method, labels: list[str]) -> Iterator[str]:
+    if method.chosen is None or selection.parameter != method.chosen.parameter:
+        yield "it chose no parameter of its method"
+    if selection.part != "validation" or selection.precision not in PRECISIONS:
+        yield "its choice was made on no known images"
+    if not is_label(selection.base, selection.base_commit):
+        yield "the base of its choice is none"
+    candidates = selection.candidates
+    if not 1 <= len(candidates) <= 100 or sorted(set(candidates)) != list(candidates):
+        yield "its candidates are no ascending numbers"
+    if [chosen.source for chosen in selection.sources] != labels:
+        yield f"it did not choose for its {len(labels)} sources"
+    for chosen in selection.sources:
+        yield from faults_of_task(chosen)
+        if chosen.value not in candidates or len(chosen.correct) != len(candidates):
+            yield "what was chosen is no candidate, or not all were tried"
+        if not all(0 <= correct <= chosen.images for correct in chosen.correct):
+            yield "more images were recognised than there were"
+
+
+def name_of(source: SourceRecord) -> str | dict[str, str]:
+    """A source as a recorded recipe names it."""
+    return f"{source.repo}@{source.commit}" if source.repo else {"path": source.label, "sha256": source.sha256}

@@ -1,0 +1,356 @@
+"""A recipe: everything a merge is asked to do, from the command line, from YAML, or from a record.
+
+The YAML has exactly the fields of the command line. Unknown keys, wrong types and values out of range are
+refused before anything is touched.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hfcart.errors import UsageError
+from hfcart.formats import safe_yaml
+from hfcart.methods import ADAPTING, METHODS
+from hfcart.quoting import printable, quoted
+from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain
+from hfcart.system.cards_folder import cards_dir
+from hfcart.tasks.task_cards import TaskCard, benchmark_task
+
+# Names of every method's parameters: fields of the recipe, and options of the command line.
+PARAMETERS = tuple(dict.fromkeys(p.name for m in METHODS.values() for p in m.parameters))
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+
+
+class LocalSource(BaseModel):
+    """A local folder in a recorded recipe: its base name, and the sha256 its weights must have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+# Fields of a task card that say which images it is about and what may be seen on them.
+_DECIDES = ("id", "title", "dataset", "templates", "classnames")
+
+
+class SourceTask(BaseModel):
+    """The task of one source in a recorded recipe: the id of a benchmark's card or a whole card, and the commit.
+
+    Attributes:
+        task: id of a card that comes with hfcart.
+        card: any other card.
+        commit: of the dataset; None to take what the card says.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    task: str | None = None
+    card: TaskCard | None = None
+    commit: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+
+    @model_validator(mode="after")
+    def _one_card(self) -> SourceTask:
+        if (self.task is None) == (self.card is None):
+            raise ValueError("expected either the id of a task or a card")
+        if self.task is not None and benchmark_task(self.task) is None:
+            raise ValueError(f"there is no task {quoted(self.task, 80)}")
+        return self
+
+    @property
+    def found(self) -> TaskCard:
+        """The card."""
+        card = self.card or benchmark_task(self.task or "")
+        assert card is not None  # checked above
+        return card
+
+    @classmethod
+    def of(cls, card: TaskCard, commit: str | None) -> SourceTask:
+        """A card in the shortest form that says everything."""
+        if benchmark_task(card.id) == card:
+            return cls(task=card.id, commit=commit)
+        return cls(card=card, commit=commit)
+
+    def plain(self) -> dict[str, Any]:
+        """As YAML and JSON have it; of a card what decides which images it is about, and how they are classified."""
+        found = self.model_dump(mode="json", exclude_defaults=True)
+        if self.card is not None:
+            found["card"] = {k: v for k, v in found["card"].items() if k in _DECIDES}
+        return found
+
+
+class Recipe(BaseModel):
+    """What to merge and how. Field names are the long options of `hfcart merge`.
+
+    Raises:
+        pydantic.ValidationError: on construction; `load` and `make` turn it into a UsageError.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    sources: tuple[str | LocalSource, ...] = Field(min_length=1, strict=False)
+    method: str = "cart"
+    rank: int | float | None = None
+    scale: float | None = Field(default=None, strict=False)
+    lines: float | None = None
+    density: float | None = None
+    trim: str | None = None
+    combine: str | None = None
+    threshold: float | Annotated[tuple[float, ...], Field(strict=False)] | None = None
+    agree: int | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    epsilon: float | None = None
+    seed: int | None = None
+    weights: tuple[float, ...] | None = Field(default=None, strict=False)
+    floor: float | None = None
+    off_diagonal: float | None = None
+    examples: int | None = None
+    tasks: tuple[str | SourceTask, ...] | None = Field(default=None, strict=False)
+    common: float | None = None
+    steps: int | None = None
+    lr: float | None = None
+    coefficients: dict[str, list[float]] | None = None
+    adapt: str | Annotated[tuple[SourceTask, ...], Field(strict=False)] | None = None
+    adapt_split: Literal["train", "validation", "test"] = "train"
+    adapt_per: Literal["tensor", "task"] = "tensor"
+    batch_size: int = Field(default=16, ge=1, le=100_000)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    base: str | LocalSource | None = None
+    qkv: Literal["split", "fused"] = "split"
+    matrices: Literal["blocks", "all-2d"] = "blocks"
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    max_shard_size: str = "5GB"
+    with_projection: bool = False
+    full_clip: bool = False
+    allow_distant: bool = False
+    device: Device = "auto"
+    workers: int | None = Field(default=None, ge=1, le=256)
+    stream: bool = False
+    out: OutFolder | None = None
+    overwrite: bool = False
+    push_to: HubRepo | None = None
+    private: bool = False
+    create_pr: bool = False
+    commit_message: str | None = None
+    eval: str | None = None
+
+    @field_validator("sources")
+    @classmethod
+    def _sources_named(cls, value: tuple[str | LocalSource, ...]) -> tuple[str | LocalSource, ...]:
+        if any(isinstance(s, str) and not s.strip() for s in value):
+            raise ValueError("a source has no name")
+        return value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _one_text(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"unknown method {quoted(value)}, expected one of {', '.join(METHODS)}")
+        return value
+
+    @field_validator("rank")
+    @classmethod
+    def _rank_in_range(cls, value: int | float | None) -> int | float | None:
+        if isinstance(value, bool) or (isinstance(value, float) and not 0 < value <= 1):
+            raise ValueError(f"{value} is no fraction in (0, 1]")
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{value} is no whole number of directions, expected at least 1")
+        return value
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_finite(cls, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number")
+        return value
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _shard_size_readable(cls, value: str) -> str:
+        parse_size(value)
+        return value
+
+    @model_validator(mode="after")
+    def _parameters_fit(self) -> Recipe:
+        method = METHODS[self.method]
+        known = {p.name: p for p in method.parameters}
+        if self.adapt is not None:
+            known = {**known, **{p.name: p for p in ADAPTING}}
+        for name in PARAMETERS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name not in known:
+                takes = ", ".join(sorted(known)) or "no parameters"
+                raise ValueError(f"{self.method} has no {name}: it takes {takes}")
+            try:
+                known[name].check(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            if isinstance(value, tuple) and len(value) != len(self.sources):
+                raise ValueError(f"{name}: {len(value)} numbers for {len(self.sources)} sources")
+        if self.lines is not None:
+            if not method.task_vectors:
+                raise ValueError(f"lines scales what a method adds to the base, which {self.method} does not do")
+            if self.scale is not None:
+                raise ValueError("lines gives each block a scale of its own: leave scale out")
+            if not math.isfinite(self.lines):
+                raise ValueError(f"lines: {self.lines} is not a finite number")
+        if self.matrices != "blocks" and not method.any_matrix:
+            able = ", ".join(name for name, line in METHODS.items() if line.any_matrix)
+            raise ValueError(f"matrices: {self.matrices} goes with {able}, not with {self.method}")
+        self._coefficients_fit()
+        self._check_tasks()
+        if method.exactly and len(self.sources) != method.exactly:
+            raise ValueError(f"{self.method} merges {method.exactly} sources, not {len(self.sources)}")
+        if self.full_clip and self.with_projection:
+            raise ValueError(
+                "full_clip takes the visual projection from the base, with_projection merges the sources': give one"
+            )
+        if self.create_pr and self.push_to is None:
+            raise ValueError("create_pr needs push_to")
+        return self
+
+    def _coefficients_fit(self) -> None:
+        asked = "adapt" if self.adapt is not None else "coefficients"
+        if self.adapt is None and self.coefficients is None:
+            return
+        able = [name for name, line in METHODS.items() if line.adaptive]
+        adaptive = METHODS[self.method].adaptive
+        if adaptive is None:
+            raise ValueError(f"{asked} goes with {', '.join(able)}: {self.method} has no coefficient for each tower")
+        if self.adapt is not None and self.coefficients is not None:
+            raise ValueError("adapt learns the coefficients that are given already: leave one of them out")
+        if self.lines is not None:
+            raise ValueError(
+                f"lines gives each block a scale of its own, and {asked} each tensor: leave one of them out"
+            )
+        for name, values in (self.coefficients or {}).items():
+            if len(values) != len(self.sources):
+                raise ValueError(f"coefficients: {len(values)} of {name[:120]} for {len(self.sources)} sources")
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"coefficients: {name[:120]} has one that is not a finite number")
+        if self.coefficients is not None and self.scale is not None:
+            raise ValueError("coefficients are the scales of each tower: leave scale out")
+
+    def _check_tasks(self) -> None:
+        method = METHODS[self.method]
+        if self.tasks is None:
+            if method.statistics is not None:
+                raise ValueError(
+                    f"{self.method} looks at images of each source's own task: say which tasks these are, such as "
+                    "tasks: 8, or --tasks 8"
+                )
+            return
+        if not method.takes_tasks:
+            raise ValueError(f"{self.method} looks at no images: leave tasks out")
+        if method.chosen and getattr(self, name := method.chosen.parameter) is not None:
+            raise ValueError(f"tasks chooses the {name} that is given already: leave one of them out")
+        recorded = sum(isinstance(task, SourceTask) for task in self.tasks)
+        if recorded not in (0, len(self.tasks)) or (recorded and recorded != len(self.sources)):
+            raise ValueError(f"tasks: {recorded} of a recorded recipe for {len(self.sources)} sources")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The method's keyword arguments: what was set, and the method's defaults for the rest, if it has one."""
+        values = {
+            p.name: p.default if getattr(self, p.name) is None else getattr(self, p.name)
+            for p in METHODS[self.method].parameters
+        }
+        adaptive = METHODS[self.method].adaptive
+        if adaptive and (self.adapt is not None or self.coefficients is not None):
+            values = {name: value for name, value in values.items() if name not in adaptive.replaces}
+        chosen = METHODS[self.method].chosen
+        if chosen and self.tasks is not None:  # not known yet
+            values = {**values, chosen.parameter: None}
+        if self.lines is not None:
+            values = {**values, "scale": None, "lines": self.lines}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def folder(self) -> Path:
+        """Where the output goes: `out`, else the name of the repo it is pushed to, else ./merged."""
+        return Path(self.out or (self.push_to.split("/")[1] if self.push_to else "merged"))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 5GB, 500MB, 200KiB or 1000000 (K, M, G, T are powers of 1000, Ki … of 1024).
+
+    Raises:
+        ValueError: not a size, or zero.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    size = 0
+    if found:
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+    if size <= 0:
+        raise ValueError(f"{quoted(text)} is not a size, expected such as 5GB or 500MB")
+    return size
+
+
+def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:
+    """Validate a recipe's fields. Raises UsageError that names every wrong field."""
+    try:
+        return Recipe(**fields)
+    except (ValidationError, TypeError) as error:
+        raise UsageError(explain(error, where), hint="`hfcart merge --help` lists every field.") from None
+
+
+def as_yaml(fields: dict[str, Any]) -> str:
+    """A recorded recipe as YAML: a line for each field, and one for each tensor's coefficients."""
+    coefficients = fields.get("coefficients")
+    rest = {key: value for key, value in fields.items() if key != "coefficients"}
+    text = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True)
+    if coefficients is None:
+        return text
+    return text + yaml.safe_dump(
+        {"coefficients": coefficients}, sort_keys=False, default_flow_style=None, width=math.inf
+    )
+
+
+def names() -> list[str]:
+    """The recipes that come with hfcart: cards/recipes/<name>.yaml."""
+    return sorted(path.stem for path in (cards_dir() / "recipes").glob("*.yaml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The fields of a recipe file, not validated yet (the command line may override some).
+
+    Args:
+        path: a file, or the plain name of a recipe that comes with hfcart. A file of that name goes before it.
+
+    Raises:
+        UsageError: no such recipe; the file cannot be read, is no YAML, or no mapping.
+    """
+    if _NAME.fullmatch(str(path)) and not path.is_file():
+        if str(path) not in names():
+            raise UsageError(
+                f"There is no file {path} here, and no recipe of that name. Known: {', '.join(names())}.",
+                hint="Give the path of a file, or one of these names: hfcart merge --recipe NAME",
+            )
+        path = cards_dir() / "recipes" / f"{path}.yaml"
+    try:
+        fields = safe_yaml.load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"The recipe {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise UsageError(f"The recipe {path} is not valid YAML{place}: {printable(problem, 300)}.") from None
+    if not isinstance(fields, dict) or not all(isinstance(k, str) for k in fields):
+        raise UsageError(f"The recipe {path} is not a mapping of fields to values.")
+    return fields

@@ -1,0 +1,73 @@
+"""CompareRecord -> the table of a comparison, for a terminal and as Markdown. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hfcart.formats import markdown
+from hfcart.records import CompareRecord, CompareRow
+
+
+def columns(record: CompareRecord) -> list[str]:
+    """Headings of the table."""
+    return ["method", "needs", "average", "normalised", *(title for _, title in record.tasks), "merge s", "peak GB"]
+
+
+def cells(record: CompareRecord, row: CompareRow) -> tuple[str, ...]:
+    """One line of it: accuracies in per cent, "–" for what is not known."""
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f}"
+
+    return (
+        row.name,
+        row.needs or "–",
+        "failed" if row.error else percent(record.average(row)) + (" *" if row is record.best else ""),
+        percent(record.normalised(row)),
+        *map(percent, record.accuracies(row)),
+        "–" if row.seconds is None else f"{row.seconds:.1f}",
+        "–" if row.peak is None else f"{row.peak / 1e9:.2f}",
+    )
+
+
+def explain(record: CompareRecord) -> str:
+    """What the numbers of the table are."""
+    tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
+    sample = f", a sample of at most {record.limit:,} a task" if record.limit else ""
+    text = (
+        f"Top-1 accuracy in % on {sum(record.images):,} {record.part} images of {tasks}{sample}; every method with its "
+        "default parameters. Time and peak memory are those of the merge alone, in a process of its own."
+    )
+    if record.normalised(record.rows[-1]) is not None:
+        text += " Normalised: mean share in % of what each task's own tower reaches."
+    return text
+
+
+def as_markdown(record: CompareRecord) -> str:
+    """The table as Markdown, with the settings below it."""
+
+    def line(row: Sequence[str]) -> str:
+        return "| " + " | ".join(row) + " |"
+
+    heads = [markdown.words(head) for head in columns(record)]
+    rows = [(markdown.code(name), *rest) for name, *rest in (cells(record, row) for row in record.rows)]
+    marks = ["---", "---", *["--:"] * (len(heads) - 2)]
+    sources = [markdown.code(label + (f"@{commit}" if commit else ""), 200) for label, commit in record.sources]
+    parts = [
+        "# Comparison of merge methods",
+        f"{len(sources)} towers, base {markdown.code(record.base)}, {record.precision}.",
+        "\n".join([line(heads), line(marks), *(line([cell.replace("*", r"\*") for cell in row]) for row in rows)]),
+        markdown.text(explain(record)),
+        "![Average accuracy of each method](figures/compare.png)",
+        "## Settings",
+        "\n".join(f"- {markdown.code(row.name)}: {_stated(row)}" for row in record.rows if row.needs),
+        "## Sources",
+        "\n".join(f"- {source}" for source in sources),
+    ]
+    if errors := [f"- {markdown.code(row.name)}: {markdown.text(row.error)}" for row in record.rows if row.error]:
+        parts += ["## Failed", "\n".join(errors)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _stated(row: CompareRow) -> str:
+    return markdown.text(", ".join(f"{name} {value}" for name, value in row.parameters.items()) or "no parameters")

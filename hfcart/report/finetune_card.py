@@ -1,0 +1,109 @@
+"""The card of a fine-tuning: a FinetuneRecord rendered through `cards/finetune_card.md.jinja`. Pure: no network."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from hfcart.errors import UsageError
+from hfcart.formats.markdown import code, text
+from hfcart.records import DatasetRecord, EvalRecord, FinetuneRecord, SourceRecord
+from hfcart.records.repo_id import is_repo_id
+from hfcart.report.accuracy import belongs
+from hfcart.report.merge_card import HUB_LICENSES
+from hfcart.report.results_section import HUB, accuracy_section, model_index
+from hfcart.report.template import front_matter as as_yaml
+from hfcart.report.template import render
+from hfcart.tasks.task_cards import GROUPS
+
+TEMPLATE = "finetune_card.md.jinja"
+_URL = re.compile(r"https://[A-Za-z0-9.-]+(?:/[A-Za-z0-9._~/%#?&=+-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def render_finetune_card(record: FinetuneRecord, *, repo: str | None = None, results: EvalRecord | None = None) -> str:
+    """The README.md of a fine-tuning: same record, same text.
+
+    Args:
+        record: everything the card says.
+        repo: the Hub repo it is published to, "user/name"; without it the card speaks of its own folder.
+        results: an evaluation; those of other weights are not shown.
+
+    Raises:
+        UsageError: `repo` is not a Hub repo, or the template (which users may edit) does not render.
+    """
+    if repo is not None and not is_repo_id(repo, namespace=True):
+        raise UsageError(f"{repo!r} is not a Hub repo.", hint="Give it as user/name.")
+    results = results if results and belongs(results, record) else None
+    (base,) = record.sources
+    return render(
+        TEMPLATE,
+        metadata=as_yaml(finetune_front_matter(record, repo=repo, results=results)),
+        record=record,
+        repo=repo,
+        base=_source(base),
+        local=base.repo is None,
+        license=base.facts.license,
+        tasks=[(task, _dataset(task.dataset)) for task in record.tasks],
+        own=[task.task for task in record.tasks if task.task not in max(GROUPS.values(), key=len)],
+        accuracy=accuracy_section(results) if results else None,
+        command=_command(record),
+        checksums="\n".join(f"{digest}  {name}" for name, digest in sorted(record.files.items())),
+    )
+
+
+def finetune_front_matter(
+    record: FinetuneRecord, *, repo: str | None = None, results: EvalRecord | None = None
+) -> dict[str, Any]:
+    """The card's metadata, with the Hub's field names: `hfcart merge` finds base and data sets by them."""
+    (base,) = record.sources
+    base_model = [base.repo] if base.repo and is_repo_id(base.repo) else []
+    datasets = dict.fromkeys(task.dataset.repo for task in record.tasks if is_repo_id(task.dataset.repo))
+    metadata: dict[str, Any] = {
+        **_license(base),
+        "library_name": "transformers",
+        "pipeline_tag": "image-feature-extraction",
+        "base_model": base_model,
+        "base_model_relation": "finetune" if base_model else None,
+        "datasets": list(datasets),
+        "tags": ["hfcart", "clip", "multi-task"] if len(record.tasks) > 1 else ["hfcart", "clip"],
+    }
+    if results is not None:
+        name = repo.partition("/")[2] if repo else "-".join(["finetune", *(task.task for task in record.tasks[:3])])
+        metadata["model-index"] = model_index(results, name, repo)
+    return {key: value for key, value in metadata.items() if value}
+
+
+def _license(base: SourceRecord) -> dict[str, str | None]:
+    """The base's licence, where its card states one that the Hub knows, or names and links one of its own."""
+    facts = base.facts
+    if facts.license == "other":
+        link = facts.license_link if _URL.fullmatch(facts.license_link or "") else None
+        name = re.sub(r"[^a-z0-9.-]+", "-", (facts.license_name or "other").lower()).strip("-.")
+        return {"license": "other", "license_name": name[:120] or "other", "license_link": link}
+    return {"license": facts.license} if facts.license in HUB_LICENSES else {}
+
+
+def _source(source: SourceRecord) -> str:
+    if source.repo and is_repo_id(source.repo) and _COMMIT.fullmatch(source.commit or ""):
+        page = f"{HUB}/{source.repo}"
+        return f"[{text(source.repo)}]({page}) at [`{(source.commit or '')[:7]}`]({page}/tree/{source.commit})"
+    return f"{code(source.label)} (a local folder whose weights have sha256 {code(source.sha256[:12])})"
+
+
+def _dataset(dataset: DatasetRecord) -> str:
+    name = code(dataset.repo)
+    if is_repo_id(dataset.repo) and _COMMIT.fullmatch(dataset.commit):
+        page = f"{HUB}/datasets/{dataset.repo}"
+        name = f"[{text(dataset.repo)}]({page}) at [`{dataset.commit[:7]}`]({page}/tree/{dataset.commit})"
+    return name + (f", config {code(dataset.config)}" if dataset.config else "") + f", split {code(dataset.split)}"
+
+
+def _command(record: FinetuneRecord) -> str:
+    recipe = dict(record.recipe)
+    base, tasks = recipe.pop("base", ""), recipe.pop("tasks", [])
+    lines = ["hfcart finetune " + shlex.quote(str(base.get("path") if isinstance(base, dict) else base))]
+    lines += [f"--task {shlex.quote(str(task))}" for task in tasks]
+    lines += [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in sorted(recipe.items())]
+    return " \\\n  ".join([*lines, "--out again"])

@@ -1,0 +1,124 @@
+"""The proof that all towers are one architecture, from their configs and headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from hfcart.clip.architecture import differences, expected_shapes
+from hfcart.clip.tensor_names import PROJECTION
+from hfcart.errors import MismatchError
+from hfcart.formats.safetensors_file import TensorSpec
+from hfcart.quoting import some
+from hfcart.records import Architecture
+from hfcart.sources.towers import Tower
+
+FLOATS = ("F32", "F16", "BF16")
+Row = tuple[str, str, str, str]  # of a table: source, what, expected, found
+_NUMBER = re.compile(r"(?<=\.)(\d{1,4})(?=\.)")
+_ROWS = 25  # a tower of which everything is named otherwise differs in 23 ways
+
+
+def check_alike(towers: Sequence[Tower], base: Tower | None, *, projection: bool) -> Architecture:
+    """Prove from configs and headers that all towers are one architecture. Returns it.
+
+    Each file is held against its own config, each config against the one that most sources share (the first of them
+    in a draw).
+
+    Raises:
+        MismatchError: with a row for every difference, by repo and name.
+    """
+    reference = Counter(tower.architecture for tower in towers).most_common(1)[0][0]
+    found: list[tuple[str, list[Row], list[Row]]] = []
+    for tower in (*towers, *([base] if base else [])):
+        label = tower.label + (" (base)" if tower is base else "")
+        if not projection:
+            tower.tensors.pop(PROJECTION, None)
+        expected = expected_shapes(tower.architecture, projection=projection)
+        differ = [(label, *row) for row in differences(tower.architecture, reference, projection=projection)]
+        misfit = [(label, *row) for row in tensor_differences(tower.tensors, expected)]
+        found.append((label, differ, misfit))
+    if any(differ or misfit for _, differ, misfit in found):
+        raise _mismatch(found)
+    return reference
+
+
+def _mismatch(found: Sequence[tuple[str, list[Row], list[Row]]]) -> MismatchError:
+    """Say which configs differ from the rest, and which files hold other tensors than their own config describes."""
+    odd = sorted(label for label, differ, _ in found if differ)
+    broken = sorted(label for label, _, misfit in found if misfit)
+    left = sum(not (differ or misfit) for _, differ, misfit in found)
+    of, parts = f"of {len(found)} towers", []
+    if odd:
+        parts.append(f"{len(odd)} {of} differ from the rest in architecture: {some(odd)}.")
+    if len(found) == 1:  # it is to be loaded, and its file may be here already
+        parts.append(f"{broken[0]} holds other tensors than its own config.json describes.")
+    else:
+        if broken:
+            parts.append(f"{len(broken)} {of} hold other tensors than their own config.json describes: "
+                         f"{some(broken)}.")  # fmt: skip
+        parts.append("Nothing was downloaded.")
+    rows = [row for _, differ, misfit in found for row in (*differ, *misfit)]
+    hint = "Leave out the towers that differ, or name a revision that fits: user/name@revision."
+    if not left:
+        hint = "Name revisions whose files and config.json belong together: user/name@revision."
+    if all(row[1] == PROJECTION and row[3] == "missing" for row in rows):
+        hint = "Merge without --with-projection, which asks for a visual projection in every tower."
+    return MismatchError(" ".join(parts), rows, hint=hint)
+
+
+def tensor_differences(held: dict[str, TensorSpec], expected: dict[str, tuple[int, ...]]) -> list[tuple[str, str, str]]:
+    """Every (tensor, expected, found) in which what is stored differs, equal ones of several layers in one row.
+
+    At most `_ROWS` rows of names that are expected and as many of others, then one that counts what is left out.
+    """
+    wrong, foreign = _Rows(), _Rows()
+    for name, shape in expected.items():
+        spec = held.get(name)
+        want = f"float {list(shape)}"
+        if spec is None:
+            wrong.add(name, want, "missing")
+        elif spec.dtype not in FLOATS:
+            wrong.add(name, "F32, F16 or BF16", spec.dtype)
+        elif spec.shape != shape:
+            wrong.add(name, want, f"{spec.dtype} {str(list(spec.shape))[:60]}")
+    for name, spec in held.items():
+        if name not in expected:
+            foreign.add(name[:120], "no such tensor", f"{spec.dtype} {str(list(spec.shape))[:60]}")
+    return [*wrong.folded(), *foreign.folded()]
+
+
+class _Rows:
+    """Rows of differences, those that repeat from layer to layer folded into one."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, ...], list[list[int]]] = {}
+
+    def add(self, name: str, want: str, found: str) -> None:
+        """Note one. Whatever stands around it, a number between two points is taken for a layer's."""
+        texts = _NUMBER.split(name)
+        self._seen.setdefault((want, found, *texts[::2]), []).append([int(number) for number in texts[1::2]])
+
+    def folded(self) -> list[tuple[str, str, str]]:
+        """`...layers.{0-3,7}.mlp...` for a difference that repeats."""
+        rows = []
+        for (want, found, *texts), numbers in list(self._seen.items())[:_ROWS]:
+            columns = [_numbers(sorted(set(column))) for column in zip(*numbers, strict=True)]
+            name = "".join(text + number for text, number in zip(texts, [*columns, ""], strict=True))
+            rows.append((name, want, found))
+        if rest := sum(map(len, list(self._seen.values())[_ROWS:])):
+            rows.append((f"and {rest:,} more", "", ""))
+        return rows
+
+
+def _numbers(layers: list[int]) -> str:
+    """`3` or `{0-3,7}`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    text = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return text if len(layers) == 1 else "{" + text + "}"

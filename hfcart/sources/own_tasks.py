@@ -1,0 +1,140 @@
+"""Which task each tower was fine-tuned on: as a task's card says, as the tower's own card says, or as one is told."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from hfcart.errors import UsageError
+from hfcart.quoting import some
+from hfcart.recipes.merge_recipe import LocalSource
+from hfcart.records import CardFacts
+from hfcart.sources.towers import Tower
+from hfcart.tasks.task_cards import TaskCard, name_of, parts, read_tasks
+
+Known = tuple[str | None, CardFacts]  # a tower's repo on the Hub, and what its card says
+Key = TypeVar("Key")
+
+
+def fits(known: Known, task: TaskCard) -> int:
+    """How surely a tower was fine-tuned on a task.
+
+    Returns:
+        2 if the task's card names the tower; 1 if the tower's card names the task's dataset, and no other; else 0.
+    """
+    repo, facts = known
+    if repo is not None and repo in task.fine_tuned.values():
+        return 2
+    return int(facts.datasets == (task.dataset.repo,))
+
+
+def own_task(known: Known, tasks: Iterable[TaskCard]) -> TaskCard | None:
+    """The task that a tower was fine-tuned on, the surest, and the first of equally sure ones; None if none fits."""
+    found = max(tasks, key=lambda task: fits(known, task), default=None)
+    return found if found is not None and fits(known, found) else None
+
+
+def own_tower(task: TaskCard, towers: Iterable[tuple[Key, Known]]) -> Key | None:
+    """The tower that was fine-tuned on a task, by the key it is given with, chosen as in `own_task`."""
+    found = max(towers, key=lambda tower: fits(tower[1], task), default=None)
+    return found[0] if found is not None and fits(found[1], task) else None
+
+
+def known(tower: Tower) -> Known:
+    """What a pinned source is known by."""
+    return tower.store.repo, tower.facts
+
+
+def match(towers: Sequence[Tower], typed: Sequence[str | LocalSource], entries: Sequence[str]) -> tuple[TaskCard, ...]:
+    """The one task of every source.
+
+    Args:
+        towers: the sources, pinned.
+        typed: how the user named each of them.
+        entries: as `--tasks` takes them: task names, groups, cards, folders of cards, and SOURCE=TASK; each may hold
+            several, with commas. Tasks that fit no source are allowed: groups hold many.
+
+    Raises:
+        UsageError: a source without a task or with several, an entry about no source, or an unknown task.
+    """
+    names = [_names(tower, text) for tower, text in zip(towers, typed, strict=True)]
+    told, plain = _split(entries, set().union(*names))
+    tasks = read_tasks([*plain, *(task for _, task in told)])  # all at once: two cards of one id are refused
+    found: list[TaskCard | None] = [None] * len(towers)
+    for source, task in told:
+        one = _only(source, task)
+        for place in [i for i, each in enumerate(names) if source in each]:
+            if found[place] not in (None, one):
+                raise UsageError(f"{source} is given two tasks, {getattr(found[place], 'id', '')} and {one.id}.")
+            found[place] = one
+    several: dict[str, list[TaskCard]] = {}
+    for place, tower in enumerate(towers):
+        if found[place] is None:
+            best = max(fits(known(tower), task) for task in tasks)
+            own = [task for task in tasks if best and fits(known(tower), task) == best]
+            found[place] = own[0] if len(own) == 1 else None
+            several |= {tower.label: own} if len(own) > 1 else {}
+    if None in found:
+        lost = [(tower.label, _typed(text)) for tower, text, task in zip(towers, typed, found, strict=True) if not task]
+        raise _open(lost, several, tasks[0], entries)
+    return tuple(task for task in found if task is not None)
+
+
+def _names(tower: Tower, typed: str | LocalSource) -> set[str]:
+    text = _typed(typed)
+    return {text, text.rstrip("/"), tower.label, *([tower.store.repo] if tower.store.repo else [])}
+
+
+def _typed(source: str | LocalSource) -> str:
+    return source.path if isinstance(source, LocalSource) else source
+
+
+def _split(entries: Sequence[str], sources: set[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The entries as (source, task) where they say which source, and the rest."""
+    told: list[tuple[str, str]] = []
+    plain: list[str] = []
+    for entry in [part for text in entries for part in parts(text)]:
+        if "=" not in entry or Path(entry).exists():
+            plain.append(entry)
+            continue
+        # Either side may be a path with an = in it: the source decides where the text is cut.
+        cuts = [(entry[:i], entry[i + 1 :]) for i, sign in enumerate(entry) if sign == "="]
+        cut = next((cut for cut in cuts if cut[0] in sources), None)
+        if cut is None:
+            raise UsageError(
+                f"{entry[:200]}: {cuts[0][0][:120]} is none of the sources, which are {some(sorted(sources))}.",
+                hint="Write --tasks SOURCE=TASK with the source as it is merged.",
+            )
+        told.append(cut)
+    return told, plain
+
+
+def _only(source: str, task: str) -> TaskCard:
+    found = read_tasks([task])
+    if len(found) != 1:
+        raise UsageError(f"{source}={task} names {len(found)} tasks: a source has one.")
+    return found[0]
+
+
+def _open(
+    lost: Sequence[tuple[str, str]],
+    several: Mapping[str, Sequence[TaskCard]],
+    example: TaskCard,
+    entries: Sequence[str],
+) -> UsageError:
+    """The error for sources (label and what was typed) whose task is not known."""
+    labels = [label for label, _ in lost]
+    if none := [label for label in labels if label not in several]:
+        it, its = ("it", "its card") if len(none) == 1 else ("them", "their cards")
+        message = (
+            f"It is not known which task was trained into {some(none)}: no card of these tasks names {it}, and "
+            f"{its} name no dataset of these tasks alone."
+        )
+    else:
+        message = "It is not certain which task was trained into which source."
+    for label, own in several.items():
+        message += f" Of these tasks, {' and '.join(task.id for task in own)} fit {label}."
+    told = [f"{text}={name_of(several.get(label, [example])[0])}" for label, text in lost]
+    return UsageError(message, hint=f"Say it, such as --tasks {shlex.quote(','.join([*entries, *told]))}")

@@ -1,0 +1,117 @@
+"""Where a source's files are: one interface for a local folder (here) and a pinned Hub repo (hub.HubStore)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from typing import Protocol
+
+from hfcart.errors import CorruptFileError
+from hfcart.formats.safetensors_file import LocalFile
+
+SMALL = 1 << 20  # bytes; no config.json or README is larger
+
+
+class Store(Protocol):
+    """A place with files in it. Only those at its top level are seen.
+
+    Attributes:
+        label: `user/name`, or a folder's base name; what messages say.
+        sizes: file name -> bytes.
+        repo: the Hub id, None for a folder; with it `revision` (as asked, or None) and `commit` (40 hex digits).
+        name: what the Hub calls that repo now, which may have been renamed; None for a folder.
+        remote: whether reading goes over the network.
+    """
+
+    label: str
+    sizes: dict[str, int]
+    repo: str | None
+    name: str | None
+    revision: str | None
+    commit: str | None
+    remote: bool
+
+    def small(self, name: str, limit: int = SMALL) -> bytes | None:
+        """A small file's bytes, None if there is no such file. Raises CorruptFileError if it is above `limit`."""
+
+    def digest(self, name: str) -> str | None:
+        """The sha256 that is known without reading the file; None if there is none."""
+
+    def here(self, name: str) -> bool:
+        """Whether the file needs no download."""
+
+    def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None, stop: Event | None = None) -> Path:
+        """Path of the whole file on this machine, downloaded if need be; raises CancelledError once `stop` is set."""
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """The bytes [start, end) of a file."""
+
+
+class LocalStore:
+    """A folder on this machine. Messages know it by its base name, never by its path."""
+
+    remote = False
+
+    def __init__(self, folder: Path) -> None:
+        """List the files at the folder's top level."""
+        self.folder = folder
+        self.repo: str | None = None
+        self.name: str | None = None
+        self.revision: str | None = None
+        self.commit: str | None = None
+        # The name as typed: a link to a folder of the Hub's cache should not be called by its commit.
+        name = folder.name if folder.name not in ("", "..") else folder.resolve().name
+        self.label = name.encode("utf-8", "replace").decode()
+        self.sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        self._read: dict[str, bytes] = {}
+
+    def small(self, name: str, limit: int = SMALL) -> bytes | None:
+        """A small file's bytes, None if there is no such file: the same each time, whatever becomes of the file.
+
+        Raises:
+            CorruptFileError: it is above `limit`, or cannot be read.
+        """
+        if name not in self.sizes:
+            return None
+        if self.sizes[name] > limit:
+            raise CorruptFileError(f"{self.label}/{name} has {self.sizes[name]:,} bytes, expected at most {limit:,}.")
+        if name not in self._read:
+            self._read[name] = self._now(name)
+        return self._read[name]
+
+    def check(self) -> None:
+        """Prove that every small file is still what was read. Raises CorruptFileError naming the first that is not."""
+        for name, data in self._read.items():
+            if self._now(name) != data:
+                raise CorruptFileError(
+                    f"{self.label}/{name} changed while the folder was read.",
+                    hint="Run the same command again when nothing else writes to it.",
+                )
+
+    def _now(self, name: str) -> bytes:
+        try:
+            with (self.folder / name).open("rb") as file:
+                return file.read(self.sizes[name] + 1)
+        except OSError as error:
+            raise CorruptFileError(f"{self.label}/{name} cannot be read: {error.strerror}.") from None
+
+    def digest(self, name: str) -> str | None:
+        """The sha256 that is known without reading the file: none here."""
+        return None
+
+    def here(self, name: str) -> bool:
+        """Whether the file needs no download."""
+        return True
+
+    def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None, stop: Event | None = None) -> Path:
+        """Path of the whole file on this machine."""
+        return self.folder / name
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """The bytes [start, end) of a file."""
+        file = LocalFile(self.folder / name, f"{self.label}/{name}")
+        try:
+            return file.read(start, end)
+        finally:
+            file.close()

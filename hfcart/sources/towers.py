@@ -1,0 +1,331 @@
+"""Sources: from what the user typed to towers that are pinned, proven alike, and ready to be read.
+
+pin (one commit each) -> config and headers -> check (nothing of the weights fetched so far) -> fetch or
+stream -> digests -> canonical order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfcart.clip.architecture import read_architecture
+from hfcart.errors import CorruptFileError, NotATowerError, SourceError
+from hfcart.formats.card_facts import card_facts
+from hfcart.formats.safetensors_file import (
+    MAX_INDEX,
+    LocalFile,
+    TensorSpec,
+    parse_header,
+    parse_index,
+    sha256_of,
+    strict_json,
+)
+from hfcart.formats.shard_layout import INDEX, SINGLE
+from hfcart.progress import Progress
+from hfcart.quoting import printable, some
+from hfcart.recipes.merge_recipe import LocalSource
+from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
+from hfcart.records.repo_id import is_repo_id
+from hfcart.report.accuracy import weights_sha256
+from hfcart.sources.stores import SMALL, LocalStore, Store
+from hfcart.system.parallel import in_parallel
+
+# Towers that others are fine-tuned from, by (hidden_size, num_hidden_layers, patch_size, image_size).
+_KNOWN_BASES = {
+    (768, 12, 32, 224): "openai/clip-vit-base-patch32",
+    (768, 12, 16, 224): "openai/clip-vit-base-patch16",
+    (1024, 24, 14, 224): "openai/clip-vit-large-patch14",
+}
+# What trainers save beside the weights.
+_OF_TRAINING = re.compile(
+    r"(training_args|trainer_state|(lr_|grad_)?(optimizer|optim|scheduler|scaler|sampler)|rng_state|random_states?"
+    r"|custom_checkpoint)([._-].*)?\.(bin|pt|pth)|.*[._-]optim_states\.pt",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A local folder that this command has read before: its weights must still have the sha256 of then."""
+
+    path: str
+    sha256: str
+
+    def __str__(self) -> str:
+        """What was typed."""
+        return self.path
+
+
+@dataclass
+class Tower:
+    """One source while it is being worked with.
+
+    Attributes:
+        store: where its files are.
+        architecture: what its config.json says.
+        facts: what its card says.
+        weights: the weight files chosen, in name order.
+        wanted: sha256 that a recorded recipe, or an earlier reading, demands of a local source.
+        tensors: canonical name -> where it is stored; filled by `read_headers`.
+        index: stored name -> shard, if there is an index.
+        record: filled by `fetch_all`.
+        stored: everything its headers list, by the names in the files.
+        files: the weight files that are on this machine, open.
+        reopened: whether `wanted` is of an earlier reading.
+    """
+
+    store: Store
+    architecture: Architecture
+    facts: CardFacts
+    weights: list[str]
+    wanted: str | None = None
+    tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    index: dict[str, str] | None = None
+    record: SourceRecord | None = None
+    stored: list[TensorSpec] = field(default_factory=list)
+    files: dict[str, LocalFile] = field(default_factory=dict)
+    reopened: bool = False
+
+    @property
+    def label(self) -> str:
+        """`user/name`, or a local folder's base name."""
+        return self.store.label
+
+    @property
+    def source(self) -> SourceRecord:
+        """Its record, once it is fetched."""
+        if self.record is None:
+            raise RuntimeError(f"{self.label} is not fetched yet")
+        return self.record
+
+    @property
+    def pickled(self) -> bool:
+        """Whether its weights only exist as a pickle."""
+        return any(not name.endswith(".safetensors") for name in self.weights)
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Fill `buffer` with the stored bytes of a tensor: from the local file, or by a ranged request."""
+        self.read_stored(self.tensors[name], buffer)
+
+    def read_stored(self, spec: TensorSpec, buffer: memoryview) -> None:
+        """The same for anything that the headers list."""
+        file = self.files.get(spec.file)
+        if file is not None:
+            file.read_into(buffer, spec.start)
+        else:
+            buffer[:] = self.store.read(spec.file, spec.start, spec.end)
+
+    def size(self, name: str) -> int:
+        """Bytes of weight file `name`."""
+        return self.files[name].size if name in self.files else self.store.sizes[name]
+
+    def sealed(self, name: str) -> str:
+        """sha256 of weight file `name`, which is here. Its tensors are read as they were hashed from now on."""
+        return self.files[name].sealed((spec.start, spec.end) for spec in self.stored if spec.file == name)
+
+    def open(self, name: str, path: Path) -> None:
+        """Read weight file `name` from `path` from now on. Raises CorruptFileError if that is not possible."""
+        try:
+            self.files[name] = LocalFile(path, f"{self.label}/{name}")
+        except OSError as error:
+            raise CorruptFileError(f"{self.label}/{name} cannot be read: {error.strerror}.") from None
+
+    def make_record(self, files: list[FileRecord]) -> None:
+        """Fill `record` from the weight files' digests. Raises SourceError if a recipe demands others."""
+        joined = "".join(file.sha256 for file in files)
+        content = joined if len(files) == 1 else hashlib.sha256(joined.encode()).hexdigest()
+        if self.reopened and content != self.wanted:
+            raise CorruptFileError(
+                f"{self.label} changed while it was used: {files[0].name} or another of its "
+                "weight files had other bytes when it was opened before.",
+                hint="Run the same command again when nothing else writes to it.",
+            )
+        if self.wanted and content != self.wanted:
+            raise SourceError(
+                f"{self.label} is not the tower the recipe was made with: its weights have sha256 {content[:12]}…, "
+                f"expected {self.wanted[:12]}….",
+                hint="Find the folder with those weights, or take the sha256 out of the recipe to merge this one.",
+            )
+        store = self.store
+        self.record = SourceRecord(
+            label=store.label,
+            repo=store.repo,
+            revision=store.revision,
+            commit=store.commit,
+            sha256=content,
+            files=tuple(files),
+            facts=self.facts,
+        )
+
+    def close(self) -> None:
+        """Close every file."""
+        for file in self.files.values():
+            file.close()
+        self.files.clear()
+
+
+def pin(ref: str | LocalSource | Reopened, progress: Progress) -> Tower:
+    """Resolve one source: a Hub repo to a commit, once; a folder to its files. Reads its config and card."""
+    text = ref if isinstance(ref, str) else ref.path
+    store = open_store(text, progress, local=not isinstance(ref, str))
+    config = store.small("config.json")
+    if config is None:
+        raise NotATowerError(
+            f"{store.label} holds no config.json: it is not a CLIP tower.",
+            hint="Give repos or folders that hold a CLIPVisionModel or a CLIPModel saved by transformers.",
+        )
+    try:
+        architecture = read_architecture(strict_json(config), store.label)
+    except ValueError as error:
+        raise CorruptFileError(f"{store.label}/config.json is not valid JSON: {printable(error, 300)}.") from None
+    readme = None
+    if store.sizes.get("README.md", 0) <= SMALL:
+        readme = store.small("README.md")
+    else:
+        progress.warn(f"{store.label}/README.md is too large to be a card: its licence counts as not stated.")
+    facts = card_facts(readme.decode("utf-8", "replace") if readme else None)
+    wanted = None if isinstance(ref, str) else ref.sha256
+    weights, index = _choose_weights(store)
+    return Tower(store, architecture, facts, weights, wanted, index=index, reopened=isinstance(ref, Reopened))
+
+
+def open_store(text: str, progress: Progress, *, local: bool = False) -> Store:
+    """The folder of that path if there is one (or must be), else the Hub repo of that name, resolved to a commit.
+
+    Raises:
+        SourceError: no such folder, no such repo, or one that cannot be seen.
+    """
+    path = _path(text)
+    repo = text.partition("@")[0]
+    if path is not None and path.is_dir():
+        if is_repo_id(text, namespace=True):
+            progress.note(f"{text} is a folder here: that is what is read, not the Hub repo of that name.")
+        return LocalStore(path)
+    if path is not None and path.is_file():
+        raise SourceError(
+            f"{text} is a file.", hint=f"Give the folder that holds it and its config.json: {path.parent}"
+        )
+    if text.startswith(("https://", "http://")):
+        raise SourceError(f"{text} is an address.", hint="Write user/name, or user/name@revision.")
+    if local or not is_repo_id(repo, namespace=True):
+        raise SourceError(
+            f"There is no folder {text[:200]}, and a Hub repo is written user/name or user/name@revision.",
+            hint="Run the command in the folder that holds it, or give its path.",
+        )
+    from hfcart import hub  # the Hub's client takes time and memory that a merge of local folders need not spend
+
+    hub.set_notifier(progress.note)
+    return hub.HubStore(hub.resolve(text))
+
+
+def _path(text: str) -> Path | None:
+    """The path that a source may be; None for a text no path can be (too long, no such home folder, a NUL in it)."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return path
+
+
+def _choose_weights(store: Store) -> tuple[list[str], dict[str, str] | None]:
+    """What from_pretrained would load: one safetensors file, else shards by their index, else a pickle."""
+    if SINGLE in store.sizes:
+        return [SINGLE], None
+    if INDEX in store.sizes:
+        index = parse_index(store.small(INDEX, MAX_INDEX) or b"", list(store.sizes), f"{store.label}/{INDEX}")
+        return sorted(set(index.values())), index
+    if "pytorch_model.bin" in store.sizes:
+        return ["pytorch_model.bin"], None
+    every = sorted(name for name in store.sizes if name.endswith((".bin", ".pt", ".pth")))
+    pickles = [name for name in every if not _OF_TRAINING.fullmatch(name)]
+    shards = [name for name in pickles if re.fullmatch(r"pytorch_model-\d+-of-\d+\.bin", name)]
+    if shards or len(pickles) == 1:
+        return shards or pickles, None
+    raise NotATowerError(
+        f"{store.label} holds no weights: expected {SINGLE}, {INDEX} or pytorch_model.bin at its top level, "
+        f"found {some(sorted(store.sizes)) or 'nothing'}."
+        + (f" What {' and '.join(every[:2])} hold is the state of a training." if every and not pickles else ""),
+        hint="Name a revision that has them: user/name@revision.",
+    )
+
+
+def content_of(tower: Tower) -> str:
+    """Digest of its weights as in SourceRecord.sha256, by the Hub's own digests where it has them."""
+    store = tower.store
+    return weights_sha256([store.digest(name) or sha256_of(store.fetch(name)) for name in tower.weights])
+
+
+def pin_all(refs: Sequence[str | LocalSource], progress: Progress) -> list[Tower]:
+    """Pin every source, several at a time; the first failure in the order given is the one raised."""
+    progress.step("Resolving sources")
+    return in_parallel(lambda ref: pin(ref, progress), refs)
+
+
+def known_base(arch: Architecture) -> str | None:
+    """The CLIP model that others of this shape are fine-tuned from, None if none is known."""
+    return _KNOWN_BASES.get((arch.hidden_size, arch.num_hidden_layers, arch.patch_size, arch.image_size))
+
+
+def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> None:
+    """Make every tower readable, and give each its record.
+
+    Without `stream` the weight files are downloaded into the Hub's cache, in parallel, and proven against
+    the Hub's own digests. With it only what is there already, or has no sha256 (small files outside LFS), is.
+    """
+    remote = [(t, name) for t in towers if t.store.remote and t.record is None for name in t.weights]
+    wanted = [(t, name) for t, name in remote if not (stream and t.store.digest(name) and not t.store.here(name))]
+    if len(wanted) < len(remote):
+        progress.note(
+            "Read in ranges, weights are proven by nothing but their size: the record has the digests the Hub promises."
+        )
+    new = {(tower.label, name) for tower, name in wanted if not tower.store.here(name)}
+    stop = threading.Event()
+
+    def fetch(item: tuple[Tower, str]) -> None:
+        tower, name = item
+        told = progress.advance if (tower.label, name) in new else None
+        tower.open(name, tower.store.fetch(name, told, stop))
+        file = tower.files[name]
+        if parse_header(file.read, file.size, file.where) != {s.name: s for s in tower.stored if s.file == name}:
+            raise CorruptFileError(
+                f"{file.where} has another header than what the Hub sent of it before: something changes what is sent.",
+                hint="Run the same command again: the file is in the cache now, and proven.",
+            )
+
+    if new:
+        progress.start("Downloading", sum(t.store.sizes[n] for t, n in wanted if (t.label, n) in new), "bytes")
+    try:
+        in_parallel(fetch, wanted, stop)
+    finally:
+        if new:
+            progress.finish()
+    progress.step("Checking digests")
+    files = [(tower, name) for tower in towers if tower.record is None for name in tower.weights]
+    with ThreadPoolExecutor(2) as pool:
+        digests = list(pool.map(lambda file: _digest(*file), files))
+    for tower in towers:
+        if tower.record is None:
+            own = [(name, digest) for (t, name), digest in zip(files, digests, strict=True) if t is tower]
+            tower.make_record([FileRecord(name, tower.size(name), d) for name, d in own])
+        if isinstance(tower.store, LocalStore):
+            tower.store.check()  # its config and its weights are of one moment
+
+
+def _digest(tower: Tower, name: str) -> str:
+    promised = tower.store.digest(name)
+    if promised and name not in tower.files:
+        return promised  # read in ranges, of which nothing proves it
+    found = tower.sealed(name)
+    if promised and found != promised:
+        raise CorruptFileError(
+            f"{tower.label}/{name} has sha256 {found[:12]}…, and had {promised[:12]}… when it was fetched.",
+            hint="Run the same command again when nothing else writes to the cache.",
+        )
+    return found

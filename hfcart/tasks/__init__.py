@@ -1,0 +1,1 @@
+"""Task cards, and the datasets behind them."""

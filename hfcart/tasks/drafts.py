@@ -1,0 +1,113 @@
+"""A first draft of a task card for a dataset on the Hub: what its metadata tells, and what a person must check."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import yaml
+
+from hfcart import hub
+from hfcart.errors import SourceError
+from hfcart.formats import safe_yaml
+from hfcart.formats.card_facts import card_facts
+from hfcart.quoting import some
+from hfcart.tasks.data import Contents, contents
+
+_TESTS = ("test", "testing", "validation", "valid", "val", "dev", "eval")
+_TRAINS = ("train", "training")
+_LABELS = ("label", "labels", "cls", "class", "target", "y", "fine_label")
+_TITLE = re.compile(r"^pretty_name:[^\n]*$", re.MULTILINE)
+
+
+def draft_card(ref: str, config: str | None = None) -> tuple[str, str]:
+    """Draft a task card.
+
+    Args:
+        ref: `user/name` or `user/name@revision`.
+        config: configuration of the dataset.
+
+    Returns:
+        An id for the task, and the card as YAML. Where the dataset names no classes the card is not valid yet.
+
+    Raises:
+        SourceError: it cannot be opened, or holds no images, or no labels.
+        HubError: the Hub is down, slow or limiting.
+    """
+    found = contents(ref, config)
+    where = f"The dataset {found.pinned.repo}"
+    columns = some((f"{name} ({kind})" for name, kind in found.columns.items()), 20)
+    for kind, there in (("images", found.images), ("labels", found.labels)):
+        if not there:
+            raise SourceError(f"{where} has no column of {kind}: its columns are {columns}.")
+    readme = (hub.read_dataset_file(found.pinned, "README.md") or b"").decode("utf-8", "replace")
+    name = re.sub(r"[^a-z0-9_-]+", "-", found.pinned.repo.split("/")[1].lower())[:64].strip("-_") or "task"
+    return name, "\n".join(_lines(name, found, config, readme)) + "\n"
+
+
+def _lines(name: str, found: Contents, config: str | None, readme: str) -> list[str]:
+    test = next((split for split in _TESTS if split in found.splits), next(iter(found.splits)))
+    train = next((split for split in _TRAINS if split in found.splits and split != test), None)
+    label = min(found.labels, key=lambda column: (not found.labels[column], _rank(column), column))
+    names, rows = found.labels[label], found.splits[test]
+    license = card_facts(readme).license
+    others = [split for split in found.splits if split not in (test, train)]
+    lines = [
+        f"# Drafted from {found.pinned.repo} at commit {found.pinned.commit}.",
+        '# Check what is marked "check", then use it: hfcart eval user/tower --tasks FILE',
+        f"id: {_text(name)}",
+        f"title: {_text(_title(readme) or found.pinned.repo.split('/')[1])}",
+        "dataset:",
+        f"  repo: {_text(found.pinned.repo)}",
+        *([f"  config: {_text(config)}"] if config else []),
+        *([f"  revision: {_text(found.pinned.revision)}"] if found.pinned.revision else []),
+        f"  test_split: {_text(test)}" + _check(test in ("test", "testing"), "accuracies are reported on this split"),
+        f"  train_split: {_text(train) if train else 'null'}"
+        + _check(train is not None, "no split to train on or to choose settings on was recognised"),
+        *([f"  # other splits: {_text(', '.join(others[:20]))}"] if others else []),
+        f"  image_column: {_text(found.images[0])}" + _check(len(found.images) == 1, _others(found.images)),
+        f"  label_column: {_text(label)}" + _check(len(found.labels) == 1, _others(list(found.labels))),
+        *([f"  test_size: {rows}"] if rows else []),
+        *([f"license: {_text(license)}"] if license else []),
+        "# check: prompts that say what the images are do better, such as `a satellite photo of {}.`",
+        "templates:",
+        "  - a photo of a {}.",
+    ]
+    if not names:
+        return [
+            *lines,
+            "# check: the dataset names no classes. One a label, in label order, in words.",
+            "classnames: []",
+        ]
+    lines.append("# check: CLIP reads these as words; `annual crop land` does better than `AnnualCrop`.")
+    return [*lines, "classnames: # in label order", *(f"  - {_text(one)}" for one in names)]
+
+
+def _rank(column: str) -> int:
+    return _LABELS.index(column.lower()) if column.lower() in _LABELS else len(_LABELS)
+
+
+def _others(columns: tuple[str, ...] | list[str]) -> str:
+    return f"it could be any of {_text(', '.join(columns[:20]))}"
+
+
+def _check(sure: bool, why: str) -> str:
+    return "" if sure else f" # check: {why}"
+
+
+def _title(readme: str) -> str | None:
+    """The README's pretty_name, a line of text or nothing."""
+    line = _TITLE.search(readme[: 1 << 16]) if readme.startswith("---") else None
+    try:
+        title = safe_yaml.load(line[0])["pretty_name"] if line else None
+    except (yaml.YAMLError, ValueError, TypeError):
+        return None
+    return title.strip()[:200] if isinstance(title, str) and title.strip() and title.isprintable() else None
+
+
+def _text(value: str) -> str:
+    """A YAML scalar that means this very text, on one line and without anything that ends a comment."""
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9 ./'&()-]*[A-Za-z0-9.)]|[A-Za-z]", value)
+    if plain and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=not value.isprintable())

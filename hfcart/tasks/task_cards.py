@@ -1,0 +1,324 @@
+"""Task cards: what a zero-shot task is made of. cards/tasks/<id>.yaml for the benchmark, or a user's own YAML.
+
+A card holds facts and no code: the dataset and its splits, the columns, the class names in label order, the
+prompts, and what is published about the task. Unknown keys, wrong types and empty names are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hfcart.errors import UsageError
+from hfcart.formats import safe_yaml
+from hfcart.quoting import printable, quoted
+from hfcart.records.repo_id import is_repo_id
+from hfcart.system.cards_folder import cards_dir
+
+MAX_CLASSES = 10_000
+MAX_PROMPTS = 1_000
+
+_BENCHMARK = (
+    *("sun397", "stanford-cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"),
+    *("oxford_flowers102", "pcam", "fer2013", "oxford-iiit-pet", "stl10", "cifar100"),
+    *("cifar10", "food101", "fashion_mnist", "emnist_letters", "kmnist", "rendered-sst2"),
+)
+# The settings of the papers, in benchmark order: each is the beginning of the next.
+GROUPS: dict[str, tuple[str, ...]] = {str(n): _BENCHMARK[:n] for n in (8, 14, 20)}
+
+_ID = r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$"
+_SPLIT = r"^\w+(?:\.\w+)*$"
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
+_HINT = "`hfcart tasks show eurosat` shows a card, `hfcart tasks new user/dataset` drafts one."
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"expected one line of text, found {quoted(text, 80)}")
+    return text
+
+
+Line = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_one_line)]
+Split = Annotated[str, Field(pattern=_SPLIT, max_length=100)]
+
+
+class _Card(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DatasetRef(_Card):
+    """Where the images are.
+
+    Attributes:
+        repo: the dataset on the Hub, `user/name`.
+        config: its configuration, None for its only (or default) one.
+        revision: branch, tag or commit; None for main. It is resolved to a commit before anything is read.
+        test_split: the split that accuracies are reported on.
+        train_split: the split that training and validation images are taken from; None if there is none.
+        image_column: column that holds the image.
+        label_column: column that holds the label: whole numbers from 0, or booleans.
+        test_size: rows of the test split as published, None where unknown.
+    """
+
+    repo: str
+    config: Line | None = None
+    revision: str | None = None
+    test_split: Split = "test"
+    train_split: Split | None = "train"
+    image_column: Line = "image"
+    label_column: Line = "label"
+    test_size: int | None = Field(default=None, ge=1)
+
+    @field_validator("repo")
+    @classmethod
+    def _repo_on_the_hub(cls, value: str) -> str:
+        if not is_repo_id(value, namespace=True):
+            raise ValueError("expected a dataset on the Hub, user/name")
+        return value
+
+    @field_validator("revision")
+    @classmethod
+    def _revision_readable(cls, value: str | None) -> str | None:
+        if value is not None and not _REVISION.fullmatch(value):
+            raise ValueError("expected a branch, a tag, a commit or refs/pr/N")
+        return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> DatasetRef:
+        if self.train_split == self.test_split:
+            raise ValueError(
+                f"train_split and test_split are both {quoted(self.test_split)}: nothing would be held out"
+            )
+        if self.image_column == self.label_column:
+            raise ValueError(f"image_column and label_column are both {quoted(self.image_column)}")
+        return self
+
+
+class Published(_Card):
+    """Published accuracies in per cent: of the pretrained base, and of the tower fine-tuned on this task."""
+
+    pretrained: float = Field(ge=0, le=100, strict=False)
+    fine_tuned: float = Field(ge=0, le=100, strict=False)
+
+
+class TaskCard(_Card):
+    """One zero-shot classification task.
+
+    Attributes:
+        id: lower-case name; part of file names.
+        title: name for people.
+        dataset: where the images are.
+        templates: the prompts; `{}` stands for the class name.
+        classnames: one a label, in label order.
+        fine_tuned: tower fine-tuned on this task, by the Hub id of its base.
+        published: accuracies of base and tower, by the Hub id of the base.
+        note: what one should know before comparing numbers.
+        license: of the dataset, as the Hub spells it; None where not known for certain.
+        citation: of the dataset's paper; None where not known for certain.
+    """
+
+    id: str = Field(pattern=_ID)
+    title: Line
+    dataset: DatasetRef
+    templates: tuple[Line, ...] = Field(min_length=1, max_length=MAX_PROMPTS, strict=False)
+    classnames: tuple[Line, ...] = Field(min_length=2, max_length=MAX_CLASSES, strict=False)
+    fine_tuned: dict[str, str] = {}
+    published: dict[str, Published] = {}
+    note: str = Field(default="", max_length=4000)
+    license: Line | None = None
+    citation: str | None = Field(default=None, max_length=4000)
+
+    @field_validator("templates")
+    @classmethod
+    def _prompts_have_a_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for prompt in value:
+            if "{}" not in prompt:
+                raise ValueError(f"expected {{}} where the class name goes, found {quoted(prompt, 80)}")
+        return value
+
+    @field_validator("templates", "classnames")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        first: dict[str, int] = {}
+        for i, text in enumerate(value):
+            if first.setdefault(text, i) != i:
+                raise ValueError(f"{quoted(text, 80)} is there twice, at places {first[text]} and {i} (counted from 0)")
+        return value
+
+    @field_validator("fine_tuned")
+    @classmethod
+    def _towers_on_the_hub(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in (*value, *value.values()):
+            if not is_repo_id(name, namespace=True):
+                raise ValueError(f"expected repos on the Hub, user/name, found {quoted(name, 80)}")
+        return value
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what decides a measurement: dataset, split, columns, prompts and class names; 64 hex digits.
+
+        A title, a note or a published figure may be corrected without making a result incomparable.
+        """
+        fields = self.model_dump(mode="json", include={"dataset", "templates", "classnames"})
+        del fields["dataset"]["test_size"]
+        text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def prompts(self, label: int) -> tuple[str, ...]:
+        """Every prompt for one class, in the card's order. Replaces `{}` and reads no other braces."""
+        return tuple(template.replace("{}", self.classnames[label]) for template in self.templates)
+
+
+@cache
+def _benchmark_task(name: str) -> TaskCard:
+    return read_card(cards_dir() / "tasks" / f"{name}.yaml")
+
+
+def benchmark_task(name: str) -> TaskCard | None:
+    """A task that comes with hfcart by its id; None if there is none."""
+    return _benchmark_task(name) if name in _BENCHMARK else None
+
+
+def all_tasks() -> list[TaskCard]:
+    """The 20 tasks of the benchmark, in its order."""
+    return [_benchmark_task(name) for name in _BENCHMARK]
+
+
+_READ_FROM: dict[tuple[str, str], str] = {}  # id and sha256 of a card of the user's own -> where it was read
+
+
+def name_of(task: TaskCard) -> str:
+    """What names a task on a command line: its id if it comes with hfcart, else the path its card was read from."""
+    return task.id if benchmark_task(task.id) == task else _READ_FROM.get((task.id, task.sha256), task.id)
+
+
+def read_tasks(names: Sequence[str]) -> list[TaskCard]:
+    """The tasks that a user names.
+
+    Args:
+        names: task ids, groups (keys of GROUPS) and paths of YAML files or of folders of them; each may hold several,
+            with commas.
+
+    Returns:
+        Every task once, in the order named.
+
+    Raises:
+        UsageError: an unknown name, a card that is not valid, two different cards with one id, or no name at all.
+    """
+    found: dict[str, TaskCard] = {}
+    for name in [part for text in names for part in parts(text)]:
+        for task in _named(name):
+            if found.setdefault(task.id, task) != task:
+                raise UsageError(
+                    f"{name} and another task named before it both have the id {quoted(task.id)}, and differ.",
+                    hint="Give your own card an id of its own.",
+                )
+    if not found:
+        raise UsageError("No task is named.", hint="`hfcart tasks` lists them.")
+    return list(found.values())
+
+
+def parts(text: str) -> list[str]:
+    """What a text with commas names, one by one; the name of a file is one, commas and all."""
+    if _is_path(text) and Path(text).is_file():  # a comma may be part of a file's name
+        return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or "\\" in name or name.lower().endswith((".yaml", ".yml"))
+
+
+def _named(name: str) -> list[TaskCard]:
+    if name in GROUPS:
+        return [_benchmark_task(one) for one in GROUPS[name]]
+    if name in _BENCHMARK:
+        return [_benchmark_task(name)]
+    if _is_path(name) and Path(name).is_dir():
+        if not (cards := sorted(Path(name).glob("*.yaml"))):
+            raise UsageError(f"The folder {name} holds no task card (*.yaml).", hint=_HINT)
+        return [read_card(path) for path in cards]
+    if _is_path(name):
+        return [read_card(Path(name))]
+    known = {key.casefold(): key for key in (*_BENCHMARK, *GROUPS)}
+    close = [known[key] for key in difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)]
+    meant = (
+        f"did you mean {' or '.join(close)}?" if close else f"expected a task, a group ({', '.join(GROUPS)}) or a path."
+    )
+    raise UsageError(f"There is no task {quoted(name, 80)}: {meant}", hint="`hfcart tasks` lists the tasks and groups.")
+
+
+def read_card(path: Path) -> TaskCard:
+    """One task card.
+
+    Raises:
+        UsageError: the file cannot be read, is too long, is no YAML, or its fields are not a task's; names them.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(4 * safe_yaml.MAX_LENGTH + 1).decode("utf-8")
+        fields = safe_yaml.load(text)
+    except OSError as error:
+        raise UsageError(f"The task card {path} cannot be read: {error.strerror}.", hint=_HINT) from None
+    except (yaml.YAMLError, ValueError) as error:
+        problem = (
+            "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "problem", None) or error
+        )
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise UsageError(
+            f"The task card {path} is not valid YAML{place}: {printable(problem, 300)}.", hint=_HINT
+        ) from None
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise UsageError(f"The task card {path} is not a mapping of fields to values.", hint=_HINT)
+    try:
+        card = TaskCard(**fields)
+    except ValidationError as error:
+        raise UsageError(f"The task card {path}: {_explain(error)}.", hint=_HINT) from None
+    _READ_FROM[card.id, card.sha256] = str(path)
+    return card
+
+
+def _explain(error: ValidationError) -> str:
+    """Each wrong field once: its name, what was expected, what was found."""
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        name = printable(".".join(str(part) for part in problem["loc"]), 100)
+        if problem["type"] == "too_short" and any(one.startswith(f"{name}.") for one in lines):
+            continue  # it is short of the items that are wrong themselves
+        lines.setdefault(name, (f"{name}: " if name else "") + _problem(problem["type"], problem))
+    shown = list(lines.values())
+    return "; ".join(shown[:5]) + (f"; and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
+def _problem(kind: str, problem: Any) -> str:  # noqa: ANN401 (pydantic's own mapping)
+    found = quoted(problem["input"])
+    if kind == "extra_forbidden":
+        return "there is no such field"
+    if kind == "missing":
+        return "it is missing"
+    if kind == "string_type":  # unquoted 0, no and 2012 are no texts in YAML
+        return f"expected text, found {found}; write it in quotes"
+    if kind == "value_error":
+        message: str = problem["msg"].removeprefix("Value error, ")
+        return (
+            message
+            if " found " in message or " both " in message or " twice" in message
+            else f"{message}, found {found}"
+        )
+    if kind == "tuple_type":
+        return f"expected a list, found {found}"
+    if kind == "too_short":
+        return f"expected at least {problem['ctx']['min_length']} items, found {len(problem['input'])}"
+    if kind == "string_pattern_mismatch":
+        return f"expected the form {problem['ctx']['pattern']}, found {found}"
+    return f"{problem['msg']}, found {found}"
