@@ -39,12 +39,12 @@ from hfcart.learning.adapt.parts import Parts, lay_out_parts, taking_apart
 from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.batches import EveryTask
 from hfcart.methods import ADAPTIVE, METHODS
-from hfcart.methods.cart import cart
-from hfcart.methods.cart import parts as cart_parts
-from hfcart.methods.task_arithmetic import parts as arithmetic_parts
-from hfcart.methods.task_arithmetic import task_arithmetic
-from hfcart.methods.ties import parts as ties_parts
-from hfcart.methods.ties import ties
+from hfcart.methods.cart.rule import cart
+from hfcart.methods.cart.rule import parts as cart_parts
+from hfcart.methods.task_arithmetic.rule import parts as arithmetic_parts
+from hfcart.methods.task_arithmetic.rule import task_arithmetic
+from hfcart.methods.ties.rule import parts as ties_parts
+from hfcart.methods.ties.rule import ties
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import as_yaml, make
 from hfcart.sources.preprocessor import clip_default

@@ -24,7 +24,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVi
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import UsageError
 from hfcart.methods import METHODS
-from hfcart.methods.consensus import consensus, masked, updates
+from hfcart.methods.consensus.rule import consensus, masked, updates
 from hfcart.recipes.merge_recipe import make
 from hfcart.tasks.task_cards import TaskCard
 

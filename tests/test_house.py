@@ -35,7 +35,7 @@ DOORS = {
     "datasets": "tasks/data",
     "pyarrow": "tasks/data",
 }
-FEW = 30  # files that a room can have and still be held in the head
+FEW = 14  # files that a room can have and still be held in the head
 
 
 def drawn() -> list[str]:

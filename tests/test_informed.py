@@ -20,8 +20,8 @@ from hfcart.clip.tensor_names import is_matrix
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.learning.statistics import _fisher, _gram
 from hfcart.learning.statistics._store import opened, write
-from hfcart.methods.fisher import fisher
-from hfcart.methods.regmean import regmean
+from hfcart.methods.fisher.rule import fisher
+from hfcart.methods.regmean.rule import regmean
 from hfcart.progress import Progress
 from hfcart.zero_shot.loaded_tower import load_tower
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hfcart.clip.tensor_names import groups
 from hfcart.maths.moments import mean_of, spread_of
 from hfcart.maths.similarity import compare
-from hfcart.methods.average import average
-from hfcart.methods.cart import cart
-from hfcart.methods.task_arithmetic import task_arithmetic
+from hfcart.methods.average.rule import average
+from hfcart.methods.cart.rule import cart
+from hfcart.methods.task_arithmetic.rule import task_arithmetic
 
 
 def stack(seed: int, tasks: int, *shape: int, tau: float = 0.02) -> torch.Tensor:

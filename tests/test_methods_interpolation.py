@@ -16,12 +16,12 @@ from towers import weights, write_tower
 import hfcart
 from hfcart.errors import UsageError
 from hfcart.methods import METHODS, Parameter
-from hfcart.methods.average import average
-from hfcart.methods.karcher import karcher
-from hfcart.methods.linear import linear
-from hfcart.methods.model_stock import model_stock
-from hfcart.methods.sce import sce
-from hfcart.methods.slerp import slerp
+from hfcart.methods.average.rule import average
+from hfcart.methods.karcher.rule import karcher
+from hfcart.methods.linear.rule import linear
+from hfcart.methods.model_stock.rule import model_stock
+from hfcart.methods.sce.rule import sce
+from hfcart.methods.slerp.rule import slerp
 from hfcart.recipes.merge_recipe import PARAMETERS, Recipe
 
 

@@ -20,12 +20,12 @@ from hfcart.clip.architecture import expected_shapes, read_architecture
 from hfcart.commands.merge import merge_folder
 from hfcart.errors import UsageError
 from hfcart.methods import METHODS, function, keywords_of
-from hfcart.methods.breadcrumbs import breadcrumbs
-from hfcart.methods.consensus import consensus
-from hfcart.methods.dare import dare
-from hfcart.methods.della import della
-from hfcart.methods.task_arithmetic import task_arithmetic
-from hfcart.methods.ties import gather, ties
+from hfcart.methods.breadcrumbs.rule import breadcrumbs
+from hfcart.methods.consensus.rule import consensus
+from hfcart.methods.dare.rule import dare
+from hfcart.methods.della.rule import della
+from hfcart.methods.task_arithmetic.rule import task_arithmetic
+from hfcart.methods.ties.rule import gather, ties
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import make
 from hfcart.records import MergeRecord

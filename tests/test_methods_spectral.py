@@ -14,13 +14,13 @@ import hfcart
 from hfcart.errors import UsageError
 from hfcart.maths.low_rank import polar, thin_svd
 from hfcart.methods import METHODS
-from hfcart.methods.base import base as keep_base
-from hfcart.methods.cart import cart
-from hfcart.methods.iso_c import iso_c
-from hfcart.methods.iso_cts import iso_cts
-from hfcart.methods.mean_task_vector import mean_task_vector
-from hfcart.methods.tsv_m import tsv_m
-from hfcart.methods.wudi import wudi
+from hfcart.methods.cart.rule import cart
+from hfcart.methods.iso_c.rule import iso_c
+from hfcart.methods.iso_cts.rule import iso_cts
+from hfcart.methods.shared.base import base as keep_base
+from hfcart.methods.shared.mean_task_vector import mean_task_vector
+from hfcart.methods.tsv_m.rule import tsv_m
+from hfcart.methods.wudi.rule import wudi
 
 SHAPES = [(40, 24), (24, 40), (32, 32)]
 

@@ -14,9 +14,9 @@ from towers import TINY
 
 from hfcart.cli.sweep import _numbers
 from hfcart.methods import METHODS
-from hfcart.methods.cart import cart, updates
-from hfcart.methods.task_arithmetic import task_arithmetic
-from hfcart.methods.task_arithmetic import updates as arithmetic_updates
+from hfcart.methods.cart.rule import cart, updates
+from hfcart.methods.task_arithmetic.rule import task_arithmetic
+from hfcart.methods.task_arithmetic.rule import updates as arithmetic_updates
 
 
 def thetas(tasks: int = 3, m: int = 20, n: int = 14) -> torch.Tensor:

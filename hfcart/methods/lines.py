@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hfcart.methods._vectors import chunks_of, onto, task_vector
+from hfcart.methods.shared.task_vectors import chunks_of, onto, task_vector
 
 _BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.")
 

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from hfcart import __version__
 from hfcart.errors import OutputError, UsageError, VerifyError
 from hfcart.formats.safetensors_file import sha256_of, strict_json
-from hfcart.methods import LINES_CITATION, METHODS
+from hfcart.methods import METHODS
+from hfcart.methods.shared.papers import LINES
 from hfcart.quoting import quoted, some
 from hfcart.recipes.merge_check import faults
 from hfcart.recipes.merge_recipe import Recipe, make
@@ -88,7 +89,7 @@ def method_record(recipe: Recipe, settings: dict[str, Any]) -> MethodRecord:
     method = METHODS[recipe.method]
     adaptive = method.adaptive if recipe.coefficients is not None else None
     lines_too = recipe.lines is not None
-    citations = [*([LINES_CITATION] if lines_too else []), *([adaptive.citation] if adaptive else [])]
+    citations = [*([LINES] if lines_too else []), *([adaptive.citation] if adaptive else [])]
     return MethodRecord(
         name=method.name,
         title=adaptive.title if adaptive else method.title + (" with LiNeS" if lines_too else ""),

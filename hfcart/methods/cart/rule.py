@@ -1,0 +1,95 @@
+"""CART: centre on the average, keep the top singular directions, add them back (arXiv 2412.12153, Eq. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hfcart.maths.low_rank import LowRank, rank_of, truncated_svd
+from hfcart.maths.moments import mean_of
+from hfcart.methods.contract import Merged, Parts
+
+
+def cart(
+    thetas: Float[Tensor, "task m n"],
+    *,
+    rank: int | float = 0.08,
+    scale: float = 1.0,
+    coefficients: Sequence[float] | None = None,
+) -> Merged:
+    """θ̄ + λ · Σ_t SVD_k(θ_t − θ̄): a sum over tasks, with one λ for all of them (or a λ_t for each: Eq. 6).
+
+    The pretrained weights cancel out: no base model is needed. The centred task vectors sum to zero, so
+    scale 0 and full rank both give the average.
+
+    Args:
+        thetas: the T towers' versions of one matrix (or of fused q, k and v), float32 (or float64).
+        rank: fraction of min(m, n) in (0, 1] (k = max(1, floor(ρ · min(m, n)))), or an integer k.
+        scale: λ, any finite number.
+        coefficients: a λ_t for each tower, in place of `scale` (CART++).
+
+    Raises:
+        ValueError: a rank out of range.
+    """
+    high, low, found = _approximated(thetas, rank)
+    lefts = [p.left for p in found]
+    if coefficients is not None:
+        lefts, scale = [c * left for c, left in zip(coefficients, lefts, strict=True)], 1.0
+    # One product of the concatenated factors is the sum of the T low-rank matrices.
+    update = torch.cat(lefts, 1) @ torch.cat([p.right for p in found], 1).T
+    update.mul_(scale)
+    # Where nothing is added the mean keeps its very bits: -0.0 + 0.0 would be +0.0.
+    nothing = update == 0
+    merged = torch.where(nothing, high, update.add_(low).add_(high), out=update)
+    return Merged(merged, lefts[0].shape[1], sum(p.energy for p in found) / len(found), any(p.fallback for p in found))
+
+
+def parts(thetas: Float[Tensor, "task m n"], *, rank: int | float) -> Parts:
+    """The average, and the factors of each SVD_k(θ_t − θ̄).
+
+    Raises:
+        ValueError: a rank out of range.
+    """
+    high, _, found = _approximated(thetas, rank)
+    return Parts(high, torch.stack([p.left for p in found]), torch.stack([p.right for p in found]))
+
+
+def _approximated(
+    thetas: Float[Tensor, "task m n"], rank: int | float
+) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m n"], list[LowRank]]:
+    k = rank_of(rank, *thetas.shape[1:])
+    high, low = mean_of(thetas)
+    # θ̄ = high + low to twice the precision: subtracting both keeps small task vectors exact in float32.
+    return high, low, [truncated_svd((theta - high).sub_(low), k) for theta in thetas]
+
+
+def updates(
+    thetas: Float[Tensor, "task m n"], *, ranks: Sequence[int | float], reverse: bool = False
+) -> tuple[Float[Tensor, "m n"], list[Float[Tensor, "m n"]]]:
+    """The average, and for each rank what CART adds to it at scale 1, from one decomposition to the largest rank.
+
+    Args:
+        thetas: as for `cart`.
+        ranks: as for `cart`, in any order.
+        reverse: keep the lowest k singular directions instead of the top k (the paper's Fig. 2).
+
+    Returns:
+        (θ̄, [Σ_t SVD_k(θ_t − θ̄) for each rank]): cart(rank, scale) is θ̄ + scale times that.
+
+    Raises:
+        ValueError: a rank out of range.
+    """
+    full = min(thetas.shape[1:])
+    kept = [rank_of(rank, *thetas.shape[1:]) for rank in ranks]
+    # The lowest k are what the top full − k leave: the task vectors add up to zero.
+    cuts = [full - k if reverse else k for k in kept]
+    high, _, found = _approximated(thetas, max(1, *cuts))
+    sums: dict[int, Tensor] = {0: torch.zeros_like(high)}
+    done = 0
+    for cut in sorted(set(cuts) - {0}):
+        left, right = (torch.cat([getattr(p, side)[:, done:cut] for p in found], 1) for side in ("left", "right"))
+        sums[cut], done = sums[done] + left @ right.T, cut
+    return high, [-sums[cut] if reverse else sums[cut] for cut in cuts]

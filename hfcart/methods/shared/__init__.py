@@ -1,0 +1,1 @@
+"""What the rules of several methods share: task vectors, spans, parameters, papers."""

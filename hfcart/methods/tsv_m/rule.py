@@ -1,0 +1,31 @@
+"""TSV-Merge: every task's leading singular vectors, made orthogonal to each other (arXiv 2412.00081, Sec. 3)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hfcart.maths.low_rank import polar, thin_svd
+from hfcart.methods.contract import Merged
+from hfcart.methods.shared.task_vectors import onto, task_vector
+
+
+def tsv_m(thetas: Float[Tensor, "task m n"], *, base: Float[Tensor, "m n"], scale: float = 1.0) -> Merged:
+    """θ_0 + α · Û diag(S) V̂ᵀ, from the top min(m, n)/T singular triplets of each task vector side by side.
+
+    Û and V̂ are the polar factors of the concatenated U and V: the nearest matrices with orthonormal columns, which is
+    what takes the tasks' singular vectors apart. Directions in which tasks coincide exactly, or that no task has, are
+    left out: there a polar factor is not unique.
+
+    Args:
+        thetas: the T towers' versions of one matrix (or of fused q, k and v), float32 (or float64).
+        base: the pretrained version θ_0.
+        scale: α, any finite number.
+    """
+    k = max(1, min(base.shape) // len(thetas))
+    parts = [thin_svd(task_vector(theta, base), k) for theta in thetas]
+    left = polar(torch.cat([p.left for p in parts], 1))
+    right = polar(torch.cat([p.right for p in parts], 1))
+    values = torch.cat([p.values for p in parts]).mul_(scale)
+    return Merged(onto(base, (left * values) @ right.T), k, sum(p.energy for p in parts) / len(parts))
