@@ -116,7 +116,8 @@ def _adaptation(plan: Plan) -> str:
 
     recipe, adaptive = plan.recipe, plan.method.adaptive
     assert adaptive is not None  # the recipe was checked
-    steps = next(p.default for p in ADAPTING if p.name == "steps") if recipe.steps is None else recipe.steps
+    given = recipe.given("steps")
+    steps = next(p.default for p in ADAPTING if p.name == "steps") if given is None else given
     return (
         f"{adaptive.name}: {steps} steps, {adaptive.rounds} x {recipe.batch_size} {recipe.adapt_split} images of each "
         f"task a step, without labels; {size(part_bytes(plan))} on disk while they are learned"

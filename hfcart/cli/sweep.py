@@ -21,7 +21,7 @@ from hfcart.cli._params import (
     TASKS,
     WORKERS,
 )
-from hfcart.cli.merge import typed_parameters
+from hfcart.cli._recipe_options import given_fields
 from hfcart.methods import METHODS
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def sweep(
             ranks=ranks,
             scales=[float(s) for s in _numbers(scale, "--scale")] if scale else _SCALES.get(method, (1.0,)),
             method=method,
-            settings=typed_parameters(own),
+            settings=given_fields(own),
             base=base,
             qkv=qkv,
             reverse=reverse,

@@ -146,6 +146,11 @@ class Parameter:
             if value not in self.choices:
                 raise ValueError(f"{quoted(value)} is none of {', '.join(self.choices)}")
             return
+        if self.kind == "rank":
+            if isinstance(value, float) and not 0 < value <= 1:
+                raise ValueError(f"{value} is no fraction in (0, 1]")
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{value} is no whole number of directions, expected at least 1")
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:
             if not abs(number) < _LARGEST:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from hfcart.errors import UsageError
 from hfcart.formats import safe_yaml
-from hfcart.methods import ADAPTING, METHODS
+from hfcart.methods import ADAPTING, METHODS, Parameter, method_of
 from hfcart.quoting import printable, quoted
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain
+from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, METHOD, OUTPUT, PUBLISHING, Option
 from hfcart.system.cards_folder import cards_dir
 from hfcart.tasks.task_cards import TaskCard, benchmark_task
 
-# Names of every method's parameters: fields of the recipe, and options of the command line.
-PARAMETERS = tuple(dict.fromkeys(p.name for m in METHODS.values() for p in m.parameters))
+# Every method's parameters, and those of `adapt`, by name: fields of the recipe, and options of the command line.
+PARAMETERS = {p.name: p for p in (*ADAPTING, *(p for m in METHODS.values() for p in m.parameters))}
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
@@ -86,61 +87,150 @@ class SourceTask(BaseModel):
         return found
 
 
-class Recipe(BaseModel):
-    """What to merge and how. Field names are the long options of `hfcart merge`.
-
-    Raises:
-        pydantic.ValidationError: on construction; `load` and `make` turn it into a UsageError.
-    """
+class Settings(BaseModel):
+    """The fields that every recipe has. Their names are the long options of `hfcart merge`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     sources: tuple[str | LocalSource, ...] = Field(min_length=1, strict=False)
-    method: str = "cart"
-    rank: int | float | None = None
-    scale: float | None = Field(default=None, strict=False)
-    lines: float | None = None
-    density: float | None = None
-    trim: str | None = None
-    combine: str | None = None
-    threshold: float | Annotated[tuple[float, ...], Field(strict=False)] | None = None
-    agree: int | None = None
-    beta: float | None = None
-    gamma: float | None = None
-    epsilon: float | None = None
-    seed: int | None = None
-    weights: tuple[float, ...] | None = Field(default=None, strict=False)
-    floor: float | None = None
-    off_diagonal: float | None = None
-    examples: int | None = None
-    tasks: tuple[str | SourceTask, ...] | None = Field(default=None, strict=False)
-    common: float | None = None
-    steps: int | None = None
-    lr: float | None = None
+    method: Annotated[str, Option("The merge method; `hfcart methods` lists them.", BASICS)] = "cart"
+    base: Annotated[
+        str | LocalSource | None,
+        Option(
+            "The pretrained tower, for methods that need one.",
+            BASICS,
+            "Also for --full-clip. What the sources' cards say, else the openai/clip-vit-* of their shape.",
+            metavar="SOURCE",
+            default="what the cards or the shape tell",
+        ),
+    ] = None
+    out: Annotated[
+        OutFolder | None,
+        Option("Where to write.", BASICS, metavar="FOLDER", default="the name in --push-to, else ./merged"),
+    ] = None
+    push_to: Annotated[
+        HubRepo | None,
+        Option(
+            "Publish the result there, in one commit.",
+            BASICS,
+            "The token and write access are checked before the work.",
+            metavar="USER/NAME",
+        ),
+    ] = None
+    lines: Annotated[
+        float | None,
+        Option(
+            "LiNeS: scale later blocks more, in place of --scale.",
+            MERGED,
+            "What is added to the base is scaled by α + β·l/(L−1) in block l of L; α is computed (arXiv 2410.17146).",
+            metavar="BETA",
+            taken=lambda method: method.task_vectors,
+        ),
+    ] = None
+    qkv: Annotated[
+        Literal["split", "fused"],
+        Option("Merge q, k and v as three matrices, or as one.", MERGED, "OpenCLIP stores them as one."),
+    ] = "split"
+    matrices: Annotated[
+        Literal["blocks", "all-2d"],
+        Option(
+            "What counts as a matrix, for spectral methods.",
+            MERGED,
+            "blocks: the attention and MLP weights. all-2d: every tensor of two dimensions, so the position embedding "
+            "too (and a projection that is kept), as in TSV-M's own code.",
+            taken=lambda method: method.any_matrix,
+        ),
+    ] = "blocks"
+    with_projection: Annotated[
+        bool,
+        Option("Keep the visual projection too.", MERGED, "The output is a CLIPVisionModelWithProjection."),
+    ] = False
+    full_clip: Annotated[
+        bool,
+        Option(
+            "Write a whole CLIPModel, for zero-shot classification.",
+            MERGED,
+            "The base's text tower, projections and tokenizer around the merged tower.",
+        ),
+    ] = False
+    allow_distant: Annotated[bool, Option("Go on although the towers seem not to be of one ancestor.", MERGED)] = False
+    tasks: Annotated[
+        Annotated[tuple[str | SourceTask, ...], Field(strict=False)] | None,
+        Option(
+            "Tasks of the sources, for methods that look at images.",
+            MERGED,
+            "The tasks that the sources were fine-tuned on, as `hfcart eval` takes them: each source finds its own by "
+            "the cards, SOURCE=TASK says it. With consensus, each --threshold is chosen by accuracy on labelled "
+            "validation images of its task.",
+            metavar="NAMES",
+            taken=lambda method: method.takes_tasks,
+        ),
+    ] = None
     coefficients: dict[str, list[float]] | None = None
-    adapt: str | Annotated[tuple[SourceTask, ...], Field(strict=False)] | None = None
-    adapt_split: Literal["train", "validation", "test"] = "train"
-    adapt_per: Literal["tensor", "task"] = "tensor"
-    batch_size: int = Field(default=16, ge=1, le=100_000)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    base: str | LocalSource | None = None
-    qkv: Literal["split", "fused"] = "split"
-    matrices: Literal["blocks", "all-2d"] = "blocks"
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    max_shard_size: str = "5GB"
-    with_projection: bool = False
-    full_clip: bool = False
-    allow_distant: bool = False
-    device: Device = "auto"
-    workers: int | None = Field(default=None, ge=1, le=256)
-    stream: bool = False
-    out: OutFolder | None = None
-    overwrite: bool = False
-    push_to: HubRepo | None = None
-    private: bool = False
-    create_pr: bool = False
-    commit_message: str | None = None
-    eval: str | None = None
+    adapt: Annotated[
+        str | Annotated[tuple[SourceTask, ...], Field(strict=False)] | None,
+        Option(
+            "Learn a coefficient for each tower and tensor on these tasks.",
+            ADAPTATION,
+            "On unlabelled images of these tasks (as `hfcart eval` takes them), in place of --scale, where they begin. "
+            "With cart that is CART++, with task_arithmetic AdaMerging, with ties AdaMerging++. Takes --steps, --lr "
+            "and --seed.",
+            metavar="NAMES",
+            taken=lambda method: method.adaptive is not None,
+        ),
+    ] = None
+    adapt_split: Annotated[
+        Literal["train", "validation", "test"],
+        Option("Which images.", ADAPTATION, "The papers take test images; the card then says so."),
+    ] = "train"
+    adapt_per: Annotated[
+        Literal["tensor", "task"], Option("A coefficient for each tower and tensor, or for each tower.", ADAPTATION)
+    ] = "tensor"
+    batch_size: Annotated[int, Field(ge=1, le=100_000), Option("Images of each task in a batch.", ADAPTATION)] = 16
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Option(
+            "Of the forward pass.",
+            ADAPTATION,
+            "Of adaptation, and of choosing a threshold. auto: bfloat16 where the device computes with it.",
+        ),
+    ] = "auto"
+    overwrite: Annotated[bool, Option("Replace an output folder or repo that exists.", OUTPUT)] = False
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        Option("Of the output.", OUTPUT, default="the widest of the sources"),
+    ] = None
+    max_shard_size: Annotated[str, Option("Such as 5GB or 500MB.", OUTPUT, metavar="SIZE")] = "5GB"
+    eval: Annotated[
+        str | None,
+        Option(
+            "Then measure the result on these tasks, for its card.",
+            OUTPUT,
+            "As `hfcart eval` takes them.",
+            metavar="NAMES",
+        ),
+    ] = None
+    private: Annotated[bool, Option("Make the repo private if it is created.", PUBLISHING)] = False
+    create_pr: Annotated[bool, Option("Open a pull request instead of committing to main.", PUBLISHING)] = False
+    commit_message: Annotated[str | None, Option("Message of the commit.", PUBLISHING, metavar="TEXT")] = None
+    device: Annotated[Device, Option("Where to compute.", MACHINE, metavar="auto|cpu|cuda[:N]|mps")] = "auto"
+    workers: Annotated[
+        Annotated[int, Field(ge=1, le=256)] | None,
+        Option(
+            "Worker threads, each with one BLAS thread.",
+            MACHINE,
+            "Does not change a byte.",
+            default="one a core, at most 8",
+        ),
+    ] = None
+    stream: Annotated[
+        bool,
+        Option(
+            "Read tensors from the Hub piece by piece, keep no copy.",
+            MACHINE,
+            "By ranged requests: the sources take no room on this disk.",
+        ),
+    ] = False
 
     @field_validator("sources")
     @classmethod
@@ -157,25 +247,10 @@ class Recipe(BaseModel):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        if value not in METHODS:
-            raise ValueError(f"unknown method {quoted(value)}, expected one of {', '.join(METHODS)}")
-        return value
-
-    @field_validator("rank")
-    @classmethod
-    def _rank_in_range(cls, value: int | float | None) -> int | float | None:
-        if isinstance(value, bool) or (isinstance(value, float) and not 0 < value <= 1):
-            raise ValueError(f"{value} is no fraction in (0, 1]")
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{value} is no whole number of directions, expected at least 1")
-        return value
-
-    @field_validator("scale")
-    @classmethod
-    def _scale_finite(cls, value: float | None) -> float | None:
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{value} is not a finite number")
-        return value
+        try:
+            return method_of(value).name
+        except UsageError as error:
+            raise ValueError(error.message.removesuffix(".")) from None
 
     @field_validator("max_shard_size")
     @classmethod
@@ -184,13 +259,13 @@ class Recipe(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _parameters_fit(self) -> Recipe:
+    def _parameters_fit(self) -> Self:
         method = METHODS[self.method]
         known = {p.name: p for p in method.parameters}
         if self.adapt is not None:
             known = {**known, **{p.name: p for p in ADAPTING}}
         for name in PARAMETERS:
-            value = getattr(self, name)
+            value = self.given(name)
             if value is None:
                 continue
             if name not in known:
@@ -205,7 +280,7 @@ class Recipe(BaseModel):
         if self.lines is not None:
             if not method.task_vectors:
                 raise ValueError(f"lines scales what a method adds to the base, which {self.method} does not do")
-            if self.scale is not None:
+            if self.given("scale") is not None:
                 raise ValueError("lines gives each block a scale of its own: leave scale out")
             if not math.isfinite(self.lines):
                 raise ValueError(f"lines: {self.lines} is not a finite number")
@@ -223,6 +298,10 @@ class Recipe(BaseModel):
         if self.create_pr and self.push_to is None:
             raise ValueError("create_pr needs push_to")
         return self
+
+    def given(self, parameter: str) -> Any:  # noqa: ANN401 (of the parameter's kind)
+        """What was asked for a parameter of a method, or of `adapt`; None if nothing was."""
+        return getattr(self, parameter)
 
     def _coefficients_fit(self) -> None:
         asked = "adapt" if self.adapt is not None else "coefficients"
@@ -243,7 +322,7 @@ class Recipe(BaseModel):
                 raise ValueError(f"coefficients: {len(values)} of {name[:120]} for {len(self.sources)} sources")
             if not all(map(math.isfinite, values)):
                 raise ValueError(f"coefficients: {name[:120]} has one that is not a finite number")
-        if self.coefficients is not None and self.scale is not None:
+        if self.coefficients is not None and self.given("scale") is not None:
             raise ValueError("coefficients are the scales of each tower: leave scale out")
 
     def _check_tasks(self) -> None:
@@ -257,7 +336,7 @@ class Recipe(BaseModel):
             return
         if not method.takes_tasks:
             raise ValueError(f"{self.method} looks at no images: leave tasks out")
-        if method.chosen and getattr(self, name := method.chosen.parameter) is not None:
+        if method.chosen and self.given(name := method.chosen.parameter) is not None:
             raise ValueError(f"tasks chooses the {name} that is given already: leave one of them out")
         recorded = sum(isinstance(task, SourceTask) for task in self.tasks)
         if recorded not in (0, len(self.tasks)) or (recorded and recorded != len(self.sources)):
@@ -267,7 +346,7 @@ class Recipe(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The method's keyword arguments: what was set, and the method's defaults for the rest, if it has one."""
         values = {
-            p.name: p.default if getattr(self, p.name) is None else getattr(self, p.name)
+            p.name: p.default if (value := self.given(p.name)) is None else value
             for p in METHODS[self.method].parameters
         }
         adaptive = METHODS[self.method].adaptive
@@ -284,6 +363,60 @@ class Recipe(BaseModel):
     def folder(self) -> Path:
         """Where the output goes: `out`, else the name of the repo it is pushed to, else ./merged."""
         return Path(self.out or (self.push_to.split("/")[1] if self.push_to else "merged"))
+
+
+_TYPES: dict[str, Any] = {
+    "number": float | None,
+    "whole": int | None,
+    "rank": int | float | None,
+    "choice": str | None,
+    "numbers": Annotated[tuple[float, ...], Field(strict=False)] | None,
+    "each": float | Annotated[tuple[float, ...], Field(strict=False)] | None,
+}
+
+
+_METAVARS = {"rank": "RANK", "numbers": "W,W,...", "each": "X or X,X,..."}
+
+
+def _field(parameter: Parameter) -> tuple[Any, None]:
+    """The field of a method's parameter: its type, and no value, which means the method's own default."""
+    takers = {m.name: p for m in METHODS.values() if (p := m.parameter(parameter.name))}
+    if learned := next((p for p in ADAPTING if p.name == parameter.name), None):
+        takers["adapt"] = learned
+    defaults = {p.default for p in takers.values()}
+    option = Option(
+        next(iter(takers.values())).help,
+        BASICS if parameter.name in ("rank", "scale") else METHOD,
+        f"Of {', '.join(takers)}.",
+        metavar="|".join(parameter.choices) or _METAVARS.get(parameter.kind, ""),
+        default=str(defaults.pop()) if len(defaults) == 1 and None not in defaults else "the method's",
+        taken=lambda method: method.parameter(parameter.name) is not None,
+    )
+    return Annotated[_TYPES[parameter.kind], option], None
+
+
+if TYPE_CHECKING:
+
+    class Recipe(Settings):
+        """What to merge and how: the settings, and a field for every parameter of a method."""
+
+else:
+    Recipe = create_model(
+        "Recipe",
+        __base__=Settings,
+        __module__=__name__,
+        __doc__="What to merge and how: the settings, and a field for every parameter of a method.",
+        **{name: _field(parameter) for name, parameter in PARAMETERS.items()},
+    )
+
+
+# How each field is typed and explained; `sources` are arguments, and `coefficients` are only ever recorded.
+OPTIONS: dict[str, Option] = {
+    name: option
+    for name, field in Recipe.model_fields.items()
+    for option in field.metadata
+    if isinstance(option, Option)
+}
 
 
 def parse_size(text: str) -> int:

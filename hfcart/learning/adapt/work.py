@@ -44,12 +44,13 @@ class Work:
     @property
     def start(self) -> float:
         """What every coefficient begins at."""
-        return self.adaptive.start if self.recipe.scale is None else self.recipe.scale
+        scale: float | None = self.recipe.given("scale")
+        return self.adaptive.start if scale is None else scale
 
     def setting(self, name: str) -> Any:  # noqa: ANN401 (a number of either kind)
         """The recipe's steps, lr or seed, or its default."""
         default = next(parameter.default for parameter in ADAPTING if parameter.name == name)
-        given = getattr(self.recipe, name)
+        given = self.recipe.given(name)
         return default if given is None else given
 
     def float32_plan(self) -> Plan:
