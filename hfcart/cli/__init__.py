@@ -1,15 +1,22 @@
-"""The command line: one file a command, each thin. Importing it imports neither torch nor the Hub's client."""
+"""The command line: one file a command, each thin. Importing it imports neither torch nor the Hub's client.
+
+A command is a file here whose name has no underscore before it, with a function of that name (or an `app` of several).
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 from typing import Annotated
 
 import typer
 
 from hfcart import __version__
-from hfcart.cli import compare, demo, eval, finetune, merge, methods, push, sweep, tasks, verify
 from hfcart.cli._output import Command
+
+# In the order in which --help lists them; a command that is not here comes after these.
+_ORDER = ("merge", "eval", "sweep", "compare", "finetune", "push", "verify", "methods", "tasks", "demo")
 
 app = typer.Typer(
     name="hfcart",
@@ -38,19 +45,16 @@ def _root(
     pass
 
 
-for command in (
-    merge.merge,
-    eval.eval,
-    sweep.sweep,
-    compare.compare,
-    finetune.finetune,
-    push.push,
-    verify.verify,
-    methods.methods,
-    demo.demo,
-):
-    app.command(cls=Command)(command)
-app.add_typer(tasks.app, name="tasks")
+def _place(name: str) -> tuple[int, str]:
+    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
+
+
+for _name in sorted((found.name for found in pkgutil.iter_modules(__path__) if found.name[0] != "_"), key=_place):
+    _module = importlib.import_module(f"hfcart.cli.{_name}")
+    if hasattr(_module, "app"):
+        app.add_typer(_module.app, name=_name)
+    else:
+        app.command(cls=Command)(getattr(_module, _name))
 
 
 def main() -> None:
