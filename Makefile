@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Towers must also load in the last release of transformers 4; it lives beside the environment, not in it.
 COMPAT := .compat
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test quick lint docs bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hfcart demo
@@ -13,10 +13,19 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready $(COMPAT)/.ready
 	$(BIN)/python -m pytest --numprocesses 2
 
+# What runs in seconds: rules, formats, records and cards, without a server or a process of its own.
+quick: $(VENV)/.ready
+	$(BIN)/python -m pytest --numprocesses 2 -m quick
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m hfcart.cli._reference --check
+
+# The README's table of methods, and the reference of every option.
+docs: $(VENV)/.ready
+	$(BIN)/python -m hfcart.cli._reference
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/merge.py
