@@ -16,7 +16,7 @@ from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.methods import METHODS, Method
 from hfcart.progress import Progress
-from hfcart.recipes.merge_recipe import LocalSource, Recipe, SourceTask, parse_size
+from hfcart.recipes.merge_recipe import LocalSource, Recipe, SourceTask, parse_size, recorded
 from hfcart.records import Architecture, SourceData
 from hfcart.sources.full_clip import BaseParts, read_base_parts
 from hfcart.sources.headers import read_headers
@@ -240,16 +240,8 @@ class Plan:
             out["tasks"] = [SourceTask.of(own.found, data.dataset.commit).plain() for own, data in pairs]
         if self.base:
             out["base"] = name(self.base)
-        out |= {
-            "qkv": self.recipe.qkv,
-            "dtype": TORCH_NAME[self.dtype],
-            "max_shard_size": self.recipe.max_shard_size,
-            "with_projection": self.recipe.with_projection,
-            "allow_distant": self.recipe.allow_distant,
-        }
-        if self.recipe.matrices != "blocks":
-            out["matrices"] = self.recipe.matrices
-        return out | ({"full_clip": True} if self.parts else {})
+        settled = {"dtype": TORCH_NAME[self.dtype], "full_clip": self.parts is not None}
+        return out | recorded(self.recipe, settled)
 
 
 def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Target | None = None) -> Plan:

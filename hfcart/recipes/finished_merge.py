@@ -17,7 +17,7 @@ from hfcart.methods import METHODS
 from hfcart.methods.shared.papers import LINES
 from hfcart.quoting import quoted, some
 from hfcart.recipes.merge_check import faults
-from hfcart.recipes.merge_recipe import Recipe, make
+from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
 from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, MethodRecord, SourceRecord
 from hfcart.records.check import is_commit, is_line, is_sane
 from hfcart.records.repo_id import is_repo_id
@@ -26,11 +26,10 @@ RECORD = "hfcart.json"
 RECIPE = "recipe.yaml"
 MAX_RECORD = 50_000_000  # bytes
 # What Plan.recorded_recipe writes, besides the method's own parameters.
-_RECORDED = {
-    *("sources", "method", "base", "qkv", "matrices", "dtype", "max_shard_size"),
-    *("with_projection", "full_clip", "allow_distant", "lines", "coefficients"),
+_RECORDED = {"sources", "method", "base", "lines", "coefficients"} | {
+    name for name, option in OPTIONS.items() if option.recorded != "never"
 }
-_ALWAYS = {"sources", "method", "qkv", "dtype", "max_shard_size", "with_projection", "allow_distant"}
+_ALWAYS = {"sources", "method"} | {name for name, option in OPTIONS.items() if option.recorded == "always"}
 _HINT = "Only folders and repos that hfcart made have one."
 
 

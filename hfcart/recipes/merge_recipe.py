@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -129,8 +130,27 @@ class Settings(BaseModel):
     ] = None
     qkv: Annotated[
         Literal["split", "fused"],
-        Option("Merge q, k and v as three matrices, or as one.", MERGED, "OpenCLIP stores them as one."),
+        Option(
+            "Merge q, k and v as three matrices, or as one.", MERGED, "OpenCLIP stores them as one.", recorded="always"
+        ),
     ] = "split"
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        Option("Of the output.", OUTPUT, default="the widest of the sources", recorded="always"),
+    ] = None
+    max_shard_size: Annotated[str, Option("Such as 5GB or 500MB.", OUTPUT, metavar="SIZE", recorded="always")] = "5GB"
+    with_projection: Annotated[
+        bool,
+        Option(
+            "Keep the visual projection too.",
+            MERGED,
+            "The output is a CLIPVisionModelWithProjection.",
+            recorded="always",
+        ),
+    ] = False
+    allow_distant: Annotated[
+        bool, Option("Go on although the towers seem not to be of one ancestor.", MERGED, recorded="always")
+    ] = False
     matrices: Annotated[
         Literal["blocks", "all-2d"],
         Option(
@@ -139,21 +159,18 @@ class Settings(BaseModel):
             "blocks: the attention and MLP weights. all-2d: every tensor of two dimensions, so the position embedding "
             "too (and a projection that is kept), as in TSV-M's own code.",
             taken=lambda method: method.any_matrix,
+            recorded="changed",
         ),
     ] = "blocks"
-    with_projection: Annotated[
-        bool,
-        Option("Keep the visual projection too.", MERGED, "The output is a CLIPVisionModelWithProjection."),
-    ] = False
     full_clip: Annotated[
         bool,
         Option(
             "Write a whole CLIPModel, for zero-shot classification.",
             MERGED,
             "The base's text tower, projections and tokenizer around the merged tower.",
+            recorded="changed",
         ),
     ] = False
-    allow_distant: Annotated[bool, Option("Go on although the towers seem not to be of one ancestor.", MERGED)] = False
     tasks: Annotated[
         Annotated[tuple[str | SourceTask, ...], Field(strict=False)] | None,
         Option(
@@ -196,11 +213,6 @@ class Settings(BaseModel):
         ),
     ] = "auto"
     overwrite: Annotated[bool, Option("Replace an output folder or repo that exists.", OUTPUT)] = False
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        Option("Of the output.", OUTPUT, default="the widest of the sources"),
-    ] = None
-    max_shard_size: Annotated[str, Option("Such as 5GB or 500MB.", OUTPUT, metavar="SIZE")] = "5GB"
     eval: Annotated[
         str | None,
         Option(
@@ -417,6 +429,21 @@ OPTIONS: dict[str, Option] = {
     for option in field.metadata
     if isinstance(option, Option)
 }
+
+
+def recorded(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a finished merge's recipe states, as YAML has them.
+
+    Args:
+        recipe: what was asked.
+        known: fields whose value is settled by now, in place of what was asked.
+    """
+    out = {}
+    for name, option in OPTIONS.items():
+        value = known.get(name, getattr(recipe, name))
+        if option.recorded == "always" or (option.recorded == "changed" and value != Recipe.model_fields[name].default):
+            out[name] = value
+    return out
 
 
 def parse_size(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from hfcart.methods import Method
 
@@ -30,6 +31,8 @@ class Option:
         metavar: how a value is written, such as FOLDER; empty to take it from the field's type.
         default: the default in words, where the field's own says nothing.
         taken: which methods take the field; None if all do.
+        recorded: whether a finished merge's recipe states it: `always`, `changed` where it is not the default, or
+            never, where it cannot change a byte (or is recorded with the method's parameters).
     """
 
     help: str
@@ -38,3 +41,4 @@ class Option:
     metavar: str = ""
     default: str = ""
     taken: Callable[[Method], bool] | None = None
+    recorded: Literal["never", "always", "changed"] = "never"
