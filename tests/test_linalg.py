@@ -13,7 +13,8 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from hfcart.maths import low_rank as linalg
-from hfcart.maths.low_rank import SOLVERS, LowRank, default_solver, one_blas_thread, rank_of, truncated_svd
+from hfcart.maths.low_rank import SOLVERS, LowRank, default_solver, rank_of, truncated_svd
+from hfcart.system.device import one_blas_thread
 
 TALL, WIDE, SQUARE = (400, 160), (160, 400), (160, 160)  # above linalg.SMALL: float32 gets its chance
 FAMILIES = ("random", "flat", "1/i", "1/i²", "exponential", "low rank + noise", "rank-deficient", "graded", "zero")

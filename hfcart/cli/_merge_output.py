@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def show_plan(plan: Plan, output: Output) -> None:
     """What `--dry-run` prints: the plan, and with --json the same facts as JSON."""
-    from hfcart.engine.plan import default_workers
+    from hfcart.system.threads import default_workers
 
     workers = plan.recipe.workers or default_workers()
     if output.json:

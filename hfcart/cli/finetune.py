@@ -61,7 +61,7 @@ def finetune(
         str | None,
         typer.Option(
             metavar="auto|float32|bfloat16",
-            help="Of the forward pass. Default: bfloat16 on a GPU that has it, else float32.",
+            help="Of the forward pass. auto: bfloat16 where the device computes with it.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,

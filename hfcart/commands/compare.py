@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from hfcart.commands.separate_process import Apart, merge_apart
-from hfcart.engine.merge_loop import choose_device, current_environment, fingerprint
-from hfcart.engine.plan import Plan, default_workers, make_plan
+from hfcart.engine.plan import Plan, make_plan
 from hfcart.errors import NonFiniteError, UsageError
 from hfcart.formats.shard_layout import Layout
 from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
@@ -30,13 +29,16 @@ from hfcart.report.compare_table import as_markdown
 from hfcart.sources.lineage import infer_base
 from hfcart.sources.own_tasks import known, own_task
 from hfcart.sources.towers import Reopened, fetch_all
+from hfcart.system.device import batch_for, choose_device, precision_for
+from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
+from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import PartialFolder, explain_os_errors, refuse_existing
 from hfcart.tasks.data import Part, Split, open_split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, make_head, open_base
 from hfcart.zero_shot.loaded_tower import load_tower
-from hfcart.zero_shot.scoring import Scorer, batch_for, nothing_decoded, precision_for, score, towers_at_once
+from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
 
 RECORD = "compare.json"
 TABLE = "compare.md"

@@ -14,8 +14,6 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 
 from hfcart.commands.merge import merge_aside
-from hfcart.engine.merge_loop import choose_device, current_environment
-from hfcart.engine.plan import default_workers
 from hfcart.errors import HfcartError, SourceError, UsageError
 from hfcart.progress import Progress, Within
 from hfcart.quoting import quoted
@@ -24,11 +22,14 @@ from hfcart.recipes.merge_recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
 from hfcart.results.check import MAX_SEED
 from hfcart.sources.own_tasks import Known, own_tower
+from hfcart.system.device import batch_for, choose_device, precision_for
+from hfcart.system.environment import current_environment
+from hfcart.system.threads import default_workers
 from hfcart.tasks.data import Part, Split, open_split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, base_of, check_base, make_head, open_base
 from hfcart.zero_shot.loaded_tower import LoadedTower, load_tower
-from hfcart.zero_shot.scoring import PRECISIONS, Confusion, Scorer, batch_for, nothing_decoded, precision_for, score
+from hfcart.zero_shot.scoring import PRECISIONS, Confusion, Scorer, nothing_decoded, score
 
 REFERENCES = ("none", "published", "measured")
 

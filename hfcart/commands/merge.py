@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcart.clip.architecture import differences, output_config, read_architecture
 from hfcart.clip.tensor_names import COPIED
-from hfcart.engine.plan import TORCH_NAME, Plan, default_workers, make_plan
+from hfcart.engine.plan import TORCH_NAME, Plan, make_plan
 from hfcart.errors import DistantError, OutputError, VerifyError
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.formats.shard_layout import INDEX
@@ -30,6 +30,7 @@ from hfcart.sources.preprocessor import FILE as PREPROCESSOR
 from hfcart.sources.preprocessor import PreprocessorError, clip_default, read_preprocessor, to_json
 from hfcart.sources.stores import LocalStore
 from hfcart.sources.towers import fetch_all
+from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import PartialFolder, explain_os_errors, read_back
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, targ
     plan = make_plan(recipe, partial.path / "converted", progress, target)
     try:
         device = _prepare(plan, partial.out, progress, stream=recipe.stream)
-        from hfcart.engine.merge_loop import current_environment, run
+        from hfcart.engine.merge_loop import run
+        from hfcart.system.environment import current_environment
 
         learned = _adapt(plan, partial, progress) if recipe.adapt else None
         environment = current_environment(device)
@@ -124,7 +126,7 @@ def rehearse(recipe: Recipe, progress: Progress, target: Target | None = None) -
         plan = make_plan(recipe, Path(folder), progress, target)
         try:
             device = _prepare(plan, partial.out, progress, stream=True)
-            from hfcart.engine.merge_loop import current_environment
+            from hfcart.system.environment import current_environment
 
             # What is learned from images first has a part in the fingerprint.
             known = not (recipe.adapt or plan.method.statistics or (plan.method.chosen and plan.tasks))
@@ -138,7 +140,8 @@ def _prepare(plan: Plan, out: Path, progress: Progress, *, stream: bool) -> devi
     """What comes before the first image or byte: the sources fetched, in canonical order, and all that is odd said."""
     _refuse_to_replace_a_source(plan, out)
     # torch takes seconds to import: a source that does not fit is refused before that.
-    from hfcart.engine.merge_loop import choose_device, other_projections
+    from hfcart.engine.merge_loop import other_projections
+    from hfcart.system.device import choose_device
 
     found = choose_device(plan.recipe.device)
     fetch_all(plan.towers_and_base, progress, stream=stream)
@@ -251,7 +254,7 @@ def _set_canonical_order(plan: Plan, progress: Progress) -> None:
 
 def _fingerprint(plan: Plan, environment: Environment) -> str:
     """Digest of all that decides the bytes. What only lets a merge through (allow_distant) is left out."""
-    from hfcart.engine.merge_loop import fingerprint  # as above: it imports torch
+    from hfcart.system.environment import fingerprint  # as above: it imports torch
 
     recipe = {key: value for key, value in plan.recorded_recipe().items() if key != "allow_distant"}
     sources = [tower.source.sha256 for tower in plan.towers]

@@ -17,8 +17,8 @@ import torch
 
 from hfcart.clip.tensor_names import Group
 from hfcart.commands.merge import preprocessor_of
-from hfcart.engine.merge_loop import Worker, choose_device, current_environment, fingerprint, run
-from hfcart.engine.plan import Plan, default_workers, make_plan
+from hfcart.engine.merge_loop import Worker, run
+from hfcart.engine.plan import Plan, make_plan
 from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.maths.low_rank import rank_of
@@ -29,12 +29,15 @@ from hfcart.recipes.merge_recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
 from hfcart.sources.lineage import infer_base
 from hfcart.sources.towers import fetch_all
+from hfcart.system.device import batch_for, choose_device, precision_for
+from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
+from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import PartialFolder, explain_os_errors
 from hfcart.tasks.data import Part, Split, open_split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
-from hfcart.zero_shot.scoring import Scorer, batch_for, nothing_decoded, precision_for, score, towers_at_once
+from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel

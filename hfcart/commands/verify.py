@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from hfcart.commands.merge import merge_aside
-from hfcart.engine.merge_loop import choose_device, current_environment
 from hfcart.errors import SourceError, VerifyError
 from hfcart.formats.safetensors_file import LocalFile, TensorSpec, parse_header, sha256_of, strict_json
 from hfcart.progress import Progress
@@ -26,6 +25,8 @@ from hfcart.records import MergeRecord
 from hfcart.results.files import RESULTS
 from hfcart.sources.stores import LocalStore, Store
 from hfcart.sources.towers import open_store
+from hfcart.system.device import choose_device
+from hfcart.system.environment import current_environment
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What from_pretrained might load, and run or follow.

@@ -27,10 +27,10 @@ from hfcart.clip.models import tiny_clip
 from hfcart.demo import pictures
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.demo.pictures import TOYS, Part, Toy
-from hfcart.maths.low_rank import one_blas_thread
 from hfcart.progress import Progress
 from hfcart.sources.preprocessor import FILE as PREPROCESSOR
 from hfcart.sources.preprocessor import clip_default, to_json
+from hfcart.system.device import one_blas_thread
 from hfcart.tasks.data import parquet
 from hfcart.tasks.task_cards import DatasetRef, TaskCard
 

@@ -7,84 +7,30 @@ decomposed with one, and two threads fighting over two cores are slower than one
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
-import hashlib
-import json
-import platform
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from hfcart import __version__
 from hfcart.clip.tensor_names import PROJECTION, Group
 from hfcart.engine.plan import TORCH_NAME, Plan
-from hfcart.errors import NonFiniteError, UsageError
+from hfcart.errors import NonFiniteError
 from hfcart.formats.safetensors_file import DTYPE_BYTES, TensorSpec
-from hfcart.maths.low_rank import default_solver, one_blas_thread
 from hfcart.maths.moments import spread_of
 from hfcart.methods import Measure, Merged, function, keywords_of
 from hfcart.methods.lines import alpha_of, factor, norms, scaled
 from hfcart.progress import Progress
-from hfcart.records import Environment
 from hfcart.sources.towers import Tower
 from hfcart.system.allocator import freed_blocks_go_back
+from hfcart.system.device import one_blas_thread
 from hfcart.system.work_folder import PartialFolder
 
 _DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAME.items()}
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is one, then mps, then the CPU. Raises UsageError for a device that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    there = {
-        "cpu": True,
-        "cuda": (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there[device.type]:
-        raise UsageError(f"There is no device {name} here.", hint="Give --device auto, or --device cpu.")
-    return device
-
-
-def current_environment(device: torch.device) -> Environment:
-    """Versions, device and processor: all that can change a last bit besides the recipe."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return Environment(
-        hfcart=__version__,
-        torch=torch.__version__,
-        python=platform.python_version(),
-        platform=f"{platform.system()} {platform.machine()}",
-        device=device.type,
-        processor=name,
-        solver=default_solver(device),
-    )
-
-
-def fingerprint(environment: Environment, *decides: Any) -> str:  # noqa: ANN401 (whatever JSON holds)
-    """Digest of all that decides a result: work with another is not resumed. Python's version decides no bit of it."""
-    where = {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"}
-    return hashlib.sha256(json.dumps([*decides, where], sort_keys=True).encode()).hexdigest()
-
-
-def _processor() -> str:
-    """The CPU's model, and the vector instructions torch uses on it: both can change the last bits."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return f"{model} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def run(

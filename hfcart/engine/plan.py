@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -308,12 +307,6 @@ def _tasks(recipe: Recipe, towers: list[Tower]) -> tuple[SourceTask, ...]:
     if not entries:
         return tuple(told)
     return tuple(SourceTask.of(task, None) for task in match(towers, recipe.sources, entries))
-
-
-def default_workers() -> int:
-    """One worker for each core this process may use, at most eight."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
 
 
 def _widest(towers: list[Tower]) -> str:

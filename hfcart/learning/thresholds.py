@@ -18,18 +18,19 @@ import torch
 
 from hfcart.clip.models import vision_model
 from hfcart.clip.tensor_names import PROJECTION, Group
-from hfcart.engine.merge_loop import Worker, current_environment, fingerprint
+from hfcart.engine.merge_loop import Worker
 from hfcart.engine.plan import Plan
-from hfcart.maths.low_rank import one_blas_thread
 from hfcart.methods import Chosen, function
 from hfcart.progress import Progress
 from hfcart.records import Selected, SelectionRecord
+from hfcart.system.device import batch_for, one_blas_thread, precision_for
+from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
 from hfcart.system.work_folder import PartialFolder, explain_os_errors
 from hfcart.tasks.data import Part, Split, open_split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
-from hfcart.zero_shot.scoring import Scorer, batch_for, nothing_decoded, precision_for, score, towers_at_once
+from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel

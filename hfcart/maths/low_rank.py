@@ -11,7 +11,8 @@ kept vector is still coupled to what was cut, and first-order perturbation theor
 eigenvalues into both errors above (Stewart and Sun, Matrix Perturbation Theory, 1990, ch. V). Where they do not fit,
 everything is done again from a float64 Gram matrix.
 
-One BLAS thread per worker, always: see `one_blas_thread`. Then the result has the same bits for any number of workers.
+One BLAS thread per worker, always: see `one_blas_thread` in hfcart.system.device. Then the bits are the same for any
+number of workers.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import scipy.linalg.cython_lapack
 import torch
 from jaxtyping import Float, Float64
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
@@ -206,21 +205,6 @@ def _by_svd(a: Float64[Tensor, "m n"], k: int) -> tuple[Tensor, Tensor, Tensor]:
 def default_solver(device: torch.device) -> str:
     """The fastest solver within the contract on a kind of device (tests/bench/SOLVERS.md has the measurements)."""
     return "gram-torch" if device.type == "cuda" or not LAPACK else "gram-lapack"
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold the process's OpenBLAS and the calling thread's torch at one thread each.
-
-    torch counts threads per calling thread: each worker started inside must call torch.set_num_threads(1) itself.
-    """
-    before = torch.get_num_threads()
-    with threadpool_limits(limits=1, user_api="blas"):
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def _energy(x: Float[Tensor, "rows columns"]) -> float:

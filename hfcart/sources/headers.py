@@ -13,7 +13,7 @@ from hfcart.progress import Progress
 from hfcart.quoting import printable, some
 from hfcart.records import FileRecord
 from hfcart.sources.towers import Tower
-from hfcart.system.parallel import in_parallel
+from hfcart.system.threads import in_parallel
 
 
 def read_headers(towers: Sequence[Tower], converted: Path, progress: Progress) -> None:

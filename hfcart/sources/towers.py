@@ -34,7 +34,7 @@ from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import weights_sha256
 from hfcart.sources.stores import SMALL, LocalStore, Store
-from hfcart.system.parallel import in_parallel
+from hfcart.system.threads import in_parallel
 
 # Towers that others are fine-tuned from, by (hidden_size, num_hidden_layers, patch_size, image_size).
 _KNOWN_BASES = {

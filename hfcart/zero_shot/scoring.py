@@ -20,9 +20,9 @@ from hfcart.clip.forward import pooled
 from hfcart.clip.images import UndecodableImage, decode
 from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.errors import NonFiniteError, SourceError
-from hfcart.maths.low_rank import one_blas_thread
 from hfcart.progress import Progress
 from hfcart.system.allocator import keep_freed_blocks
+from hfcart.system.device import one_blas_thread
 from hfcart.tasks.data import Example, Split
 
 if TYPE_CHECKING:
@@ -124,22 +124,6 @@ class Scorer:
             if self._exact is None:
                 self._exact = copy.deepcopy(self._model).cpu().double(), self._projection.cpu().double()
             return self._exact
-
-
-def batch_for(device: torch.device) -> int:
-    """Images a forward pass, if nobody says: few where a thread is a batch's worker, many on a GPU."""
-    return 16 if device.type == "cpu" else 256
-
-
-def precision_for(name: str, device: torch.device) -> str:
-    """float32 or bfloat16; auto is bfloat16 where the device has instructions of its own for it."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return "bfloat16" if fast else "float32"
 
 
 def towers_at_once(parameters: int) -> int:

@@ -29,12 +29,12 @@ from transformers.utils import logging
 from hfcart.clip.forward import pooled
 from hfcart.clip.images import decode
 from hfcart.clip.pixels import normalised, to_pixels
-from hfcart.engine.plan import default_workers
-from hfcart.maths.low_rank import one_blas_thread
 from hfcart.progress import Progress
 from hfcart.sources.preprocessor import clip_default
+from hfcart.system.device import one_blas_thread, precision_for
+from hfcart.system.threads import default_workers
 from hfcart.tasks.data import Example
-from hfcart.zero_shot.scoring import TOO_CLOSE, Scorer, precision_for, score
+from hfcart.zero_shot.scoring import TOO_CLOSE, Scorer, score
 
 BATCH, CLASSES = 16, 10
 FIELDS = clip_default(224)

@@ -22,7 +22,8 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from test_linalg import FAMILIES, SQUARE, TALL, WIDE, errors, matrix, reference  # noqa: E402
 
-from hfcart.maths.low_rank import SOLVERS, one_blas_thread, rank_of, truncated_svd  # noqa: E402
+from hfcart.maths.low_rank import SOLVERS, rank_of, truncated_svd  # noqa: E402
+from hfcart.system.device import one_blas_thread  # noqa: E402
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (1024, 1024), (4096, 1024))
 PLAIN = "torch.linalg.svd"

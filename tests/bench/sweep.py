@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import torch
 
-from hfcart.maths.low_rank import one_blas_thread
 from hfcart.methods.cart.rule import cart, updates
+from hfcart.system.device import one_blas_thread
 
 TASKS, SHAPES = 8, [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
 RANKS = [0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.17, 0.24, 0.35, 0.5]

@@ -20,8 +20,8 @@ from torch import Tensor
 from hfcart.clip.models import vision_model
 from hfcart.clip.pixels import normalised
 from hfcart.clip.tensor_names import PROJECTION, canonical
-from hfcart.engine.merge_loop import current_environment, fingerprint, run
-from hfcart.engine.plan import Plan, default_workers
+from hfcart.engine.merge_loop import run
+from hfcart.engine.plan import Plan
 from hfcart.errors import HfcartError
 from hfcart.formats.shard_layout import SINGLE
 from hfcart.learning.adapt.objective import mean_entropy
@@ -32,6 +32,8 @@ from hfcart.learning.batches import Batch, EveryTask, Loader
 from hfcart.progress import Progress
 from hfcart.records import AdaptationRecord, AdaptedTask
 from hfcart.system.checkpoints import FOLDER, Checkpoints
+from hfcart.system.environment import current_environment, fingerprint
+from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import PartialFolder
 from hfcart.zero_shot.scoring import nothing_decoded
 

@@ -11,13 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hfcart.engine.merge_loop import choose_device
 from hfcart.engine.plan import Plan
 from hfcart.errors import UsageError
 from hfcart.methods import ADAPTING, Adaptive
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.system.checkpoints import digest_of
+from hfcart.system.device import choose_device, precision_for
 from hfcart.tasks.data import Split, open_split
 from hfcart.tasks.task_cards import TaskCard, read_tasks
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
@@ -98,7 +98,5 @@ def prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] |
         for card, commit in tasks
     ]
     heads = [make_head(base, card, progress) for card, _ in tasks]
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    precision = precision_for(recipe.precision, device)
     return Work(plan, adaptive, base, splits, heads, preprocessor or base.preprocessor, device, precision)

@@ -18,8 +18,6 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
 from hfcart.clip.pixels import normalised
-from hfcart.engine.merge_loop import choose_device, current_environment
-from hfcart.engine.plan import default_workers
 from hfcart.errors import HfcartError, SourceError, UsageError
 from hfcart.learning.batches import Batch, Loader, Mixture
 from hfcart.learning.finetune.folder import LOG, finish, training_log
@@ -31,6 +29,9 @@ from hfcart.progress import Progress
 from hfcart.records import FinetuneRecord
 from hfcart.system.allocator import keep_freed_blocks
 from hfcart.system.checkpoints import FOLDER, Checkpoints
+from hfcart.system.device import choose_device, precision_for
+from hfcart.system.environment import current_environment
+from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import PartialFolder
 from hfcart.zero_shot.scoring import nothing_decoded
 
@@ -46,7 +47,7 @@ def finetune(recipe: FinetuneRecipe, accelerator: Accelerator, progress: Progres
         if accelerator.is_main_process:  # it alone touches the disk; the others get the state from it
             partial = stack.enter_context(PartialFolder(recipe.folder, overwrite=recipe.overwrite))
         with accelerator.main_process_first():  # it downloads, the others find everything there
-            plan = make_finetune_plan(recipe, _precision(recipe, device), progress)
+            plan = make_finetune_plan(recipe, precision_for(recipe.precision, device), progress)
         images = sum(len(split) for split in plan.splits)
         epochs = recipe.steps * recipe.batch_size / images
         progress.note(f"{images:,} training images: {recipe.steps:,} steps see each about {epochs:.3g} times.")
@@ -78,12 +79,6 @@ def _device(recipe: FinetuneRecipe, accelerator: Accelerator) -> torch.device:
             hint="Leave --device out; `accelerate launch --cpu` runs on the CPU.",
         )
     return device
-
-
-def _precision(recipe: FinetuneRecipe, device: torch.device) -> str:
-    if recipe.precision != "auto":
-        return recipe.precision
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
 class _Training:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from hfcart.clip.architecture import expected_shapes
-from hfcart.engine.merge_loop import fingerprint
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.learning.finetune.recipe import FinetuneRecipe
 from hfcart.progress import Progress
 from hfcart.records import Environment
 from hfcart.system.checkpoints import digest_of
+from hfcart.system.environment import fingerprint
 from hfcart.tasks.data import Split, open_split
 from hfcart.tasks.task_cards import TaskCard, read_tasks
 from hfcart.zero_shot.heads import Base, make_head, open_base

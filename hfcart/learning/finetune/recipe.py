@@ -27,7 +27,7 @@ class FinetuneRecipe(BaseModel):
         batch_size: images a step, over all processes.
         seed: of the order of the images.
         precision: of the forward pass; weights, gradients and optimiser are float32 always. `auto` is bfloat16
-            on a GPU that has it, else float32.
+            where the device computes with it, else float32.
         max_grad_norm: gradients of a larger L2 norm are scaled down to it; 0 for no limit.
         save_every: steps between two checkpoints.
         workers: threads that decode images; None for one a core, at most 8.

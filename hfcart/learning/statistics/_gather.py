@@ -19,16 +19,16 @@ from torch import Tensor
 from hfcart.clip.images import UndecodableImage, decode
 from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.clip.tensor_names import PROJECTION, Group
-from hfcart.engine.merge_loop import current_environment, fingerprint
 from hfcart.engine.plan import Plan
 from hfcart.errors import NonFiniteError, SourceError
 from hfcart.learning.statistics import _fisher, _gram
 from hfcart.learning.statistics._store import Stored, opened, place, write
-from hfcart.maths.low_rank import one_blas_thread
 from hfcart.progress import Progress
 from hfcart.records import SourceData
 from hfcart.sources.preprocessor import clip_default, read_preprocessor
 from hfcart.sources.towers import Tower
+from hfcart.system.device import one_blas_thread
+from hfcart.system.environment import current_environment, fingerprint
 from hfcart.tasks.data import Example, Split, open_split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, as_base, check_architecture, make_head

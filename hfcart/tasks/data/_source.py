@@ -15,7 +15,7 @@ from datasets.utils.file_utils import xopen
 from hfcart import hub
 from hfcart.errors import HfcartError, SourceError, together
 from hfcart.progress import Progress
-from hfcart.system.parallel import in_parallel
+from hfcart.system.threads import in_parallel
 from hfcart.tasks.data._checks import Columns, sentence
 from hfcart.tasks.data._client import client_call, failure, open_stream
 from hfcart.tasks.data._kept import keep_table, kept_table

@@ -1,7 +1,8 @@
-"""Waiting for many answers at once: the Hub's, or a disk's."""
+"""Threads: how many by default, and waiting for many answers at once, the Hub's or a disk's."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -35,3 +36,9 @@ def in_parallel(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def default_workers() -> int:
+    """One worker for each core this process may use, at most eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)

@@ -1,0 +1,57 @@
+"""Where and how numbers are computed: one rule each for device, precision, batch and BLAS threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from hfcart.errors import UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA if there is one, then mps, then the CPU. Raises UsageError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type]:
+        raise UsageError(f"There is no device {name} here.", hint="Give --device auto, or --device cpu.")
+    return device
+
+
+def batch_for(device: torch.device) -> int:
+    """Images a forward pass, if nobody says: few where a thread is a batch's worker, many on a GPU."""
+    return 16 if device.type == "cpu" else 256
+
+
+def precision_for(name: str, device: torch.device) -> str:
+    """float32 or bfloat16; auto is bfloat16 where the device has instructions of its own for it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return "bfloat16" if fast else "float32"
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Hold the process's OpenBLAS and the calling thread's torch at one thread each.
+
+    torch counts threads per calling thread: each worker started inside must call torch.set_num_threads(1) itself.
+    """
+    before = torch.get_num_threads()
+    with threadpool_limits(limits=1, user_api="blas"):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
