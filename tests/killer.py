@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-import hfcart.engine.merge_loop
+import hfcart.engine.merging
 import hfcart.report.plots  # noqa: F401
 from hfcart import merge
 

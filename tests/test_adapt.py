@@ -32,10 +32,9 @@ from towers import write_tower
 from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from hfcart.clip.pixels import normalised, to_pixels
-from hfcart.engine.merge_loop import run
 from hfcart.engine.plan import make_plan
 from hfcart.learning.adapt.objective import mean_entropy
-from hfcart.learning.adapt.parts import Parts, lay_out_parts, taking_apart
+from hfcart.learning.adapt.parts import Parts, lay_out_parts, take_apart
 from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.batches import EveryTask
 from hfcart.methods import ADAPTIVE, METHODS
@@ -183,7 +182,7 @@ def test_the_gradient_is_autograds(local: list[str], tmp_path: Path, fields: dic
     fetch_all(plan.towers_and_base, Progress(), stream=False)
     with PartialFolder(tmp_path / "work", overwrite=False) as partial:
         partial.open(lay_out_parts(plan), "any")
-        run(plan, partial, torch.device("cpu"), 2, Progress(), worker=taking_apart(plan))
+        take_apart(plan, partial, torch.device("cpu"), 2, Progress())
         file = partial.path / "model.safetensors"
         with Parts(plan, file, torch.device("cpu"), budget=budget) as parts:
             generator = torch.Generator().manual_seed(0)

@@ -89,7 +89,7 @@ def _dtypes(tower: Tower) -> list[str]:
 
 def _images(plan: Plan) -> str:
     """Which images are looked at, as far as it is known before a dataset is opened."""
-    towers = zip(plan.given, plan.tasks, strict=True)
+    towers = zip(plan.sources.given, plan.tasks, strict=True)
     own = ", ".join(f"{tower.label} on {task.found.id}" for tower, task in towers)
     if chosen := plan.method.chosen:
         values = ", ".join(f"{value:g}" for value in sorted(chosen.candidates))

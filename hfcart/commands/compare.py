@@ -215,7 +215,7 @@ def _blind_ones(
 def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[_Ref, TaskCard | None]:
     """What opens each source with the same weights, and the one of these tasks that it says it was fine-tuned on."""
     found: dict[_Ref, TaskCard | None] = {}
-    for text, tower in zip(given, plan.given, strict=True):
+    for text, tower in zip(given, plan.sources.given, strict=True):
         local = Reopened(text, tower.source.sha256)
         ref = f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else local
         found[ref] = own_task(known(tower), tasks)
@@ -413,7 +413,7 @@ def _record(
             row = dataclasses.replace(row, seconds=merged["seconds"], peak=merged["peak"], sha256=merged["sha256"])
         rows.append(row)
     return CompareRecord(
-        sources=tuple((tower.label, tower.store.commit) for tower in work.plan.given),
+        sources=tuple((tower.label, tower.store.commit) for tower in work.plan.sources.given),
         base=work.base.label,
         base_commit=work.base.source.commit,
         part=work.splits[0].part,

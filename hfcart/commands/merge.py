@@ -1,7 +1,4 @@
-"""The merge, from a recipe to a finished folder.
-
-(Not merge.py: importing a module of that name would hide the function `hfcart.merge`.)
-"""
+"""The merge, from a recipe to a finished folder."""
 
 from __future__ import annotations
 
@@ -77,11 +74,16 @@ def merge_aside(recipe: Recipe, progress: Progress) -> MergeRecord:
 def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, target: Target | None) -> MergeRecord:
     plan = make_plan(recipe, partial.path / "converted", progress, target)
     try:
-        device = _prepare(plan, partial.out, progress, stream=recipe.stream)
-        from hfcart.engine.merge_loop import run
+        plan, device = _prepared(plan, partial.out, progress, stream=recipe.stream)
+        from hfcart.engine.merging import merge_groups
         from hfcart.system.environment import current_environment
 
-        learned = _adapt(plan, partial, progress) if recipe.adapt else None
+        learned = None
+        if recipe.adapt:
+            from hfcart.learning.adapt.loop import adapt  # transformers and accelerate take seconds to import
+
+            learned = adapt(plan, partial.path, preprocessor_of(plan, Progress()), progress)
+            plan = plan.adapted(learned.coefficients)
         environment = current_environment(device)
         workers = recipe.workers or default_workers()
         selection = None
@@ -89,16 +91,15 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, targ
             from hfcart.learning.thresholds import choose  # as below
 
             selection = choose(plan, partial, preprocessor_of(plan, Progress()), device, workers, progress)
+            plan = plan.settled(selection.parameter, [each.value for each in selection.sources])
         if plan.method.statistics:
-            from hfcart.learning.statistics import (
-                gather,  # the client of data sets takes time that other merges need not spend
-            )
+            from hfcart.learning.statistics import gather  # so does the client of data sets
 
-            plan.gathered = gather(plan, device, workers, progress)
+            plan = plan.informed(gather(plan, device, workers, progress))
         partial.open(plan.layout, _fingerprint(plan, environment))
         if partial.done:
             progress.note(f"Resuming: {len(partial.done)} of {len(plan.groups)} groups are done already.")
-        run(plan, partial, device, workers, progress)
+        merge_groups(plan, partial, device, workers, progress)
         return _finish(partial, plan, environment, learned, selection, progress)
     finally:
         plan.close()
@@ -125,7 +126,7 @@ def rehearse(recipe: Recipe, progress: Progress, target: Target | None = None) -
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(recipe, Path(folder), progress, target)
         try:
-            device = _prepare(plan, partial.out, progress, stream=True)
+            plan, device = _prepared(plan, partial.out, progress, stream=True)
             from hfcart.system.environment import current_environment
 
             # What is learned from images first has a part in the fingerprint.
@@ -136,32 +137,24 @@ def rehearse(recipe: Recipe, progress: Progress, target: Target | None = None) -
             plan.close()
 
 
-def _prepare(plan: Plan, out: Path, progress: Progress, *, stream: bool) -> device:
+def _prepared(plan: Plan, out: Path, progress: Progress, *, stream: bool) -> tuple[Plan, device]:
     """What comes before the first image or byte: the sources fetched, in canonical order, and all that is odd said."""
     _refuse_to_replace_a_source(plan, out)
     # torch takes seconds to import: a source that does not fit is refused before that.
-    from hfcart.engine.merge_loop import other_projections
+    from hfcart.engine.reading import other_projections
     from hfcart.system.device import choose_device
 
     found = choose_device(plan.recipe.device)
     fetch_all(plan.towers_and_base, progress, stream=stream)
-    _set_canonical_order(plan, progress)
+    plan = plan.in_canonical_order()
+    _warn_of_sources(plan, progress)
     preprocessor_of(plan, progress)  # said once, and before the first image is read
     if others := other_projections(plan):
         progress.warn(
             f"The visual projection of {', '.join(others)} is not the base's, which the CLIPModel gets: what such "
             "a tower learned may fit its text side less well."
         )
-    return found
-
-
-def _adapt(plan: Plan, partial: PartialFolder, progress: Progress) -> Learned:
-    """Learn the coefficients, and merge with them from then on."""
-    from hfcart.learning.adapt.loop import adapt  # transformers and accelerate take seconds to import
-
-    learned = adapt(plan, partial.path, preprocessor_of(plan, Progress()), progress)
-    plan.adopt(learned.coefficients)
-    return learned
+    return plan, found
 
 
 def assist(recipe: Recipe, progress: Progress) -> None:
@@ -231,9 +224,8 @@ def _refuse_to_replace_a_source(plan: Plan, out: Path) -> None:
             )
 
 
-def _set_canonical_order(plan: Plan, progress: Progress) -> None:
-    """Order the sources by content, so that the order they were named in cannot change a bit of the result."""
-    plan.towers.sort(key=lambda t: (t.source.sha256, t.store.repo or "", t.store.commit or "", t.label))
+def _warn_of_sources(plan: Plan, progress: Progress) -> None:
+    """Say what of the sources makes the merge something else than was meant."""
     local = [tower.label for tower in plan.towers_and_base if not tower.store.repo]
     if twice := sorted({label for label in local if local.count(label) > 1}):
         progress.warn(

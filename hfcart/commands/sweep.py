@@ -17,8 +17,11 @@ import torch
 
 from hfcart.clip.tensor_names import Group
 from hfcart.commands.merge import preprocessor_of
-from hfcart.engine.merge_loop import Worker, run
+from hfcart.engine.loop import workers as worker_threads
+from hfcart.engine.merging import to_do
 from hfcart.engine.plan import Plan, make_plan
+from hfcart.engine.reading import GroupReader
+from hfcart.engine.writing import GroupWriter
 from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.maths.low_rank import rank_of
@@ -47,7 +50,7 @@ _POINTS = "points.jsonl"
 _Setting = tuple[int, float]  # place of the rank among the grid's (1 and 1.0 are equal, and different ranks), and scale
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Grid:
     """What is measured on what: fixed before the work."""
 
@@ -132,7 +135,7 @@ def run_sweep(
             for rank in ranks:
                 _check_rank(rank, grid.plan)
             fetch_all(grid.plan.towers_and_base, progress, stream=False)
-            grid.plan.towers.sort(key=lambda t: (t.source.sha256, t.store.repo or "", t.label))
+            grid = dataclasses.replace(grid, plan=grid.plan.in_canonical_order())
             environment = current_environment(where)
             ref = grid.plan.clip_ref if grid.plan.base else base or infer_base(grid.plan.towers, progress)
             bound = open_base(ref, progress)
@@ -143,7 +146,7 @@ def run_sweep(
             ]  # opened before the work: a task that cannot be read is told now
             decides = _fingerprint(grid, splits, bound, chosen, environment)
             partial.open(grid.layout(), decides)
-            run(grid.plan, partial, where, threads, progress, worker=_worker(grid), label="Decomposing")
+            _take_apart(grid, partial, where, threads, progress)
             journal = Journal(partial.path / _POINTS, decides)
             points, images = _measure(grid, partial, journal, splits, bound, where, chosen, threads, progress)
             record = _record(grid, splits, bound, points, images, environment)
@@ -189,25 +192,26 @@ def _check_rank(rank: int | float, plan: Plan) -> None:
         raise UsageError(f"--rank: {error}.") from None
 
 
-def _worker(grid: _Grid) -> type[Worker]:
-    """The engine's worker, taking a group apart in place of merging it."""
+def _take_apart(grid: _Grid, folder: PartialFolder, device: torch.device, number: int, progress: Progress) -> None:
+    """Write every group's anchor, and what each rank adds to it, in place of merging it."""
     parts = function(grid.plan.method.updates or "")
     _, other_rule = grid.plan.method.load()
     offered = {**grid.plan.settings, "ranks": grid.ranks, "reverse": grid.reverse}
+    reader, writer = GroupReader(grid.plan, device), GroupWriter(grid.plan, folder)
 
-    class Decomposer(Worker):
-        def merge(self, group: Group) -> None:
-            thetas, base = self.stack(group)
-            if grid.updated(group):
-                anchor, updates = parts(thetas, **keywords_of(parts, {**offered, "base": base}))
-            else:
-                anchor, updates = other_rule(thetas).tensor, []
-            digests = self.write(group, anchor, "anchor.")
-            for i, update in enumerate(updates):
-                digests |= self.write(group, update, f"update{i}.")
-            self.journal({"group": group.key, "sha256": digests})
+    def work(group: Group) -> None:
+        thetas, base = reader.stack(group)
+        if grid.updated(group):
+            anchor, updates = parts(thetas, **keywords_of(parts, {**offered, "base": base}))
+        else:
+            anchor, updates = other_rule(thetas).tensor, []
+        digests = writer.write(group, anchor, "anchor.")
+        for i, update in enumerate(updates):
+            digests |= writer.write(group, update, f"update{i}.")
+        writer.note({"group": group.key, "sha256": digests})
 
-    return Decomposer
+    with worker_threads(number, progress) as pool:
+        pool.each("Decomposing", *to_do(grid.plan, folder), work, reader.bytes_read)
 
 
 def _fingerprint(grid: _Grid, splits: Sequence[Split], base: Base, precision: str, environment: Environment) -> str:

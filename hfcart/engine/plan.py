@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +13,7 @@ from hfcart.clip.architecture import expected_shapes
 from hfcart.clip.tensor_names import Group, groups
 from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
-from hfcart.methods import METHODS, Method
+from hfcart.methods import ADAPTING, METHODS, Method
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import LocalSource, Recipe, SourceTask, parse_size, recorded
 from hfcart.records import Architecture, SourceData
@@ -21,6 +21,7 @@ from hfcart.sources.full_clip import BaseParts, read_base_parts
 from hfcart.sources.headers import read_headers
 from hfcart.sources.lineage import infer_base, remember_bases
 from hfcart.sources.one_architecture import check_alike
+from hfcart.sources.order import OrderedTowers
 from hfcart.sources.own_tasks import match
 from hfcart.sources.towers import Reopened, Tower, pin, pin_all
 
@@ -52,15 +53,14 @@ class Gathered(Protocol):
         """Close every file."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """Everything that is known before a byte of weights is fetched.
+    """Everything that is known before a byte of weights is fetched; later stages return another one.
 
     Attributes:
         recipe: what was asked.
         method: its registry line.
-        towers: the sources, in the order given until they are fetched, in canonical order from then on.
-        given: the sources in the order given.
+        sources: the towers, in the order given until they are fetched, in canonical order from then on.
         tasks: the task that each of them was fine-tuned on, if the method looks at images, and the dataset's commit,
             if the recipe says one; () once what was to be chosen on them is.
         gathered: what the method knows of those images, once it is gathered.
@@ -75,17 +75,21 @@ class Plan:
 
     recipe: Recipe
     method: Method
-    towers: list[Tower]
+    sources: OrderedTowers
     base: Tower | None
     architecture: Architecture
-    shapes: dict[str, tuple[int, ...]]
-    groups: list[Group]
+    shapes: Mapping[str, tuple[int, ...]]
+    groups: tuple[Group, ...]
     dtype: str
     layout: Layout
     parts: BaseParts | None
-    given: tuple[Tower, ...]
     tasks: tuple[SourceTask, ...] = ()
     gathered: Gathered | None = None
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """The sources, in canonical order once they are fetched."""
+        return self.sources.towers
 
     @property
     def model_class(self) -> str:
@@ -110,8 +114,7 @@ class Plan:
         out = dict(self.recipe.parameters)
         for parameter in self.method.parameters:
             if isinstance(out.get(parameter.name), tuple):
-                values = dict(zip(map(id, self.given), out[parameter.name], strict=True))
-                out[parameter.name] = tuple(values[id(tower)] for tower in self.towers)
+                out[parameter.name] = self.sources.canonical(out[parameter.name])
         return out
 
     def has_coefficients(self, group: Group) -> bool:
@@ -122,32 +125,31 @@ class Plan:
     def coefficients_of(self, group: Group) -> tuple[float, ...] | None:
         """Each tower's coefficient of a group, in the towers' present order; None where there is none."""
         given = (self.recipe.coefficients or {}).get(group.key)
-        if given is None:
-            return None
-        values = dict(zip(map(id, self.given), given, strict=True))
-        return tuple(values[id(tower)] for tower in self.towers)
+        return None if given is None else self.sources.canonical(given)
 
-    def _as_given(self, values: Sequence[float]) -> list[float]:
-        """One value for each tower, from their present order to the order given."""
-        own = dict(zip(map(id, self.towers), values, strict=True))
-        return [own[id(tower)] for tower in self.given]
+    def in_canonical_order(self) -> Plan:
+        """The same with the towers ordered by what they hold. They must be fetched."""
+        return dataclasses.replace(self, sources=self.sources.by_content())
 
-    def settle(self, parameter: str, values: Sequence[float]) -> None:
-        """Merge with these values of a parameter from now on, and look at no image.
+    def settled(self, parameter: str, values: Sequence[float]) -> Plan:
+        """The same with these values of a parameter, which looks at no image.
 
         Args:
             parameter: its name.
             values: one for each tower, in their present order.
         """
-        self.recipe = self.recipe.model_copy(update={"tasks": None, parameter: tuple(self._as_given(values))})
-        self.tasks = ()
+        found = {"tasks": None, parameter: self.sources.given_order(values)}
+        return dataclasses.replace(self, recipe=self.recipe.model_copy(update=found), tasks=())
 
-    def adopt(self, coefficients: dict[str, tuple[float, ...]]) -> None:
-        """Merge with these from now on. Args: group's key -> one for each tower, in the towers' present order."""
-        as_given = {key: self._as_given(values) for key, values in coefficients.items()}
-        self.recipe = self.recipe.model_copy(
-            update={"adapt": None, "steps": None, "lr": None, "seed": None, "scale": None, "coefficients": as_given}
-        )
+    def adapted(self, coefficients: Mapping[str, Sequence[float]]) -> Plan:
+        """The same with learned coefficients: a group's key -> one for each tower, in the towers' present order."""
+        as_given = {key: list(self.sources.given_order(values)) for key, values in coefficients.items()}
+        none: dict[str, Any] = dict.fromkeys(("adapt", "scale", *(parameter.name for parameter in ADAPTING)))
+        return dataclasses.replace(self, recipe=self.recipe.model_copy(update=none | {"coefficients": as_given}))
+
+    def informed(self, gathered: Gathered) -> Plan:
+        """The same with what the method must know of images."""
+        return dataclasses.replace(self, gathered=gathered)
 
     @property
     def clip_ref(self) -> str | Reopened:
@@ -166,10 +168,9 @@ class Plan:
         return Reopened(path, self.base.source.sha256)
 
     @property
-    def own_tasks(self) -> list[SourceTask]:
+    def own_tasks(self) -> tuple[SourceTask, ...]:
         """The tasks in the towers' present order."""
-        own = dict(zip(map(id, self.given), self.tasks, strict=True))
-        return [own[id(tower)] for tower in self.towers]
+        return self.sources.canonical(self.tasks)
 
     @property
     def towers_and_base(self) -> list[Tower]:
@@ -284,15 +285,14 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Targe
     plan = Plan(
         recipe,
         method,
-        towers,
+        OrderedTowers.as_given(towers),
         base,
         architecture,
         shapes,
-        to_do,
+        tuple(to_do),
         dtype,
         lay_out(shapes, dtype, parse_size(recipe.max_shard_size)),
         parts,
-        tuple(towers),
         tasks,
     )
     _check_rank(plan)

@@ -18,8 +18,8 @@ import torch
 
 from hfcart.clip.models import vision_model
 from hfcart.clip.tensor_names import PROJECTION, Group
-from hfcart.engine.merge_loop import Worker
 from hfcart.engine.plan import Plan
+from hfcart.engine.reading import GroupReader
 from hfcart.methods import Chosen, function
 from hfcart.progress import Progress
 from hfcart.records import Selected, SelectionRecord
@@ -68,7 +68,7 @@ def choose(
     workers: int,
     progress: Progress,
 ) -> SelectionRecord:
-    """Choose what the plan's method lets choose, and settle the plan on it.
+    """Choose what the plan's method lets choose.
 
     Args:
         plan: fetched, in canonical order, with a task for each source.
@@ -107,7 +107,6 @@ def choose(
                 value=value,
             )
         )
-    plan.settle(work.chosen.parameter, [each.value for each in selected])
     return SelectionRecord(
         parameter=work.chosen.parameter,
         candidates=tuple(sorted(work.chosen.candidates)),
@@ -147,7 +146,7 @@ class _Work:
         self._preprocessor = preprocessor or self.base.preprocessor
         self._candidate = function(self.chosen.candidate)
         self._at_once = towers_at_once(plan.parameters)
-        self._reader = Worker(plan, partial, device)
+        self._reader = GroupReader(plan, device)
         # Each line has a fingerprint of its own: counts do not depend on all that decides the merge.
         self._journal = Journal(partial.path / _FOLDER / _COUNTS, f"counts {_VERSION}")
         self._noted = {line["of"]: _Counts.of(line) for line in self._journal.lines}

@@ -14,7 +14,7 @@ import hashlib
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +255,9 @@ def _refuse_foreign(partial: Path) -> None:
         )
 
 
-def read_back(folder: Path, shapes: dict[str, tuple[int, ...]], digests: dict[str, str]) -> Iterator[tuple[str, str]]:
+def read_back(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], digests: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
     """Read every written weight file once more, prove it tensor by tensor, and yield (file, sha256).
 
     Args:

@@ -20,12 +20,11 @@ from torch import Tensor
 from hfcart.clip.models import vision_model
 from hfcart.clip.pixels import normalised
 from hfcart.clip.tensor_names import PROJECTION, canonical
-from hfcart.engine.merge_loop import run
 from hfcart.engine.plan import Plan
 from hfcart.errors import HfcartError
 from hfcart.formats.shard_layout import SINGLE
 from hfcart.learning.adapt.objective import mean_entropy
-from hfcart.learning.adapt.parts import Parts, budget_of, lay_out_parts, taking_apart
+from hfcart.learning.adapt.parts import Parts, budget_of, lay_out_parts, take_apart
 from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.adapt.work import Work, prepare
 from hfcart.learning.batches import Batch, EveryTask, Loader
@@ -87,8 +86,7 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
             environment = current_environment(work.device)
             partial.open(lay_out_parts(plan), fingerprint(environment, *work.decides(accelerator.num_processes)))
             workers = plan.recipe.workers or default_workers()
-            apart = work.float32_plan()
-            run(apart, partial, work.device, workers, progress, worker=taking_apart(apart), label="Taking apart")
+            take_apart(work.float32_plan(), partial, work.device, workers, progress)
         accelerator.wait_for_everyone()
         path = (folder / NAME).with_suffix(".partial") / SINGLE
         parts = stack.enter_context(Parts(plan, path, work.device, budget=budget_of(work.device)))

@@ -19,11 +19,16 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from hfcart.clip.tensor_names import Group
-from hfcart.engine.merge_loop import Worker
+from hfcart.engine.loop import workers
+from hfcart.engine.merging import GroupRules, to_do, whole_tower_facts
 from hfcart.engine.plan import Plan
+from hfcart.engine.reading import GroupReader
+from hfcart.engine.writing import GroupWriter
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.maths.low_rank import rank_of
 from hfcart.methods import function, keywords_of
+from hfcart.progress import Progress
+from hfcart.system.work_folder import PartialFolder
 
 
 @dataclass(frozen=True)
@@ -72,34 +77,44 @@ def part_bytes(plan: Plan) -> int:
     return sum(lay_out_parts(plan).sizes.values())
 
 
-def taking_apart(plan: Plan) -> type[Worker]:
-    """The engine's worker, taking groups apart in place of merging them."""
+def take_apart(plan: Plan, folder: PartialFolder, device: torch.device, number: int, progress: Progress) -> None:
+    """Take every group apart, in place of merging it, and write its parts.
+
+    Args:
+        plan: with its towers fetched, in float32.
+        folder: opened with `lay_out_parts`.
+        device: where the algebra is done.
+        number: of worker threads.
+        progress: told the bytes of sources taken apart.
+    """
     assert plan.method.adaptive is not None
     parts = function(plan.method.adaptive.parts)
     _, other_rule = plan.method.load()
+    reader, writer = GroupReader(plan, device), GroupWriter(plan, folder)
+    with workers(number, progress) as pool:
+        known = whole_tower_facts(GroupRules(plan, reader, device), folder, pool)
 
-    class Apart(Worker):
-        def merge(self, group: Group) -> None:
+        def work(group: Group) -> None:
             digests: dict[str, str] = {}
             if not group.copied:
-                thetas, base = self.stack(group)
-                offered = {**plan.settings, **self.known, "base": base, "key": group.key}
+                thetas, base = reader.stack(group)
+                offered = {**plan.settings, **known, "base": base, "key": group.key}
                 if plan.has_coefficients(group):
                     found = parts(thetas, **keywords_of(parts, offered))
-                    digests |= self.write_whole(f"left.{group.key}", found.left)
+                    digests |= writer.write_whole(f"left.{group.key}", found.left)
                     if found.right is not None:
-                        digests |= self.write_whole(f"right.{group.key}", found.right)
+                        digests |= writer.write_whole(f"right.{group.key}", found.right)
                     anchor = found.anchor
                 else:
                     anchor = other_rule(thetas, **keywords_of(other_rule, offered)).tensor
-                digests |= self.write(group, anchor, "anchor.")
-            self.journal({"group": group.key, "sha256": digests})
+                digests |= writer.write(group, anchor, "anchor.")
+            writer.note({"group": group.key, "sha256": digests})
 
-    return Apart
+        pool.each("Taking apart", *to_do(plan, folder), work, reader.bytes_read)
 
 
 class Parts:
-    """The file that `taking_apart` filled, read part by part. Use as a context manager."""
+    """The file that `take_apart` filled, read part by part. Use as a context manager."""
 
     def __init__(self, plan: Plan, path: Path, device: torch.device, *, budget: int = 0) -> None:
         """Open nothing yet.

@@ -1,0 +1,144 @@
+"""What a merge does with each group: the method's rule on T slices, checked, and LiNeS on top where it is asked for.
+
+Memory is O(workers × T × the largest group).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hfcart.clip.tensor_names import PROJECTION, Group
+from hfcart.engine.loop import Workers, workers
+from hfcart.engine.plan import Plan
+from hfcart.engine.reading import GroupReader
+from hfcart.engine.writing import GroupWriter
+from hfcart.maths.moments import spread_of
+from hfcart.methods import Measure, Merged, function, keywords_of
+from hfcart.methods.lines import alpha_of, factor, norms, scaled
+from hfcart.progress import Progress
+from hfcart.system.work_folder import PartialFolder
+
+
+def merge_groups(plan: Plan, folder: PartialFolder, device: torch.device, number: int, progress: Progress) -> None:
+    """Merge every group that the journal does not have yet, and add it to the journal.
+
+    Args:
+        plan: with its towers fetched and in canonical order.
+        folder: opened; `folder.done` holds every group's journal line afterwards.
+        device: where the algebra is done.
+        number: of worker threads, >= 1.
+        progress: told the bytes of sources merged.
+
+    Raises:
+        NonFiniteError: NaN or Inf in a source, or a result that the output dtype cannot hold.
+        KeyboardInterrupt: passed on once the groups at work are written; the folder can be resumed.
+    """
+    reader, writer = GroupReader(plan, device), GroupWriter(plan, folder)
+    rules = GroupRules(plan, reader, device)
+    with workers(number, progress) as pool:
+        known = whole_tower_facts(rules, folder, pool)
+
+        def work(group: Group) -> None:
+            merged, spread = (Merged(reader.copied(group)), None) if group.copied else rules.merged(group, known)
+            low_rank = merged.rank is not None
+            writer.note(
+                {
+                    "group": group.key,
+                    "sha256": writer.write(group, merged.tensor),
+                    "rank": merged.rank,
+                    "full_rank": min(reader.shape(group)) if low_rank else None,
+                    "energy": merged.energy,
+                    "fallback": merged.fallback,
+                    "spread": spread,
+                }
+            )
+
+        pool.each("Merging", *to_do(plan, folder), work, reader.bytes_read)
+
+
+def to_do(plan: Plan, folder: PartialFolder) -> tuple[list[Group], list[Group]]:
+    """The groups that the journal does not have yet, and those that it has; in output order."""
+    left = [group for group in plan.groups if group.key not in folder.done]
+    return left, [group for group in plan.groups if group.key in folder.done]
+
+
+def whole_tower_facts(rules: GroupRules, folder: PartialFolder, pool: Workers) -> dict[str, Any]:
+    """What the rules must know of all groups before the first is merged: from the journal, or by reading them all."""
+    plan = rules.plan
+    if not plan.method.fit and plan.recipe.lines is None:
+        return {}
+    if folder.fit is not None:
+        return folder.fit
+    groups, size = [group for group in plan.groups if not group.copied], rules.reader.bytes_read
+    known: dict[str, Any] = {}
+    if plan.method.fit:
+        fit = function(plan.method.fit)
+        passes = fit(**keywords_of(fit, plan.settings))
+        try:
+            measure = next(passes)
+            while True:
+                measure = passes.send(pool.total(groups, functools.partial(rules.measured, measure), size))
+        except StopIteration as end:
+            known = end.value
+    if plan.recipe.lines is not None:
+        sums = pool.total(groups, functools.partial(rules.norms, known), size)
+        known = {**known, "alpha": alpha_of(sums, len(plan.towers))}
+    folder.record({"fit": known})
+    return known
+
+
+class GroupRules:
+    """The method's rules on the groups of a plan. Several threads may use it."""
+
+    def __init__(self, plan: Plan, reader: GroupReader, device: torch.device) -> None:
+        """Load the rules.
+
+        Args:
+            plan: what is merged, and how.
+            reader: of its groups.
+            device: where the algebra is done.
+        """
+        self.plan = plan
+        self.reader = reader
+        self._device = device
+        self._matrix_rule, self._other_rule = plan.method.load()
+
+    def merged(self, group: Group, known: dict[str, Any]) -> tuple[Merged, list[list[float]]]:
+        """What becomes of a group, and the inner products of the towers' distances from the centre."""
+        thetas, base = self.reader.stack(group)
+        merged = self._rule(group)(thetas, **self._keywords(group, base, known))
+        beta = self.plan.recipe.lines
+        if beta is not None and base is not None:
+            by = factor(group.key, self.plan.architecture.num_hidden_layers, known["alpha"], beta)
+            merged = merged._replace(tensor=scaled(merged.tensor, base, by))
+        return merged, spread_of(thetas, base).tolist()
+
+    def measured(self, measure: Measure, group: Group) -> torch.Tensor:
+        """A group's part of a statistic of the whole towers."""
+        thetas, base = self.reader.stack(group)
+        return measure(thetas, base)  # type: ignore[no-any-return]
+
+    def norms(self, known: dict[str, Any], group: Group) -> torch.Tensor:
+        """A group's part of the norms that LiNeS compares: of the summed task vectors, and of the merged one."""
+        thetas, base = self.reader.stack(group)
+        assert base is not None  # a method of task vectors has one
+        return norms(thetas, base, self._rule(group)(thetas, **self._keywords(group, base, known)).tensor)
+
+    def _rule(self, group: Group) -> Callable[..., Merged]:
+        return self._matrix_rule if group.matrix else self._other_rule
+
+    def _keywords(self, group: Group, base: torch.Tensor | None, known: dict[str, Any]) -> dict[str, Any]:
+        """What the group's rule names of the recipe's parameters and of all else that is known."""
+        # Where LiNeS scales each block, nothing else does: a recipe with `lines` has no scale.
+        whole = {"scale": 1.0} if self.plan.recipe.lines is not None else {}
+        offered = {**whole, **self.plan.settings, **known, "base": base, "key": group.key}
+        # OpenCLIP, which the papers' towers are of, stores visual.proj as width × dim, the transpose of ours.
+        offered["transposed"] = group.key == PROJECTION
+        offered["coefficients"] = self.plan.coefficients_of(group)
+        if gathered := self.plan.gathered:
+            offered |= {**gathered.known, **gathered.of(group, self._device)}
+        return keywords_of(self._rule(group), offered)
