@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hfcart.cli._output import Output, reporting
-from hfcart.errors import UsageError
-from hfcart.methods import ADAPTING, METHODS, Adaptive, Chosen, Method, Parameter
+from hfcart.methods import ADAPTING, BROKEN, METHODS, Adaptive, Chosen, Method, Parameter, method_of
 
 _NUMBERS_OF = (
     "published: mean accuracy over the eight tasks of CART's paper in per cent, ViT-B/32 / ViT-L/14. They are for "
@@ -29,7 +28,7 @@ def methods(
     with reporting() as output:
         named = {m.adaptive.name: m for m in METHODS.values() if m.adaptive} | METHODS
         if name is not None and name not in named:
-            raise UsageError(f"There is no method {name!r}. Known: {', '.join(METHODS)}.", hint="hfcart methods")
+            method_of(name)
         if json:
             found: Any = _as_json(named[name]) if name else [_as_json(m) for m in METHODS.values()]
             output.data(json_module.dumps(found, indent=2, ensure_ascii=False) + "\n")
@@ -37,6 +36,8 @@ def methods(
             _show_one(named[name], output)
         else:
             _show_all(output)
+        for broken in BROKEN.values():
+            output.warn(f"{broken}.")
 
 
 def _as_json(m: Method) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def _as_json(m: Method) -> dict[str, Any]:
             for p in m.parameters
         },
         "arxiv": m.arxiv,
+        "package": m.package or None,
         "published": {"vit-b-32": m.published[0], "vit-l-14": m.published[1]},
         "note": m.note,
         "adaptive": _adaptive(m.adaptive) if m.adaptive else None,
@@ -120,6 +122,7 @@ def _show_one(m: Method, output: Output) -> None:
         *([("with --adapt", f"{m.adaptive.title}, {_figures(m.adaptive.published)}")] if m.adaptive else []),
         *([("with --tasks", _chosen(m.chosen))] if m.chosen else []),
         ("paper", f"https://arxiv.org/abs/{m.arxiv}"),
+        *([("brought by", m.package)] if m.package else []),
     ]
     output.table(["method", m.name], facts)
     if m.parameters:

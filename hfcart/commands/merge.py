@@ -252,7 +252,7 @@ def _fingerprint(plan: Plan, environment: Environment) -> str:
     sources = [tower.source.sha256 for tower in plan.towers]
     headers = {file: hashlib.sha256(header).hexdigest() for file, header in plan.layout.headers.items()}
     statistics = [data.sha256 for data in plan.gathered.data] if plan.gathered else []
-    return fingerprint(environment, recipe, sources, headers, statistics)
+    return fingerprint(environment, recipe, sources, headers, statistics, plan.method.package)
 
 
 def _warn_of_fallbacks(lines: Sequence[dict[str, Any]], progress: Progress) -> None:

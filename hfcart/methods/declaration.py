@@ -52,6 +52,8 @@ def check(method: Method, others: Sequence[Method], adapting: Sequence[Parameter
         if type(getattr(method, field)) is not int or getattr(method, field) < least:
             raise ValueError(f"{field} is {getattr(method, field)!r}, expected a whole number of at least {least}")
     _figures(method.published)
+    if not isinstance(method.parameters, tuple) or not all(isinstance(p, Parameter) for p in method.parameters):
+        raise ValueError("parameters is no tuple of hfcart.methods.Parameter")
     known = {p.name: p for other in others for p in other.parameters} | {p.name: p for p in adapting}
     for parameter in method.parameters:
         _parameter(parameter, known.get(parameter.name))
@@ -70,8 +72,6 @@ def _names_of(method: Method) -> list[str]:
 
 
 def _parameter(parameter: Parameter, known: Parameter | None) -> None:
-    if not isinstance(parameter, Parameter):
-        raise ValueError(f"a parameter is a {type(parameter).__name__}, expected a hfcart.methods.Parameter")
     _name(parameter.name, _NAME, "a parameter's name")
     where = f"parameter {parameter.name}"
     if parameter.name in TAKEN:

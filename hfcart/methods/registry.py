@@ -12,6 +12,7 @@ from hfcart.errors import UsageError
 from hfcart.methods.adaptation import ADAPTING
 from hfcart.methods.contract import FAMILIES, Method
 from hfcart.methods.declaration import check
+from hfcart.quoting import printable, quoted
 
 GROUP = "hfcart.methods"  # of entry points: each names a Method
 
@@ -38,14 +39,20 @@ METHODS: dict[str, Method] = {method.name: method for method in _own()}
 # What a package brings that cannot be used: the entry point's name -> who brings it, and what is wrong with it.
 BROKEN: dict[str, str] = {}
 
-for _point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+
+def _take_in(point: EntryPoint) -> None:
     try:
-        _method = _brought(_point)
-    except Exception as _error:  # a stranger's module may raise anything, and --help must still work
-        _by = f"{_point.dist.name} {_point.dist.version}" if _point.dist else _point.value
-        BROKEN[_point.name] = f"{_by} brings a method that cannot be used ({type(_error).__name__}: {_error})"
+        method = _brought(point)
+    except Exception as error:  # a stranger's module may raise anything, and --help must still work
+        by = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        why = f"{type(error).__name__}: {printable(error, 300)}"
+        BROKEN[point.name] = f"{by} brings a method that cannot be used ({why})"
     else:
-        METHODS[_method.name] = _method
+        METHODS[method.name] = method
+
+
+for _point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+    _take_in(_point)
 
 # What `adapt` makes of a method, by its own name: -> the method's.
 ADAPTIVE = {method.adaptive.name: method.name for method in METHODS.values() if method.adaptive}
@@ -66,4 +73,6 @@ def method_of(name: str) -> Method:
         return METHODS[name]
     if name in BROKEN:
         raise UsageError(f"The method {name} is broken: {BROKEN[name]}.", hint="Update that package, or remove it.")
-    raise UsageError(f"There is no method {name[:80]!r}. Known: {', '.join(METHODS)}.", hint="hfcart methods")
+    raise UsageError(
+        f"There is no method {quoted(name, 80)}. Known: {', '.join(METHODS)}.", hint="`hfcart methods` lists them."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 from functools import cache
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from hfcart import __version__
 from hfcart.errors import OutputError, UsageError, VerifyError
 from hfcart.formats.safetensors_file import sha256_of, strict_json
-from hfcart.methods import METHODS
+from hfcart.methods import BROKEN, METHODS
 from hfcart.methods.shared.papers import LINES
 from hfcart.quoting import quoted, some
 from hfcart.recipes.merge_check import faults
@@ -30,6 +31,7 @@ _RECORDED = {"sources", "method", "base", "lines", "coefficients"} | {
     name for name, option in OPTIONS.items() if option.recorded != "never"
 }
 _ALWAYS = {"sources", "method"} | {name for name, option in OPTIONS.items() if option.recorded == "always"}
+_PACKAGE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,80}) ([0-9][A-Za-z0-9.+!-]{0,40})")
 _HINT = "Only folders and repos that hfcart made have one."
 
 
@@ -64,9 +66,12 @@ def read_record(data: bytes, where: str) -> MergeRecord:
     except (ValueError, ValidationError, RecursionError):
         raise VerifyError(f"{where} is not a merge record of hfcart.", hint=_HINT) from None
     if record.method.name not in METHODS and is_line(record.method.name, 60):
+        brought = _PACKAGE.fullmatch(record.method.package)
+        by = f" of the package {record.method.package}" if brought else ""
         raise VerifyError(
-            f"{where} is of the method {quoted(record.method.name)}, which hfcart {__version__} does not know.",
-            hint="Update hfcart: pip install -U hfcart",
+            f"{where} is of the method {quoted(record.method.name)}{by}, which hfcart {__version__} does not know.",
+            hint=BROKEN.get(record.method.name)
+            or f"Install what it needs: pip install {f'{brought[1]}=={brought[2]}' if brought else '-U hfcart'}",
         )
     try:
         _check_recipe(record.recipe, where)
@@ -99,6 +104,7 @@ def method_record(recipe: Recipe, settings: dict[str, Any]) -> MethodRecord:
         arxiv=adaptive.arxiv if adaptive else method.arxiv,
         citation="\n".join([method.citation, *citations]),
         uses_base=method.needs_base,
+        package=method.package,
     )
 
 

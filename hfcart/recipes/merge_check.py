@@ -46,6 +46,8 @@ def faults(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
         yield f"it has format {record.format}"
     if record.method.name != method.name:
         yield "its method is not that of its recipe"
+    if record.method.package.partition(" ")[0] != method.package.partition(" ")[0]:
+        yield "its method is brought by another package"
     if not 1 <= count <= _MAX_SOURCES or [*map(name_of, record.sources)] != record.recipe["sources"]:
         yield "its sources are not those of its recipe"
     if (name_of(record.base) if record.base else None) != record.recipe.get("base"):

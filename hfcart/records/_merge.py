@@ -52,6 +52,7 @@ class MethodRecord:
         arxiv: arXiv id, e.g. `2412.12153`.
         citation: BibTeX.
         uses_base: whether the base model enters the result.
+        package: who brought the method, name and version; empty if it is hfcart's own.
     """
 
     name: str
@@ -63,6 +64,7 @@ class MethodRecord:
     arxiv: str
     citation: str
     uses_base: bool
+    package: str = ""
 
 
 @dataclass(frozen=True)

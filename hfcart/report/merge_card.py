@@ -17,6 +17,7 @@ import yaml
 from hfcart.clip.tensor_names import layer_and_matrix
 from hfcart.errors import UsageError
 from hfcart.formats.markdown import code, text, words
+from hfcart.methods import METHODS
 from hfcart.records import (
     Architecture,
     EvalRecord,
@@ -84,6 +85,7 @@ def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRe
         towers=[_tower(source, record, i) for i, source in enumerate(record.sources)],
         base=_tower(record.base, record, None) if record.base else None,
         local=[each.label for each in (*record.sources, record.base) if each and each.repo is None],
+        symbols=_symbols(record),
         treatment=_treatment(record),
         fallbacks=[code(tensor.name) for tensor in record.tensors if tensor.fallback],
         energy=_energy_range(record.tensors),
@@ -299,6 +301,13 @@ def _size(architecture: Architecture) -> str:
 
 def _parameters(count: int) -> str:
     return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,}"
+
+
+def _symbols(record: MergeRecord) -> list[tuple[str, str]]:
+    """Which letter of the formula each parameter is, as the method declares it."""
+    method = METHODS.get(record.method.name)
+    parameters = method.parameters if method else ()
+    return [(p.symbol, p.name) for p in parameters if p.symbol and p.name in record.method.parameters]
 
 
 def _treatment(record: MergeRecord) -> list[dict[str, Any]]:

@@ -179,18 +179,25 @@ class TaskCard(_Card):
 
 
 @cache
+def _shipped() -> tuple[str, ...]:
+    """Ids of the cards in cards/tasks: the benchmark's in its order, then whatever else lies there."""
+    found = sorted(path.stem for path in (cards_dir() / "tasks").glob("*.yaml"))
+    return (*_BENCHMARK, *(name for name in found if name not in _BENCHMARK))
+
+
+@cache
 def _benchmark_task(name: str) -> TaskCard:
     return read_card(cards_dir() / "tasks" / f"{name}.yaml")
 
 
 def benchmark_task(name: str) -> TaskCard | None:
     """A task that comes with hfcart by its id; None if there is none."""
-    return _benchmark_task(name) if name in _BENCHMARK else None
+    return _benchmark_task(name) if name in _shipped() else None
 
 
 def all_tasks() -> list[TaskCard]:
-    """The 20 tasks of the benchmark, in its order."""
-    return [_benchmark_task(name) for name in _BENCHMARK]
+    """The tasks that come with hfcart: the 20 of the benchmark in its order, then any other card there is."""
+    return [_benchmark_task(name) for name in _shipped()]
 
 
 _READ_FROM: dict[tuple[str, str], str] = {}  # id and sha256 of a card of the user's own -> where it was read
@@ -241,7 +248,7 @@ def _is_path(name: str) -> bool:
 def _named(name: str) -> list[TaskCard]:
     if name in GROUPS:
         return [_benchmark_task(one) for one in GROUPS[name]]
-    if name in _BENCHMARK:
+    if name in _shipped():
         return [_benchmark_task(name)]
     if _is_path(name) and Path(name).is_dir():
         if not (cards := sorted(Path(name).glob("*.yaml"))):
@@ -249,7 +256,7 @@ def _named(name: str) -> list[TaskCard]:
         return [read_card(path) for path in cards]
     if _is_path(name):
         return [read_card(Path(name))]
-    known = {key.casefold(): key for key in (*_BENCHMARK, *GROUPS)}
+    known = {key.casefold(): key for key in (*_shipped(), *GROUPS)}
     close = [known[key] for key in difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)]
     meant = (
         f"did you mean {' or '.join(close)}?" if close else f"expected a task, a group ({', '.join(GROUPS)}) or a path."
