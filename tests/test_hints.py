@@ -41,11 +41,11 @@ def test_every_command_in_the_source_is_one(path: Path) -> None:
     assert not [wrong for text in texts(ast.parse(path.read_text())) for wrong in faults(text)]
 
 
-def test_every_command_in_the_helps_and_the_readme_is_one() -> None:
+def test_every_command_in_the_helps_and_the_documents_is_one() -> None:
     for command in hints.every(ROOT):
         assert not faults(command.help or "", command)
-    readme = (PACKAGE.parent / "README.md").read_text()
-    blocks = [line.removeprefix("$ ").partition("  ")[0] for line in readme.splitlines() if "hfcart " in line]
+    read = "\n".join((PACKAGE.parent / name).read_text() for name in ("README.md", ".github/GUIDE.md"))
+    blocks = [line.removeprefix("$ ").partition("  ")[0] for line in read.splitlines() if "hfcart " in line]
     typed = [line for line in blocks if line.startswith("hfcart ") and "…" not in line]
     assert len(typed) > 20 and not [wrong for line in typed for wrong in faults(line.partition("   ")[0].rstrip())]
 
