@@ -1,25 +1,90 @@
 """The command line: one file a command, each thin. Importing it imports neither torch nor the Hub's client.
 
-A command is a file here whose name has no underscore before it, with a function of that name (or an `app` of several).
+A command is a file here whose name has no underscore before it, with a function of that name. It is imported when it
+is run; to list it, its docstring is enough.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import sys
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from hfcart import __version__
-from hfcart.cli._output import Command
 
+_FOLDER = Path(__file__).parent
 # In the order in which --help lists them; a command that is not here comes after these.
 _ORDER = ("merge", "eval", "sweep", "compare", "finetune", "push", "verify", "methods", "tasks", "demo")
 
+
+class Commands(TyperGroup):
+    """hfcart's commands. Listing them imports none of them."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 (what Typer knows of the group)
+        """Take the group's settings; no command is loaded yet."""
+        super().__init__(**settings)
+        self.commands: Any = _Loaded()
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 (typer's own classes are not public)
+        """Print the help, each command with the first paragraph of its docstring."""
+        loaded, self.commands = self.commands, {name: _listed(name) for name in self.commands}
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.commands = loaded
+
+
+class _Loaded(Mapping[str, Any]):
+    """Name -> the command, made when it is asked for the first time."""
+
+    def __init__(self) -> None:
+        files = [found.name for found in pkgutil.iter_modules([str(_FOLDER)]) if found.name[0] != "_"]
+        known = [name for name in _ORDER if name in files]
+        self._made: dict[str, Any] = dict.fromkeys([*known, *sorted(set(files) - set(known))])
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 (a command of typer's)
+        if self._made[name] is None:
+            self._made[name] = _load(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
+def _load(name: str) -> Any:  # noqa: ANN401 (a command of typer's)
+    from hfcart.cli._output import Command
+
+    module = importlib.import_module(f"hfcart.cli.{name}")
+    if hasattr(module, "app"):  # a command with commands of its own
+        own = module.app
+    else:
+        own = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+        own.command(name, cls=Command)(getattr(module, name))
+    command: Any = typer.main.get_command(own)
+    command.name = name
+    return command
+
+
+def _listed(name: str) -> TyperCommand:
+    """A command that can be listed and not run: what its file says in the docstring of its function."""
+    tree = ast.parse((_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    return TyperCommand(name, help=ast.get_docstring(functions[0]) if functions else None)
+
+
 app = typer.Typer(
     name="hfcart",
+    cls=Commands,
     help="Merge fine-tuned CLIP vision towers from the Hugging Face Hub into one tower, ready to publish.",
     epilog="Start with: hfcart demo",
     no_args_is_help=True,
@@ -43,18 +108,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def _place(name: str) -> tuple[int, str]:
-    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
-
-
-for _name in sorted((found.name for found in pkgutil.iter_modules(__path__) if found.name[0] != "_"), key=_place):
-    _module = importlib.import_module(f"hfcart.cli.{_name}")
-    if hasattr(_module, "app"):
-        app.add_typer(_module.app, name=_name)
-    else:
-        app.command(cls=Command)(getattr(_module, _name))
 
 
 def main() -> None:

@@ -15,16 +15,13 @@ from hfcart.cli._params import DEBUG
 if TYPE_CHECKING:
     from hfcart.tasks.task_cards import TaskCard
 
-app = typer.Typer(
-    help="List the tasks that towers can be evaluated and fine-tuned on; show one; draft a card for a new one.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, add_completion=False)
 _JSON = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
 @app.callback(invoke_without_command=True)
 def tasks(context: typer.Context, json: _JSON = False) -> None:
-    """List the tasks of the benchmark, in its order: 8, 14 and 20 of them."""
+    """List the tasks that towers can be evaluated and fine-tuned on; show one; draft a card for a new one."""
     if context.invoked_subcommand is not None:
         return
     with reporting() as output:
