@@ -16,13 +16,8 @@ _NAMES = "|".join(ROOT.commands)
 _IN_TICKS = re.compile(r"`((?:hfcart |--)[^`]*)`")
 _TO_THE_END = re.compile(rf"(?<![\w/.-])hfcart (?:{_NAMES})(?![\w=/-]).*")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-_OF_OTHERS = {
-    "--cpu",
-    "--local-dir",
-    "--revision",
-    "--repo-type",
-    "--force-download",
-}  # of `accelerate launch` and `hf download`
+# Of `accelerate launch`, of `hf download`, and of `python -m hfcart.cli._reference`.
+_OF_OTHERS = {"--cpu", "--local-dir", "--revision", "--repo-type", "--force-download", "--check"}
 
 
 def command_of(args: Sequence[str]) -> Any:

@@ -75,6 +75,7 @@ def test_hints_are_joined_line_by_line() -> None:
 
 def test_an_option_that_a_command_lacks_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     hint = "Name it: --base user/name\nGive --out, or wait. Or free some space.\nThen: hfcart merge a --base b"
+    monkeypatch.setattr("hfcart.cli._output._running", {})
     assert typed_here(hint) == hint.splitlines()  # from Python
     running = {"name": "hfcart verify", "options": {"--device"}}
     monkeypatch.setattr("hfcart.cli._output._running", running)
