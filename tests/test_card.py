@@ -599,7 +599,7 @@ def test_nothing_heavy_is_imported():
 def copy(tmp_path):
     """A copy of the package and its cards, laid out as a wheel does."""
     ignore = shutil.ignore_patterns("__pycache__", "cards")
-    shutil.copytree(Path(card.__file__).parent, tmp_path / "hfcart", ignore=ignore)
+    shutil.copytree(ROOT / "hfcart", tmp_path / "hfcart", ignore=ignore)
     shutil.copytree(cards_dir(), tmp_path / "hfcart" / "cards")
     return tmp_path
 

@@ -484,7 +484,7 @@ def test_help_imports_nothing_heavy(clean_env: dict[str, str], args: list[str]) 
         "import sys\nfrom hfcart.cli import main\n"
         f"sys.argv = ['hfcart', *{args!r}]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'transformers', 'huggingface_hub', 'numpy', 'scipy', 'matplotlib', 'yaml'}\n"
+        "heavy = {'torch', 'transformers', 'huggingface_hub', 'numpy', 'scipy', 'matplotlib'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], env=clean_env, capture_output=True, text=True)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from hfcart.errors import UsageError
 from hfcart.formats import safe_yaml
-from hfcart.methods import ADAPTING, METHODS, Parameter, method_of
+from hfcart.methods import ADAPTING, BROKEN, METHODS, Parameter
 from hfcart.quoting import printable, quoted
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain
 from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, METHOD, OUTPUT, PUBLISHING, Option
@@ -259,10 +259,11 @@ class Settings(BaseModel):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        try:
-            return method_of(value).name
-        except UsageError as error:
-            raise ValueError(error.message.removesuffix(".")) from None
+        if value in METHODS:
+            return value
+        if value in BROKEN:
+            raise ValueError(f"the method {value} is broken: {BROKEN[value]}")
+        raise ValueError(f"unknown method {quoted(value)}, expected one of {', '.join(METHODS)}")
 
     @field_validator("max_shard_size")
     @classmethod
