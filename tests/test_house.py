@@ -130,6 +130,31 @@ def test_nothing_unsafe_is_called() -> None:
         assert not re.search(r"torch\.load\((?!.*weights_only=True)", text), path
 
 
+# What docstrings name that is others': of transformers, the Hub's API, a dataset's classes.
+OF_OTHERS = {"convert_to_rgb", "startingPoint", "AnnualCrop"}
+
+
+def test_what_docstrings_name_is_there() -> None:
+    """`a_name`, `AName`, `a.name`, `name()` in backticks, and hfcart.room.module: each is somewhere in the package."""
+    trees = [ast.parse(path.read_text()) for path in modules()]
+    places = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in modules()}
+    words = {word for place in places for word in place.split(".")}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        words |= {getattr(node, kind) for kind in ("name", "arg", "id", "attr") if getattr(node, kind, None)}
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 60:
+            words |= set(re.findall(r"\w+", node.value))  # fields of files
+    for path, tree in zip(modules(), trees, strict=True):
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        for text in filter(None, (ast.get_docstring(n) for n in ast.walk(tree) if isinstance(n, documented))):
+            for name in re.findall(r"`([A-Za-z_]\w*(?:\.\w+)*(?:\(\))?)`", text):
+                if re.search(r"[a-z]_[a-z]|[a-z][A-Z]|\w\.\w|\(\)", name):
+                    last = name.removesuffix("()").rsplit(".")[-1]
+                    assert last in words | OF_OTHERS, f"{path}: there is no `{name}`"
+            for name in re.findall(r"\bhfcart(?:\.\w+)+", text):
+                place, _, last = name.rpartition(".")
+                assert name in places or place in places and last in words, f"{path}: there is no {name}"
+
+
 def test_all_is_what_is_there() -> None:
     for name in hfcart.__all__:
         assert getattr(hfcart, name) is not None

@@ -1,4 +1,4 @@
-"""What `hfcart merge` prints: the plan of a dry run, and what came of a merge."""
+"""What `hfcart merge` prints: the plan of a dry run, and where a finished merge is."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _commands(group: Any, name: str) -> list[tuple[str, Any]]:  # noqa: ANN401 (
     return found
 
 
-def _row(command: str, parameter: Any) -> str | None:  # noqa: ANN401 (as above)
+def _row(command: str, parameter: Any) -> str | None:  # noqa: ANN401 (Typer's classes)
     written = (
         ", ".join(f"`{option}`" for option in parameter.opts if option.startswith("-")) or f"`{parameter.metavar}`"
     )

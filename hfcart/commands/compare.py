@@ -50,7 +50,7 @@ _Ref = str | Reopened
 
 @dataclass
 class _Work:
-    """What is merged and measured on what: fixed before the work. And what came of it so far."""
+    """A comparison under way: what is merged and measured, fixed before the work, and what is done of it."""
 
     plan: Plan
     sources: dict[_Ref, TaskCard | None]  # what opens a source as it is -> the task that it was fine-tuned on
@@ -327,7 +327,7 @@ def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None
 
 
 def _plain(ref: _Ref) -> str | dict[str, str]:
-    """As a recipe has it."""
+    """A source as a recipe's field."""
     return ref if isinstance(ref, str) else dataclasses.asdict(ref)
 
 

@@ -36,7 +36,7 @@ REFERENCES = ("none", "published", "measured")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of it.
+    """A tower's accuracy on every task.
 
     Attributes:
         record: the numbers.

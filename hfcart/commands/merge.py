@@ -57,7 +57,7 @@ def merge_folder(recipe: Recipe, progress: Progress, target: Target | None = Non
 
 
 def merge_aside(recipe: Recipe, progress: Progress) -> MergeRecord:
-    """The same into a folder for temporary files: of what does not stay, no message says that it does."""
+    """Merge into a temporary folder: no message says that what is there is kept. Else as `merge_folder`."""
     try:
         return merge_folder(recipe, progress)
     except KeyboardInterrupt as stop:
@@ -88,12 +88,12 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, targ
         workers = recipe.workers or default_workers()
         selection = None
         if plan.method.chosen and plan.tasks:
-            from hfcart.learning.thresholds import choose  # as below
+            from hfcart.learning.thresholds import choose  # imports datasets, which takes seconds
 
             selection = choose(plan, partial, preprocessor_of(plan, Progress()), device, workers, progress)
             plan = plan.settled(selection.parameter, [each.value for each in selection.sources])
         if plan.method.statistics:
-            from hfcart.learning.statistics import gather  # so does the client of data sets
+            from hfcart.learning.statistics import gather  # imports datasets, which takes seconds
 
             plan = plan.informed(gather(plan, device, workers, progress))
         partial.open(plan.layout, _fingerprint(plan, environment))
@@ -246,7 +246,7 @@ def _warn_of_sources(plan: Plan, progress: Progress) -> None:
 
 def _fingerprint(plan: Plan, environment: Environment) -> str:
     """Digest of all that decides the bytes. What only lets a merge through (allow_distant) is left out."""
-    from hfcart.system.environment import fingerprint  # as above: it imports torch
+    from hfcart.system.environment import fingerprint  # imports torch, which takes seconds
 
     recipe = {key: value for key, value in plan.recorded_recipe().items() if key != "allow_distant"}
     sources = [tower.source.sha256 for tower in plan.towers]

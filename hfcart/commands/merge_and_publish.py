@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a recipe: the merge, its results (None without `eval`), the commit (None without `push_to`)."""
+    """A recipe carried out: the merge, its results (None without `eval`), the commit (None without `push_to`)."""
 
     record: MergeRecord
     results: EvalRecord | None

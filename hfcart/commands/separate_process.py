@@ -24,7 +24,7 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Apart:
-    """What came of it.
+    """How a merge in a process of its own ended, and what it took.
 
     Attributes:
         seconds: wall time of the merge, torch's import within it.

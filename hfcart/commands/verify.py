@@ -36,7 +36,7 @@ _HINT = "The weights are not what the record says they are: do not trust them."
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of it.
+    """Whether the repeated merge has the recorded bytes, and if not, how far apart they are.
 
     Attributes:
         identical: whether every byte of the weights is the same.

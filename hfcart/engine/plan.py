@@ -55,7 +55,7 @@ class Gathered(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known before a byte of weights is fetched; later stages return another one.
+    """Everything that is known before a byte of weights is fetched; later stages return a new plan.
 
     Attributes:
         recipe: what was asked.
@@ -128,11 +128,11 @@ class Plan:
         return None if given is None else self.sources.canonical(given)
 
     def in_canonical_order(self) -> Plan:
-        """The same with the towers ordered by what they hold. They must be fetched."""
+        """This plan with the towers ordered by what they hold. They must be fetched."""
         return dataclasses.replace(self, sources=self.sources.by_content())
 
     def settled(self, parameter: str, values: Sequence[float]) -> Plan:
-        """The same with these values of a parameter, which looks at no image.
+        """This plan with a parameter's values known, so that no image needs to be looked at to choose them.
 
         Args:
             parameter: its name.
@@ -142,13 +142,13 @@ class Plan:
         return dataclasses.replace(self, recipe=self.recipe.model_copy(update=found), tasks=())
 
     def adapted(self, coefficients: Mapping[str, Sequence[float]]) -> Plan:
-        """The same with learned coefficients: a group's key -> one for each tower, in the towers' present order."""
+        """This plan with learned coefficients: group's key -> one for each tower, in the towers' present order."""
         as_given = {key: list(self.sources.given_order(values)) for key, values in coefficients.items()}
         none: dict[str, Any] = dict.fromkeys(("adapt", "scale", *(parameter.name for parameter in ADAPTING)))
         return dataclasses.replace(self, recipe=self.recipe.model_copy(update=none | {"coefficients": as_given}))
 
     def informed(self, gathered: Gathered) -> Plan:
-        """The same with what the method must know of images."""
+        """This plan with the statistics of images that the method needs."""
         return dataclasses.replace(self, gathered=gathered)
 
     @property

@@ -85,7 +85,7 @@ class Tensor:
 
     @property
     def span(self) -> int:
-        """Elements from its first to its last, both included; 0 for an empty one."""
+        """Elements from the tensor's first to its last in the storage, both included; 0 for an empty tensor."""
         return _span(self.shape, self.stride)
 
     @property

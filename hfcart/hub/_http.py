@@ -24,7 +24,7 @@ from huggingface_hub.utils._http import default_client_factory
 from hfcart.system.addresses import clean_logs, without_queries
 from hfcart.system.patience import MAX_WAIT, READ_TIMEOUT, RETRY_BASE, TRIES, WRITE_TIMEOUT, silence
 
-# Not to be sent a second time before a look at what came of the first: see _publish.
+# Not to be sent a second time before a look whether the first was carried out (_Commit.made in _publish.py looks).
 _ONCE = re.compile(r"/api/(?:repos/create$|[^/]+/[^/]+/[^/]+/commit/)")
 
 _notify: Callable[[str], None] = lambda text: None  # noqa: E731

@@ -376,7 +376,7 @@ class _Commit:
             raise
 
     def made(self, error: Exception) -> tuple[str, str | None] | None:
-        """What came of a commit whose answer is an error: a lost answer does not mean a lost commit. None: nothing."""
+        """The commit or pull request that was made although its answer is an error; None if none was."""
         status, sent = status_of(root(error)), request_of(root(error))[0] == "POST"  # not where it was redirected to
         if sent and status in REFUSED and status not in DOUBTFUL:
             return None

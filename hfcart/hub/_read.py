@@ -115,7 +115,7 @@ def naming_what_is_kept(kind: Kind, ref: str) -> Iterator[None]:
 
 @contextmanager
 def naming_how_to_fetch(snapshot: Snapshot, path: str) -> Iterator[None]:
-    """The same for one file of a pinned commit."""
+    """Let that error name the command that fetches one file of a pinned commit."""
     try:
         yield
     except HubError as error:

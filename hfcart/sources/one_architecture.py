@@ -96,7 +96,7 @@ class _Rows:
         self._seen: dict[tuple[str, ...], list[list[int]]] = {}
 
     def add(self, name: str, want: str, found: str) -> None:
-        """Note one. Whatever stands around it, a number between two points is taken for a layer's."""
+        """Note a difference. A number between two points of its name counts as a layer's."""
         texts = _NUMBER.split(name)
         self._seen.setdefault((want, found, *texts[::2]), []).append([int(number) for number in texts[1::2]])
 

@@ -99,7 +99,7 @@ class Tower:
 
     @property
     def source(self) -> SourceRecord:
-        """Its record, once it is fetched."""
+        """The tower's record, once it is fetched."""
         if self.record is None:
             raise RuntimeError(f"{self.label} is not fetched yet")
         return self.record
@@ -114,7 +114,7 @@ class Tower:
         self.read_stored(self.tensors[name], buffer)
 
     def read_stored(self, spec: TensorSpec, buffer: memoryview) -> None:
-        """The same for anything that the headers list."""
+        """Fill `buffer` with the stored bytes of anything that the headers list."""
         file = self.files.get(spec.file)
         if file is not None:
             file.read_into(buffer, spec.start)

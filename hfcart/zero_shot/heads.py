@@ -93,7 +93,7 @@ def open_base(ref: str | Reopened, progress: Progress) -> Base:
 
 
 def as_base(tower: Tower) -> Base:
-    """The same of a source that is open already, its headers read. Raises as `open_base` does."""
+    """A CLIP model that is open already, its headers read, as a base. Raises as `open_base` does."""
     parts = read_base_parts(tower)
     size, store = tower.architecture.image_size, tower.store
     return Base(

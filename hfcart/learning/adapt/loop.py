@@ -44,7 +44,7 @@ _AVERAGED = 50  # steps that the first and the last entropy are means of; a tent
 
 @dataclass(frozen=True)
 class Learned:
-    """What came of it.
+    """What an adaptation learned.
 
     Attributes:
         coefficients: group's key -> one for each tower, in the plan's order.

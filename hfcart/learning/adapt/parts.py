@@ -73,7 +73,7 @@ def lay_out_parts(plan: Plan) -> Layout:
 
 
 def part_bytes(plan: Plan) -> int:
-    """Size of that file."""
+    """Bytes of the file that `lay_out_parts` lays out."""
     return sum(lay_out_parts(plan).sizes.values())
 
 

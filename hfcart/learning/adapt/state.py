@@ -37,7 +37,7 @@ class Coefficients:
         return acting.expand(-1, self._tensors)
 
     def final(self) -> Float64[Tensor, "tower tensor"]:
-        """The same, as the merge uses and records them."""
+        """The coefficients as the merge uses and records them: rounded."""
         return self.values().round(decimals=DECIMALS)
 
     def update(self, gradient: Float64[Tensor, "tower tensor"], entropies: list[float]) -> None:

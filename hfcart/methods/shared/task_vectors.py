@@ -67,7 +67,7 @@ def magnitudes(taus: Float64[Tensor, "task entry"]) -> Float32[Tensor, "task ent
 
 
 def magnitudes_of(theta: Float[Tensor, " *shape"], base: Float[Tensor, " *shape"]) -> Float32[Tensor, " entry"]:
-    """The same of one whole task vector, flat."""
+    """The magnitudes of one tower's task vector over a whole tensor, flat."""
     return torch.cat([magnitudes(taus)[0] for taus, _ in chunks_of(theta[None], base)])
 
 

@@ -114,7 +114,7 @@ class Source:
             raise SourceError(f"{sentence(self.name)} is empty: it has 0 rows.", hint=f"Look at {self.pinned.page}.")
 
     def stream(self) -> Iterator[dict[str, Any]]:
-        """Its rows from the first on."""
+        """The split's rows, from the first on."""
         try:
             yield from self._stream or ()
         except Exception as error:
@@ -143,7 +143,7 @@ class Source:
         raise SourceError(f"The image of {where} is the name of a file outside the dataset.")
 
     def _proven(self, path: str) -> str:
-        """The same file, fetched again where it is a file of the commit and the cache has other bytes of it."""
+        """The path itself, or of a file of the commit: the one in the cache, fetched again if its bytes are others."""
         folder = f"/datasets--{self.pinned.repo.replace('/', '--')}/snapshots/{self.pinned.commit}/"
         _, found, name = path.partition(folder)
         if self.table is None or not found or name not in self._files_there().files:
