@@ -6,27 +6,25 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 # Every annotated shape in the numerical modules is checked on every call of every test.
 _HOOK = install_import_hook(["hfcart.maths.low_rank", "hfcart.maths.moments", "hfcart.methods"], "beartype.beartype")
 
 import torch  # noqa: E402
-from hints import command_of, commands_in, faults  # noqa: E402
+from hints import faults  # noqa: E402
+from running import ROOT, TOKEN, Commands, Run, works_when_typed  # noqa: E402
 
 from hfcart import errors  # noqa: E402
 from hfcart.demo.embedded_hub.hub import EmbeddedHub  # noqa: E402
 
 torch.set_num_threads(1)
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-Commands = Callable[..., list[subprocess.CompletedProcess[str]]]
-TOKEN = "hf_user_secret"
 _RUNNER = """
 import json, sys
 from typer.testing import CliRunner
@@ -34,17 +32,6 @@ from hfcart.cli import app
 results = [CliRunner().invoke(app, args) for args in json.load(sys.stdin)]
 print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
 """
-
-
-def works_when_typed(args: Sequence[str], done: subprocess.CompletedProcess[str]) -> None:
-    """Every command that a run printed, and every option in its hints, is one that there is."""
-    if {"--json", "--help", "-h"} & set(args):
-        return
-    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
-    for line in [line for line in lines if not line.startswith(("Usage: ", "Try '"))]:
-        hint = line.startswith("→ ")
-        wrong = faults(line, command_of(args)) if hint else [w for c in commands_in(line) for w in faults(c)]
-        assert not wrong, wrong
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +59,7 @@ def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HFCART_RETRY_BASE": "0.01",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
     return env
@@ -131,3 +118,37 @@ def commands(clean_env: dict[str, str], tmp_path: Path) -> Commands:
         return all_done
 
     return run
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP whose tower tells images apart."""
+    from three_towers import write_telling_clip
+
+    return write_telling_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[tuple[EmbeddedHub, Path]]:
+    """A Hub with `clip`, three towers of it and a dataset for each; and the folder with the towers and task cards."""
+    from three_towers import served
+
+    root = tmp_path_factory.mktemp("zoo")
+    with served(root, clip) as hub:
+        yield hub, root
+
+
+@pytest.fixture(scope="module")
+def tasks(zoo: tuple[EmbeddedHub, Path]) -> str:
+    """Tasks of the zoo's towers with 40 validation images each: enough for candidates to differ."""
+    from three_towers import with_many_images
+
+    return with_many_images(*zoo)
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads are cached in the Hub's cache, whose place the client read from the environment at import."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path_factory.mktemp("assets")))

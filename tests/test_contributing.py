@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from running import ROOT
 from towers import write_tower
 
-ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / ".github" / "CONTRIBUTING.md"
 PLACED = re.compile(r"```\w+\n# ((?:hfcart|cards)/\S+)\n(.*?)```", re.DOTALL)
 FIELD = re.compile(r"```python\n# in class Settings\n(.*?)```", re.DOTALL)

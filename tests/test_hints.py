@@ -9,16 +9,17 @@ from pathlib import Path
 
 import hints
 import pytest
+import running
 from clips import write_clip, write_images
-from conftest import Commands, Run
 from hints import ROOT, commands_in, faults
+from running import Commands, Run
 from towers import write_tower
 
 from hfcart.cli._output import typed_here
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import together
 
-PACKAGE = Path(__file__).parents[1] / "hfcart"
+PACKAGE = running.ROOT / "hfcart"
 COLOURS = ["red", "green", "blue", "yellow"]
 CARD = (
     '{id: mine, title: Mine, dataset: {repo: user/images}, templates: ["{}"], classnames: [red, green, blue, yellow]}'

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from running import HELPERS, ROOT
 from typer.testing import CliRunner
 
 import hfcart
@@ -21,7 +22,6 @@ from hfcart.cli import app
 from hfcart.cli._reference import documents
 from hfcart.methods import METHODS
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hfcart"
 
 # Outside libraries, and the one place where each comes in.
@@ -264,7 +264,7 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path: Path, clean_env: dict[
         "print(hfcart.__file__); print(c.cards_dir())\n"
         "assert card.render_card(record) == Path('m/README.md').read_text()\n"
     )
-    command = [str(python), "-c", code, str(ROOT / "tests")]
+    command = [str(python), "-c", code, str(HELPERS)]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     package, cards = done.stdout.split()

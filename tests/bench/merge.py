@@ -80,7 +80,7 @@ def median(costs: list[Cost]) -> Cost:
 BUILD = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/helpers"]
 from towers import write_tower
 from bench.merge import B32
 for i in range(1, int(sys.argv[3]) + 1):

@@ -3,7 +3,7 @@
     python tests/bench/solvers.py [--repeats 7] [--rank 0.08]
 
 One BLAS thread. The matrices timed are low rank plus noise, as fine-tuning leaves them, cut inside the noise. Solvers
-take turns, so that a busy machine slows all alike. The worst error is over every family of tests/test_linalg.py,
+take turns, so that a busy machine slows all alike. The worst error is over every family of tests/helpers/spectra.py,
 as a share of what the contract allows (1 is the limit).
 """
 
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2])]
 
-from test_linalg import FAMILIES, SQUARE, TALL, WIDE, errors, matrix, reference  # noqa: E402
+from spectra import FAMILIES, SQUARE, TALL, WIDE, errors, matrix, reference  # noqa: E402
 
 from hfcart.maths.low_rank import SOLVERS, rank_of, truncated_svd  # noqa: E402
 from hfcart.system.device import one_blas_thread  # noqa: E402

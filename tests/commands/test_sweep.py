@@ -1,0 +1,140 @@
+"""The points of a sweep are merges: the same weights and accuracies, from one decomposition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from clips import write_clip
+from running import Commands
+from three_towers import TOWERS
+from towers import TINY
+
+from hfcart.cli.sweep import _numbers
+from hfcart.methods import METHODS
+from hfcart.methods.cart.rule import cart, updates
+from hfcart.methods.task_arithmetic.rule import task_arithmetic
+from hfcart.methods.task_arithmetic.rule import updates as arithmetic_updates
+
+
+def thetas(tasks: int = 3, m: int = 20, n: int = 14) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(m, n, generator=generator)
+    return base + 0.05 * torch.randn(tasks, m, n, generator=generator)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_every_rank_of_one_decomposition_is_cart(scale: float) -> None:
+    towers, ranks = thetas(), [0.5, 1, 3, 1.0, 0.08]
+    anchor, found = updates(towers, ranks=ranks)
+    for rank, update in zip(ranks, found, strict=True):
+        assert torch.allclose(anchor + scale * update, cart(towers, rank=rank, scale=scale).tensor, atol=2e-6)
+    assert float(found[0].norm()) > 0.01  # and no rank gives nothing
+    assert float(found[3].norm()) < 1e-5  # but full rank: the task vectors add up to zero
+
+
+def test_two_towers_get_their_average_whatever_the_rank() -> None:
+    """Their centred task vectors are opposite: what one approximation adds, the other takes away."""
+    towers = thetas(tasks=2)
+    for rank in (1, 0.3, 1.0):
+        assert torch.allclose(cart(towers, rank=rank, scale=2.0).tensor, towers.mean(dim=0), atol=2e-6)
+        assert (
+            not torch.allclose(cart(thetas(), rank=rank, scale=2.0).tensor, thetas().mean(dim=0), atol=1e-3)
+            or rank == 1.0
+        )
+    assert METHODS["cart"].fewest == 3
+
+
+def test_reverse_keeps_the_lowest_directions() -> None:
+    """Restated in float64 by a full SVD."""
+    towers = thetas()
+    _, found = updates(towers, ranks=[1, 5, 1.0], reverse=True)
+    mean = towers.double().mean(dim=0)
+    for k, update in zip((1, 5, 14), found, strict=True):
+        right = torch.zeros_like(mean)
+        for theta in towers.double():
+            u, s, vh = torch.linalg.svd(theta - mean, full_matrices=False)
+            right += u[:, -k:] * s[-k:] @ vh[-k:]
+        assert torch.allclose(update.double(), right, atol=1e-5)
+
+
+def test_task_arithmetic_taken_apart() -> None:
+    towers = thetas()
+    base = towers.mean(dim=0) + 0.01
+    anchor, (update,) = arithmetic_updates(towers, base=base)
+    for scale in (0.1, 0.3, 1.0):
+        whole = task_arithmetic(towers, base=base, scale=scale).tensor
+        assert torch.allclose(anchor + scale * update, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "numbers"),
+    [
+        ("--rank", "0.04,0.08,1.0,3", [0.04, 0.08, 1.0, 3]),
+        ("--rank", "0.01:0.16:5", [0.01, 0.02, 0.04, 0.08, 0.16]),
+        ("--rank", "0.02:0.64", [0.02, 0.04, 0.08, 0.16, 0.32, 0.64]),
+        ("--scale", "0.5:2.5", [0.5, 1.0, 1.5, 2.0, 2.5]),
+        ("--scale", "1:2:3", [1.0, 1.5, 2.0]),
+    ],
+)
+def test_ranges(option: str, text: str, numbers: list[float]) -> None:
+    found = _numbers(text, option)
+    assert found == pytest.approx(numbers)
+    assert [type(number) for number in found] == [type(number) for number in numbers]
+
+
+def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, commands: Commands, tmp_path: Path) -> None:
+    hub, root = zoo
+    task, towers = f"{root}/images1.yaml", TOWERS
+    grid = ["--rank", "1,0.25,1.0,1.0", "--scale", "1,2", "--part", "test", "--precision", "float32"]
+    points = {2: ["--rank", "1", "--scale", "2"], 4: ["--rank", "0.25", "--scale", "2"], 0: ["--method", "average"]}
+    sweep, half = ["sweep", *towers, "--tasks", task], ["--rank", "0.5", "--scale", "1", "--reverse", "--limit", "4"]
+    lines = [[*sweep, *grid, "--json"], [*sweep, *grid], [*sweep, *half, "--out", "r"]]
+    lines += [["merge", *towers, *setting, "--eval", task, "--out", f"m{i}"] for i, setting in points.items()]
+    done, again, reverse, *merges = commands(hub, lines)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["anchor"] == "average" and [p["scale"] for p in record["points"]] == [0.0, *[1.0, 2.0] * 3]
+    assert [repr(rank) for rank in record["ranks"]] == ["1", "0.25", "1.0"]  # one direction, and all of them
+    anchor, *others = [point["correct"] for point in record["points"]]
+    assert others[4] == others[5] == anchor != others[1]  # full rank is the average, one direction is not
+    assert "do not report a setting chosen here" in done.stderr
+    means = [sum(p["correct"]) / sum(record["images"]) for p in record["points"]]
+    assert means[record["best"]] == max(means[1:])
+    for merged, point in zip(merges, points, strict=True):
+        assert merged.returncode == 0, merged.stderr
+        (result,) = json.loads((tmp_path / f"m{point}" / "results.json").read_text())["results"]
+        assert [sum(c["correct"] for c in result["classes"])] == record["points"][point]["correct"]
+    files = {str(path.relative_to(tmp_path / "sweep")) for path in (tmp_path / "sweep").rglob("*.*")}
+    assert files == {"sweep.json", "figures/curve.png", "figures/grid.png"}
+    assert again.returncode == 1 and "exists already" in again.stderr
+    assert reverse.returncode == 0 and "hfcart merge" not in reverse.stdout, reverse.stderr
+    assert "Partial: samples of at most 4 images" in reverse.stdout
+
+
+REFUSED: list[tuple[list[str], int, list[str]]] = [
+    (["--method", "average"], 2, ["A sweep takes cart, task_arithmetic"]),
+    (["--rank", "0.5:0.1"], 2, ["neither a list nor low:high"]),
+    (["--rank", "2.0"], 2, ["--rank", "not in (0, 1]"]),
+    (["--rank", "500"], 2, ["--rank", "1..32"]),
+    (["--method", "task_arithmetic", "--reverse"], 2, ["no singular directions"]),
+    (["--part", "dev"], 2, ["--part is 'dev'"]),
+    (["--base", "user/other"], 1, ["user/other is not the CLIP model behind the towers", "at random", "--base"]),
+]
+
+
+def test_errors(zoo, commands: Commands, tmp_path: Path) -> None:
+    hub, root = zoo
+    other = write_clip(tmp_path / "other", 1, {**TINY, "patch_size": 4})  # the same widths, another patch size
+    hub.create("user/other")
+    hub.commit("user/other", {path.name: path for path in other.iterdir()})
+    lines = [["sweep", *TOWERS, "--tasks", f"{root}/images1.yaml", *options] for options, _, _ in REFUSED]
+    for done, (_, code, words) in zip(commands(hub, lines), REFUSED, strict=True):
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
+
+
+def test_methods_that_can_be_swept_say_how() -> None:
+    assert [name for name, method in METHODS.items() if method.updates] == ["cart", "task_arithmetic", "consensus"]

@@ -1,0 +1,50 @@
+"""What a reader finds in a card: its metadata, tables, code and paragraphs."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+
+def body_of(text: str) -> str:
+    return re.split(r"(?m)^---$", text, maxsplit=2)[2]
+
+
+def metadata_of(text: str) -> dict:
+    return yaml.safe_load(re.split(r"(?m)^---$", text, maxsplit=2)[1])
+
+
+def tokens_of(text: str) -> list[Token]:
+    """Every Markdown token of a card's body, inline ones included."""
+    flat = []
+    for token in MarkdownIt("commonmark").enable("table").parse(body_of(text)):
+        flat += [token, *(token.children or [])]
+    return flat
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """Cells of the first table under a heading, as their visible text."""
+    rows: list[list[str]] = []
+    under = False
+    tokens = MarkdownIt("commonmark").enable("table").parse(body_of(text))
+    for before, token in zip(tokens, tokens[1:], strict=False):
+        if before.type == "heading_open":
+            under = token.content == heading
+        elif under and before.type == "tr_open":
+            rows.append([])
+        elif under and before.type in ("th_open", "td_open"):
+            rows[-1].append("".join(child.content for child in token.children or []))
+        elif under and before.type == "table_close":
+            break
+    return rows
+
+
+def block(text: str, language: str) -> str:
+    return next(t.content for t in tokens_of(text) if t.type == "fence" and t.info == language)
+
+
+def paragraph(text: str, heading: str) -> str:
+    return body_of(text).split(f"\n## {heading}\n")[1].split("\n## ")[0].strip()

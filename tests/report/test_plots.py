@@ -1,0 +1,294 @@
+"""The card's figures: drawn when they say something, always the same bytes, and legible."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text
+from records import (
+    HOSTILE,
+    VIT_B32,
+    hub_source,
+    local_source,
+    make_record,
+    make_result,
+    make_results,
+    poisoned_results,
+    published,
+)
+from running import ROOT
+from towers import TINY
+
+from hfcart.records import EvalRecord, Reference, Similarity
+from hfcart.report.accuracy import wilson
+from hfcart.report.merge_card import render_card
+from hfcart.report.plots import draw_accuracy, draw_figures
+from hfcart.report.plots._accuracy import _draw_accuracy
+from hfcart.report.plots._canvas import TOWERS, _ink, short_names
+from hfcart.report.plots._merge import _draw_energy, _draw_similarity, _energy_grid
+
+ENERGY, SIMILARITY = "figures/energy.png", "figures/similarity.png"
+VIT_L14 = {**VIT_B32, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
+
+
+def towers(count: int) -> tuple:
+    return tuple(hub_source(f"user{i % 3}/clip-vit-large-patch14_task{i}") for i in range(count))
+
+
+def evaluation(count: int) -> EvalRecord:
+    """As many tasks, with references of both kinds, and now and then a long title, a sample or an empty task."""
+    individual = Reference("user/one", 1.0, measured=True)
+    results = [
+        make_result(
+            f"task{i}",
+            [(0, 0)] if i == 6 else [(50, 50 - i % 7), (50, 50)],
+            title="A title that goes on and on, far too long" if i % 5 == 4 else f"Task {i}",
+            limit=100 if i % 4 == 3 else None,
+            rows=0 if i == 6 else 2000 if i % 4 == 3 else 100,
+            pretrained=published(0.3),
+            individual=individual if i % 2 else published(0.97),
+        )
+        for i in range(count)
+    ]
+    return make_results(None, *results)
+
+
+def chunks(png: bytes) -> list[bytes]:
+    """The names of a PNG's chunks."""
+    names, at = [], 8
+    while at < len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        names.append(png[at + 4 : at + 8])
+        at += 12 + length
+    return names
+
+
+@pytest.mark.parametrize(
+    ("record", "names"),
+    [
+        (make_record(cfg=TINY), [ENERGY, SIMILARITY]),
+        (make_record(cfg=TINY, qkv="fused", projection=True), [ENERGY, SIMILARITY]),
+        (make_record(cfg=TINY, method="average"), [SIMILARITY]),
+        (make_record(towers(2), cfg=TINY, method="task_arithmetic", base=hub_source("a/b")), [SIMILARITY]),
+        # Two towers are opposite when seen from their mean: nothing to look at.
+        (make_record(towers(2), cfg=TINY), [ENERGY]),
+        (make_record(towers(1), cfg=TINY), [ENERGY]),
+        (make_record(towers(1), cfg=TINY, method="average"), []),
+        (make_record(towers(1), cfg=TINY, method="task_arithmetic", base=hub_source("a/b")), []),
+    ],
+    ids=range(8),
+)
+def test_the_card_shows_what_is_drawn(tmp_path, record, names):
+    assert draw_figures(record, tmp_path) == names
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == names
+    assert re.findall(r"\]\((figures/[^)]*)\)", render_card(record)) == names
+
+
+DRAW = """
+import hashlib, pickle, sys
+from pathlib import Path
+from hfcart.report.plots import draw_accuracy, draw_figures
+record, results = pickle.loads(Path("record").read_bytes())
+names = [*draw_figures(record, Path()), draw_accuracy(results, Path())]
+assert not {"matplotlib.pyplot", "torch", "tkinter"} & set(sys.modules)
+print(*(hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in names))
+"""
+
+
+def test_same_record_same_bytes_whatever_the_users_settings(tmp_path):
+    record = make_record(cfg=TINY)
+    results = evaluation(3)
+    names = [*draw_figures(record, tmp_path), draw_accuracy(results, tmp_path)]
+    here = [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names]
+    (tmp_path / "record").write_bytes(pickle.dumps((record, results)))
+    (tmp_path / "matplotlibrc").write_text(
+        "font.size: 20\nfont.family: serif\naxes.facecolor: black\nsavefig.dpi: 30\nimage.cmap: jet\nbackend: tkagg\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LANG": "de_DE.UTF-8"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == here
+
+
+def test_pictures_hold_pixels_and_nothing_else(tmp_path):
+    for name in draw_figures(make_record(), tmp_path):
+        png = (tmp_path / name).read_bytes()
+        assert set(chunks(png)) == {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
+        width, height = struct.unpack(">II", png[16:24])
+        assert width == 1200
+        assert 400 <= height <= 1200
+        assert len(png) < 150_000
+
+
+def test_grid_holds_the_record():
+    record = make_record(cfg=TINY)
+    energies = {t.name: t.energy for t in record.tensors}
+    grid, rows = _energy_grid(record)
+    assert rows == ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+    assert grid[1, 1] == 100 * energies["vision_model.encoder.layers.1.self_attn.k_proj.weight"]
+    assert grid[5, 0] == 100 * energies["vision_model.encoder.layers.0.mlp.fc2.weight"]
+    grid, rows = _energy_grid(make_record(cfg=TINY, qkv="fused"))
+    assert rows == ["q, k, v fused", "out_proj", "fc1", "fc2"]
+    one_less = tuple(
+        dataclasses.replace(t, energy=None) if t.name.endswith("1.mlp.fc1.weight") else t for t in record.tensors
+    )
+    grid, _ = _energy_grid(dataclasses.replace(record, tensors=one_less))
+    assert np.argwhere(np.isnan(grid)).tolist() == [[4, 1]]
+
+
+def pixel(figure, row: float, column: float) -> list[int]:
+    """Colour of a cell near its corner, where no number is."""
+    figure.canvas.draw()
+    x, y = figure.axes[0].transData.transform((column - 0.35, row - 0.35))
+    picture = np.asarray(figure.canvas.buffer_rgba())
+    return picture[picture.shape[0] - 1 - int(y), int(x), :3].tolist()
+
+
+def test_colours_mean_what_the_card_says():
+    cosine = ((1.0, 0.4, -0.5), (0.4, 1.0, float("nan")), (-0.5, float("nan"), 1.0))
+    figure = _draw_similarity(Similarity("mean", cosine, (0.1, 0.1, 0.1)), towers(3))
+    red, white = pixel(figure, 0, 1), pixel(figure, 0, 2)
+    assert red[0] > red[2] + 50, "above what unrelated towers show: red"
+    assert min(white) > 240, "three unrelated towers show -0.5"
+    assert pixel(figure, 1, 1) == pixel(figure, 1, 2) == [229, 229, 229]
+    figure = _draw_similarity(Similarity("base", cosine, (0.1, 0.1, 0.1)), towers(3))
+    blue = pixel(figure, 0, 2)
+    assert blue[2] > blue[0] + 50, "against each other: blue"
+    low, high = pixel(drawn := _draw_energy(np.array([[20.0, 90.0]]), ["fc1"]), 0, 0), pixel(drawn, 0, 1)
+    assert sum(high[:2]) > sum(low[:2]) + 200
+
+
+def texts(figure) -> list[Text]:
+    figure.canvas.draw()
+    axes, bar = figure.axes
+    # The scale's own ticks are left out: it keeps some beyond its ends, and does not draw them.
+    ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+    return [axes.title, axes.xaxis.label, bar.yaxis.label, *axes.texts, *ticks]
+
+
+@pytest.mark.parametrize("count", [3, 8, 14, 20, 24, 40, 100])
+def test_everything_fits(count):
+    record = make_record(towers(count), cfg=VIT_L14)
+    for figure in (_draw_similarity(record.similarity, record.sources), _draw_energy(*_energy_grid(record))):
+        axes = figure.axes[0]
+        drawn = texts(figure)
+        for text in drawn:
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text.get_text()
+            assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text.get_text()
+            assert text.get_fontsize() >= 7
+        cell = axes.bbox.width / (axes.get_xlim()[1] - axes.get_xlim()[0])
+        assert all(text.get_window_extent().width < cell for text in axes.texts)
+        ticks = [tick.get_window_extent() for tick in axes.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in zip(ticks, ticks[1:], strict=False))
+        names = sorted((tick.get_window_extent() for tick in axes.get_yticklabels()), key=lambda box: box.y0)
+        assert all(low.y1 <= high.y0 + 2 for low, high in zip(names, names[1:], strict=False))
+
+
+@pytest.mark.parametrize("colours", ["cividis", "RdBu_r"])
+def test_numbers_stand_out_from_every_colour(colours):
+    for place in np.linspace(0, 1, 101):
+        channels = np.array(colormaps[colours](place)[:3])
+        linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        light = float(linear @ [0.2126, 0.7152, 0.0722])
+        contrast = (light + 0.05) / 0.05 if _ink(colormaps[colours], place) == "black" else 1.05 / (light + 0.05)
+        assert contrast >= 4.5, place
+
+
+def test_short_names_tell_towers_apart():
+    assert short_names(["t/clip-vit_sun397", "t/clip-vit_cars", "u/clip-vit_dtd"]) == ["sun397", "cars", "dtd"]
+    assert short_names(["a/tower", "b/tower"]) == ["a/tower", "b/tower"]
+    assert short_names(["a/svhn", "a/svhn2"]) == ["svhn", "svhn2"]
+    assert short_names(["a/clip_", "a/clip_b"]) == ["clip_", "clip_b"]
+    assert short_names(["a/x", "a/x"]) == ["x", "x"]
+    assert short_names(["y" * 40, "z"]) == ["y" * 25 + "…", "z"]
+    assert short_names(["mnist$^$", "眼\u202e", "Ärger"]) == ["mnist$^$", "??", "Ärger"]
+
+
+def test_hostile_names_are_only_drawn(tmp_path):
+    sources = tuple(local_source(value) for value in HOSTILE)
+    record = make_record(sources, cfg=TINY)
+    assert draw_figures(record, tmp_path) == [ENERGY, SIMILARITY]
+    assert sorted(path.name for path in Path(tmp_path).rglob("*.png")) == ["energy.png", "similarity.png"]
+
+
+# Accuracy
+
+
+def test_the_chart_is_there_and_holds_pixels_and_nothing_else(tmp_path):
+    assert draw_accuracy(evaluation(8), tmp_path) == "figures/accuracy.png"
+    png = (tmp_path / "figures" / "accuracy.png").read_bytes()
+    assert set(chunks(png)) == {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
+    assert struct.unpack(">I", png[16:20]) == (1200,)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 14, 20, 60])
+def test_the_chart_fits(count):
+    figure = _draw_accuracy(evaluation(count))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    names = [tick.get_window_extent() for tick in axes.get_yticklabels()]
+    boxes = [*names, *(text.get_window_extent() for text in [axes.title, axes.xaxis.label, *axes.texts])]
+    legend = figure.legends[0].get_window_extent()
+    for box in (*boxes, legend):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+    assert all(not axes.bbox.overlaps(legend) and not box.overlaps(legend) for box in boxes)
+    names.sort(key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 + 2 for low, high in zip(names, names[1:], strict=False))
+    assert len(names) == count + (count > 1)
+
+
+def bars(figure) -> list[tuple[float, float, str]]:
+    """(middle, length, colour) of every bar, from the top."""
+    return sorted(
+        (round(bar.get_y() + bar.get_height() / 2, 6), round(bar.get_width(), 6), to_hex(bar.get_facecolor()))
+        for bar in figure.axes[0].patches
+    )
+
+
+def test_the_chart_shows_the_numbers():
+    measured = Reference("user/one", 0.9, measured=True)
+    first = make_result("a", [(10, 4)], pretrained=published(0.25), individual=measured)
+    second = make_result("b", [(10, 8)], pretrained=published(0.5))
+    figure = _draw_accuracy(make_results(None, first, second))
+    grey, blue, orange = "#bbbbbb", "#0072b2", "#e69f00"
+    assert [bar[1:] for bar in bars(figure)] == [
+        (25.0, grey), (40.0, blue), (90.0, orange), (50.0, grey), (80.0, blue), (37.5, grey), (60.0, blue),
+    ]  # fmt: skip
+    (axes,) = figure.axes
+    assert [bar.get_hatch() is not None for bar in axes.patches] == [True] * 3 + [False] * 4, "published ones"
+    assert [text.get_text() for text in axes.texts] == ["40.0", "80.0", "60.0"]
+    low, high = wilson(4, 10)
+    assert axes.lines[0].get_xdata().tolist() == [100 * low, 100 * high]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["A", "B", "mean"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "pretrained", "this tower", "individual", "published, not measured here",
+    ]  # fmt: skip
+    alone = _draw_accuracy(make_results(None, make_result("a", limit=100, rows=999)))
+    assert not alone.legends and alone.axes[0].get_yticklabels()[0].get_text() == "A (sample)"
+
+
+def test_the_towers_are_told_apart_in_grey_too():
+    light = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(to_rgb, TOWERS.values()))
+    assert all(high - low > 0.05 for low, high in zip(light, light[1:], strict=False))
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_titles_are_only_drawn(tmp_path, value):
+    assert draw_accuracy(poisoned_results(make_record(cfg=TINY), value), tmp_path) == "figures/accuracy.png"
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["accuracy.png"]
