@@ -115,7 +115,7 @@ def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, commands: Comman
 
 
 REFUSED: list[tuple[list[str], int, list[str]]] = [
-    (["--method", "average"], 2, ["A sweep takes cart, task_arithmetic"]),
+    (["--method", "average"], 2, ["A sweep takes cart, consensus, task_arithmetic;"]),
     (["--rank", "0.5:0.1"], 2, ["neither a list nor low:high"]),
     (["--rank", "2.0"], 2, ["--rank", "not in (0, 1]"]),
     (["--rank", "500"], 2, ["--rank", "1..32"]),
@@ -137,4 +137,4 @@ def test_errors(zoo, commands: Commands, tmp_path: Path) -> None:
 
 
 def test_methods_that_can_be_swept_say_how() -> None:
-    assert [name for name, method in METHODS.items() if method.updates] == ["cart", "task_arithmetic", "consensus"]
+    assert [name for name, method in METHODS.items() if method.updates] == ["cart", "consensus", "task_arithmetic"]
