@@ -68,20 +68,20 @@ def evaluate(
         tasks: task ids, groups ("8", "14", "20") and paths of task cards.
         progress: told what is being done. Default: nothing is, and warnings are Python's (HfcartWarning).
         **options: base, part, limit, seed, references, streaming, batch_size, workers, precision, device;
-            see `hfcart.commands.evaluate.run_eval`.
+            see `hfcart.zero_shot.measurement.Measurement`.
 
     Raises:
         hfcart.errors.HfcartError: each kind of failure has its class; the message says what to do next.
     """
-    from hfcart.commands.evaluate import check_options, run_eval
+    from hfcart.commands.evaluate import run_eval
     from hfcart.progress import AsWarnings
     from hfcart.tasks.task_cards import read_tasks
+    from hfcart.zero_shot.measurement import Measurement
 
     if isinstance(tasks, str):
         raise TypeError("tasks is one text: give a list of them")
-    check_options(options)
-    told = progress or AsWarnings(sys._getframe(1))
-    return run_eval(os.fspath(tower), read_tasks(tasks), progress=told, **options).record
+    measurement = Measurement(read_tasks(tasks), **options)
+    return run_eval(os.fspath(tower), measurement, progress or AsWarnings(sys._getframe(1))).record
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (PEP 562)

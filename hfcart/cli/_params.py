@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from hfcart.recipes.options import IMAGES, MACHINE, PUBLISHING
+from hfcart.zero_shot.measurement import Measurement
 
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result, warnings and errors.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout, everything else on stderr.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the Hub client's log.")]
-PUBLISHING = "Publishing"
 PRIVATE = Annotated[
     bool,
     typer.Option("--private", help="Make the repo private if it is created.", rich_help_panel=PUBLISHING),
@@ -23,7 +25,6 @@ MESSAGE = Annotated[
     typer.Option("--commit-message", metavar="TEXT", help="Message of the commit.", rich_help_panel=PUBLISHING),
 ]
 # What measures: eval, sweep and compare.
-IMAGES, MACHINE = "Images", "Machine"
 TASKS = Annotated[
     str,
     typer.Option(
@@ -58,3 +59,10 @@ WORKERS = Annotated[
     int | None,
     typer.Option(help="Threads; changes no number. Default: one a core, at most 8.", rich_help_panel=MACHINE),
 ]
+
+
+def measurement(tasks: str, *, no_streaming: bool, **options: Any) -> Measurement:  # noqa: ANN401 (its other fields)
+    """What the options of a command ask to be measured. Raises UsageError for a task or a value that is none."""
+    from hfcart.tasks.task_cards import read_tasks
+
+    return Measurement(read_tasks([tasks]), streaming=not no_streaming, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from hfcart.cli._output import Output, reporting
 from hfcart.cli._params import (
     DEBUG,
     DEVICE,
-    IMAGES,
     JSON,
     LIMIT,
     NO_STREAMING,
@@ -20,8 +19,11 @@ from hfcart.cli._params import (
     QUIET,
     TASKS,
     WORKERS,
+    measurement,
 )
 from hfcart.methods import ADAPTIVE, behind
+from hfcart.recipes.options import IMAGES
+from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
     from hfcart.records import CompareRecord
@@ -61,13 +63,13 @@ def compare(
             help="Which images. Choose a method on validation images, report it on test images.",
             rich_help_panel=IMAGES,
         ),
-    ] = "test",
-    limit: LIMIT = None,
+    ] = Measurement.part,
+    limit: LIMIT = Measurement.limit,
     no_streaming: NO_STREAMING = False,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("compare"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison.")] = False,
-    device: DEVICE = "auto",
-    precision: PRECISION = "auto",
+    device: DEVICE = Measurement.device,
+    precision: PRECISION = Measurement.precision,
     workers: WORKERS = None,
     quiet: QUIET = False,
     json: JSON = False,
@@ -78,24 +80,26 @@ def compare(
     Example:  hfcart compare user/a user/b user/c --tasks 8 --methods cart,average,ties
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
+        asked = measurement(
+            tasks,
+            base=base,
+            part=part,
+            limit=limit,
+            no_streaming=no_streaming,
+            references=references,
+            device=device,
+            precision=precision,
+            workers=workers,
+        )
         from hfcart.commands.compare import run_compare
-        from hfcart.commands.evaluate import check_options
-        from hfcart.tasks.task_cards import read_tasks
 
-        options: dict[str, Any] = {"part": part, "limit": limit, "precision": precision, "workers": workers}
-        check_options(options)
         record = run_compare(
             sources,
-            read_tasks([tasks]),
+            asked,
             methods=[name.strip() for name in methods.split(",") if name.strip()],
-            base=base,
-            references=references,
-            streaming=not no_streaming,
             out=out,
             overwrite=overwrite,
-            device=device,
             progress=output,
-            **options,
         )
         if json:
             output.data(record.to_json())
@@ -105,7 +109,7 @@ def compare(
 
 
 def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | None, out: Path, output: Output) -> None:
-    from hfcart.commands.compare import RECORD, TABLE
+    from hfcart.commands.compare import COMPARE_RECORD, TABLE
     from hfcart.report.compare_table import cells, columns, explain
 
     output.result()
@@ -125,4 +129,4 @@ def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | Non
         output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
     output.result(f"  table    {out / TABLE}")
     output.result(f"  chart    {out / 'figures' / 'compare.png'}")
-    output.result(f"  record   {out / RECORD}")
+    output.result(f"  record   {out / COMPARE_RECORD}")

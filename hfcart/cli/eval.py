@@ -12,23 +12,23 @@ from hfcart.cli._params import (
     CREATE_PR,
     DEBUG,
     DEVICE,
-    IMAGES,
     JSON,
     LIMIT,
-    MACHINE,
     MESSAGE,
     NO_STREAMING,
     PRECISION,
-    PUBLISHING,
     QUIET,
     TASKS,
     WORKERS,
+    measurement,
 )
+from hfcart.recipes.options import IMAGES, MACHINE, OUTPUT, PUBLISHING
+from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
     from hfcart.records import EvalRecord, Reference
 
-_COMPARE, _OUTPUT = "Comparison", "Output"
+_COMPARE = "Comparison"
 
 
 def eval(
@@ -54,9 +54,9 @@ def eval(
             help="Which images. Validation is a seeded tenth of the train split: choose settings there.",
             rich_help_panel=IMAGES,
         ),
-    ] = "test",
-    limit: LIMIT = None,
-    seed: Annotated[int, typer.Option(help="Of that sample.", rich_help_panel=IMAGES)] = 0,
+    ] = Measurement.part,
+    limit: LIMIT = Measurement.limit,
+    seed: Annotated[int, typer.Option(help="Of that sample.", rich_help_panel=IMAGES)] = Measurement.seed,
     no_streaming: NO_STREAMING = False,
     references: Annotated[
         str,
@@ -66,13 +66,13 @@ def eval(
             "task's own tower, measured on the same images (of a merge that hfcart made).",
             rich_help_panel=_COMPARE,
         ),
-    ] = "published",
+    ] = Measurement.references,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             help="Where to write the results. Default: a merged folder itself, else ./NAME-results.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     push: Annotated[
@@ -85,12 +85,12 @@ def eval(
         typer.Option(
             "--overwrite",
             help="Let a sample replace the result of a whole split, in the folder and in the repo.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     commit_message: MESSAGE = None,
-    device: DEVICE = "auto",
-    precision: PRECISION = "auto",
+    device: DEVICE = Measurement.device,
+    precision: PRECISION = Measurement.precision,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -109,33 +109,30 @@ def eval(
     Several GPUs or machines:  accelerate launch -m hfcart eval user/merged --tasks 8
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
-        from hfcart.tasks.task_cards import read_tasks
-
-        options = {
-            "part": part,
-            "limit": limit,
-            "seed": seed,
-            "references": references,
-            "precision": precision,
-            "batch_size": batch_size,
-            "workers": workers,
-            "device": device,
-        }
-        cards = read_tasks([tasks])
-        from hfcart.commands.evaluate_and_publish import run_measure
+        asked = measurement(
+            tasks,
+            base=base,
+            part=part,
+            limit=limit,
+            seed=seed,
+            no_streaming=no_streaming,
+            references=references,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+        )
+        from hfcart.commands.evaluate_and_publish import run_measure  # torch: only once the options are right
 
         done = run_measure(
             tower,
-            cards,
-            base=base,
+            asked,
             out=out,
             push=push or create_pr,
             create_pr=create_pr,
             overwrite=overwrite,
             message=commit_message,
-            streaming=not no_streaming,
             progress=output,
-            **options,
         )
         if done is None:  # another process of the same launch reports
             return

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfcart.cli._output import Output, reporting
-from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, PUBLISHING, QUIET
+from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, QUIET
+from hfcart.recipes.options import MACHINE, OUTPUT, PUBLISHING
 
 if TYPE_CHECKING:
     from hfcart.hub import Published
     from hfcart.learning.finetune.recipe import FinetuneRecipe
     from hfcart.records import FinetuneRecord
 
-_TRAINING, _OUTPUT, _MACHINE = "Training", "Output", "Machine"
+_TRAINING = "Training"
 
 
 def finetune(
@@ -74,15 +75,15 @@ def finetune(
         typer.Option(
             metavar="FOLDER",
             help="Where to write. Default: the name in --push-to, else ./finetuned.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output folder or repo that exists.", rich_help_panel=_OUTPUT)
+        bool, typer.Option("--overwrite", help="Replace an output folder or repo that exists.", rich_help_panel=OUTPUT)
     ] = False,
     save_every: Annotated[
         int | None,
-        typer.Option(metavar="STEPS", help="Between two checkpoints. Default: 100.", rich_help_panel=_OUTPUT),
+        typer.Option(metavar="STEPS", help="Between two checkpoints. Default: 100.", rich_help_panel=OUTPUT),
     ] = None,
     push_to: Annotated[
         str | None,
@@ -93,13 +94,13 @@ def finetune(
     commit_message: MESSAGE = None,
     device: Annotated[
         str | None,
-        typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to train. Default: auto.", rich_help_panel=_MACHINE),
+        typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to train. Default: auto.", rich_help_panel=MACHINE),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
             help="Threads that decode images. Default: one a core, at most 8.",
-            rich_help_panel=_MACHINE,
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     quiet: QUIET = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from hfcart.cli._output import Output, reporting
 from hfcart.cli._params import (
     DEBUG,
     DEVICE,
-    IMAGES,
     JSON,
     LIMIT,
     NO_STREAMING,
@@ -20,9 +19,12 @@ from hfcart.cli._params import (
     QUIET,
     TASKS,
     WORKERS,
+    measurement,
 )
 from hfcart.cli._recipe_options import given_fields
 from hfcart.methods import METHODS
+from hfcart.recipes.options import IMAGES
+from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
     from hfcart.records import SweepRecord
@@ -89,12 +91,12 @@ def sweep(
             rich_help_panel=IMAGES,
         ),
     ] = "validation",
-    limit: LIMIT = None,
+    limit: LIMIT = Measurement.limit,
     no_streaming: NO_STREAMING = False,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("sweep"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier sweep.")] = False,
-    device: DEVICE = "auto",
-    precision: PRECISION = "auto",
+    device: DEVICE = Measurement.device,
+    precision: PRECISION = Measurement.precision,
     workers: WORKERS = None,
     quiet: QUIET = False,
     json: JSON = False,
@@ -105,36 +107,39 @@ def sweep(
     Example:  hfcart sweep user/a user/b user/c --tasks 8 --rank 0.02:0.5 --scale 0.5:2.5
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
-        from hfcart.commands.evaluate import check_options
-        from hfcart.commands.sweep import run_sweep
-        from hfcart.tasks.task_cards import read_tasks
+        asked = measurement(
+            tasks,
+            base=base,
+            part=part,
+            limit=limit,
+            no_streaming=no_streaming,
+            device=device,
+            precision=precision,
+            workers=workers,
+        )
+        from hfcart.commands.sweep import SWEEP_RECORD, run_sweep
 
-        options: dict[str, Any] = {"part": part, "limit": limit, "precision": precision, "workers": workers}
-        check_options(options)
         takes_rank = method not in METHODS or METHODS[method].parameter("rank") is not None
         ranks = _numbers(rank, "--rank") if rank else (_RANKS if takes_rank else ())
         own = {"threshold": threshold, "agree": agree}
         record = run_sweep(
             sources,
-            read_tasks([tasks]),
+            asked,
             ranks=ranks,
             scales=[float(s) for s in _numbers(scale, "--scale")] if scale else _SCALES.get(method, (1.0,)),
             method=method,
             settings=given_fields(own),
-            base=base,
             qkv=qkv,
             reverse=reverse,
-            streaming=not no_streaming,
             out=out,
             overwrite=overwrite,
-            device=device,
             progress=output,
-            **options,
         )
         if json:
             output.data(record.to_json())
         kept = [text for name, value in own.items() if value is not None for text in (f"--{name}", str(value))]
         _show(record, [*sources, *kept], base, out, output)
+        output.result(f"  record   {out / SWEEP_RECORD}")
 
 
 def _numbers(text: str, option: str) -> list[int | float]:
@@ -181,7 +186,6 @@ def _show(record: SweepRecord, command: list[str], base: str | None, out: Path, 
     if not record.reverse:
         output.result(f"  best     hfcart merge {shlex.join([*command, *options])}")
     output.result(f"  curve    {out / 'figures' / 'curve.png'}")
-    output.result(f"  record   {out / 'sweep.json'}")
 
 
 def _rank(rank: int | float | None) -> str:

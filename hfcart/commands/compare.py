@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hfcart.commands.separate_process import Apart, merge_apart
 from hfcart.engine.plan import Plan, make_plan
 from hfcart.errors import NonFiniteError, UsageError
@@ -29,27 +27,27 @@ from hfcart.report.compare_table import as_markdown
 from hfcart.sources.lineage import infer_base
 from hfcart.sources.own_tasks import known, own_task
 from hfcart.sources.towers import Reopened, fetch_all
-from hfcart.system.device import batch_for, choose_device, precision_for
+from hfcart.system.device import Machine
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
-from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import PartialFolder, explain_os_errors, refuse_existing
-from hfcart.tasks.data import Part, Split, open_split
+from hfcart.tasks.data import Split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, make_head, open_base
 from hfcart.zero_shot.loaded_tower import load_tower
+from hfcart.zero_shot.measurement import Measurement
 from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
 
-RECORD = "compare.json"
+COMPARE_RECORD = "compare.json"
 TABLE = "compare.md"
-REFERENCES = ("measured", "none")
+_REFERENCES = ("measured", "none")  # of those of a Measurement
 _BESIDE = ("pretrained", "individual")
 _JOURNAL = "methods.jsonl"
 _Ref = str | Reopened
 
 
 @dataclass
-class _Work:
+class _Comparison:
     """A comparison under way: what is merged and measured, fixed before the work, and what is done of it."""
 
     plan: Plan
@@ -57,10 +55,8 @@ class _Work:
     base: Base
     splits: list[Split]
     rows: tuple[str, ...]
-    device: torch.device
-    asked_device: str
-    precision: str
-    workers: int
+    measurement: Measurement
+    machine: Machine
     partial: PartialFolder
     progress: Progress
     journal: Journal | None = None
@@ -89,38 +85,23 @@ def offered(sources: int, *, adapted: bool = False) -> list[str]:
 
 def run_compare(
     sources: Sequence[str],
-    tasks: Sequence[TaskCard],
+    measurement: Measurement,
     *,
     methods: Sequence[str] = (),
-    base: str | None = None,
-    part: Part = "test",
-    limit: int | None = None,
-    references: str = "measured",
-    streaming: bool = True,
-    out: Path = Path("compare"),
+    out: Path,
     overwrite: bool = False,
-    precision: str = "auto",
-    device: str = "auto",
-    workers: int | None = None,
     progress: Progress,
 ) -> CompareRecord:
     """Merge with each method, measure each result on every task, and write the table, the chart and the record.
 
     Args:
         sources: as for a merge.
-        tasks: what to measure on.
+        measurement: on what, and how. Its base is that of the methods that need one, too; its references are
+            "measured" for rows of the base and of each task's own tower as well, or "none".
         methods: names of the registry and of what `adapt` makes of its methods, each used with its default parameters;
             () for all that take these sources and learn no coefficients, ("all",) for those that do as well.
-        base: the CLIP model behind the heads, and the base of the methods that need one. Default: as for a merge.
-        part: which images.
-        limit: a seeded sample of so many images a task.
-        references: "measured" for rows of the base and of each task's own tower as well, or "none".
-        streaming: read the images over the network each time; False keeps each split in the cache.
         out: folder to write; `out`.partial keeps the work and is gone at the end.
         overwrite: replace an earlier comparison.
-        precision: float32, bfloat16 or auto, as for an evaluation.
-        device: auto, cpu, cuda, cuda:N or mps.
-        workers: threads. Default: one a core, at most eight.
         progress: told of each stage.
 
     Returns:
@@ -131,8 +112,10 @@ def run_compare(
         HfcartError: a source, the base or a dataset is not what it should be.
         KeyboardInterrupt: with a note; the same command goes on where it stopped.
     """
-    if references not in REFERENCES:
-        raise UsageError(f"--references is {quoted(references)}, expected one of {', '.join(REFERENCES)}.")
+    if measurement.references not in _REFERENCES:
+        found = quoted(measurement.references)
+        raise UsageError(f"--references is {found}, expected one of {', '.join(_REFERENCES)}.")
+    tasks, base = measurement.tasks, measurement.base
     every = not methods or tuple(methods) == ("all",)
     names = tuple(offered(len(sources), adapted=bool(methods)) if every else dict.fromkeys(methods))
     if unknown := [name for name in names if name not in (*METHODS, *ADAPTIVE)]:
@@ -140,7 +123,7 @@ def run_compare(
             f"unknown method {quoted(unknown[0])}, expected one of {', '.join((*METHODS, *ADAPTIVE))}, or all."
         )
     settings = {name: _settings(sources, name, tasks[0]) for name in names}
-    where, threads = choose_device(device), workers or default_workers()
+    machine = measurement.machine()
     with PartialFolder(out, overwrite=overwrite) as partial:
         asked = make({"sources": tuple(sources), "method": "task_arithmetic", "base": base})
         plan = make_plan(asked, partial.path / "converted", progress)  # proves base and towers alike
@@ -151,26 +134,24 @@ def run_compare(
             for left, blind in _blind_ones(names, own, tasks) if every else ():
                 progress.warn(f"{' and '.join(left)} are left out. {blind}")
                 names = tuple(name for name in names if name not in left)
-            work = _Work(
+            work = _Comparison(
                 plan=plan,
                 sources=own,
                 base=bound,
-                splits=[open_split(task, part, limit=limit, streaming=streaming, progress=progress) for task in tasks],
-                rows=(*(_BESIDE if references == "measured" else ()), *names),
-                device=where,
-                asked_device=device,
-                precision=precision_for(precision, where),
-                workers=threads,
+                splits=measurement.splits(progress),
+                rows=(*(_BESIDE if measurement.references == "measured" else ()), *names),
+                measurement=measurement,
+                machine=machine,
                 partial=partial,
                 progress=progress,
             )
-            environment = current_environment(where)
+            environment = current_environment(machine.device)
             decides = _fingerprint(work, settings, environment)
             partial.open(Layout({}, {}, {}, None), decides)
             work.journal = Journal(partial.path / _JOURNAL, decides)
             _resume(work)
             _run(work)
-            record = _record(work, settings, limit, environment)
+            record = _record(work, settings, environment)
             _finish(partial, record)
             return record
         finally:
@@ -222,7 +203,7 @@ def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dic
     return found
 
 
-def _run(work: _Work) -> None:
+def _run(work: _Comparison) -> None:
     """Merge as many as may be measured side by side, measure them, and so on until every row is done."""
     at_once = towers_at_once(work.plan.parameters)
     batch: list[str] = []
@@ -235,7 +216,7 @@ def _run(work: _Work) -> None:
             batch = []
 
 
-def _merge(work: _Work, name: str) -> bool:
+def _merge(work: _Comparison, name: str) -> bool:
     """Merge in a process of its own. False, and the reason kept, if it fails."""
     work.progress.step(f"Merging with {name}")
     with explain_os_errors(work.partial.path):
@@ -246,8 +227,8 @@ def _merge(work: _Work, name: str) -> bool:
         "sources": [_plain(ref) for ref in work.sources],
         "method": ADAPTIVE.get(name, name),
         "out": str(place / "merged"),
-        "device": work.asked_device,
-        "workers": work.workers,
+        "device": work.measurement.device,
+        "workers": work.machine.workers,
     }
     method, pinned = behind(name), {s.task.id: SourceTask.of(s.task, s.dataset.commit).plain() for s in work.splits}
     if method.needs_base or method.heads or name in ADAPTIVE:
@@ -270,7 +251,7 @@ def _merge(work: _Work, name: str) -> bool:
     return True
 
 
-def _measure(work: _Work, batch: Sequence[str]) -> None:
+def _measure(work: _Comparison, batch: Sequence[str]) -> None:
     """Measure some rows side by side on every task; if one gives NaN, each alone, to see which."""
     try:
         correct, images = _score(work, batch)
@@ -289,7 +270,7 @@ def _measure(work: _Work, batch: Sequence[str]) -> None:
             shutil.rmtree(work.towers / work.merged[row]["folder"], ignore_errors=True)
 
 
-def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None]], list[int]]:
+def _score(work: _Comparison, batch: Sequence[str]) -> tuple[dict[str, list[int | None]], list[int]]:
     correct: dict[str, list[int | None]] = {row: [] for row in batch}
     images: list[int] = []
     kept = {row: _scorer(work, row, _place(work, row)) for row in batch if row != "individual"}
@@ -305,14 +286,7 @@ def _score(work: _Work, batch: Sequence[str]) -> tuple[dict[str, list[int | None
                 images.append(0)
                 continue
             head = make_head(work.base, split.task, Progress())
-            found, undecodable = score(
-                split,
-                list(scorers.values()),
-                head,
-                batch_size=batch_for(work.device),
-                workers=work.workers,
-                progress=work.progress,
-            )
+            found, undecodable = score(split, list(scorers.values()), head, work.machine, progress=work.progress)
             if not int(found[0].sum()):
                 raise nothing_decoded(split, undecodable)
             if undecodable:
@@ -331,41 +305,34 @@ def _plain(ref: _Ref) -> str | dict[str, str]:
     return ref if isinstance(ref, str) else dataclasses.asdict(ref)
 
 
-def _place(work: _Work, row: str) -> _Ref:
+def _place(work: _Comparison, row: str) -> _Ref:
     return work.base.again if row == "pretrained" else str(work.towers / work.merged[row]["folder"] / "merged")
 
 
-def _own_tower(work: _Work, task: TaskCard) -> _Ref | None:
+def _own_tower(work: _Comparison, task: TaskCard) -> _Ref | None:
     found = next((ref for ref, own in work.sources.items() if own == task), None)
     if found is None:
         work.warn(f"None of the towers says that it was fine-tuned on {task.dataset.repo} alone.")
     return found
 
 
-def _scorer(work: _Work, row: str, ref: _Ref) -> Scorer:
+def _scorer(work: _Comparison, row: str, ref: _Ref) -> Scorer:
     tower = load_tower(ref, Progress())
     fields = tower.preprocessor or work.base.preprocessor
-    return Scorer(
-        tower.model,
-        work.base.projection,
-        fields,
-        device=work.device,
-        precision=work.precision,
-        label=f"The tower {row}",
-    )
+    return Scorer(tower.model, work.base.projection, fields, work.machine, label=f"The tower {row}")
 
 
-def _fingerprint(work: _Work, settings: Mapping[str, Any], environment: Environment) -> str:
+def _fingerprint(work: _Comparison, settings: Mapping[str, Any], environment: Environment) -> str:
     own = sorted(task.id if task else "" for task in work.sources.values())
     return fingerprint(
         environment,
         sorted(tower.source.sha256 for tower in work.plan.towers),
-        [work.base.key, work.precision, work.rows, settings, own],
+        [work.base.key, work.machine.precision, work.rows, settings, own],
         [split.decides() for split in work.splits],
     )
 
 
-def _resume(work: _Work) -> None:
+def _resume(work: _Comparison) -> None:
     """Take what an earlier run of the same comparison did."""
     assert work.journal is not None
     for line in work.journal.lines:
@@ -383,21 +350,19 @@ def _resume(work: _Work) -> None:
         work.progress.note(f"Resuming: {done} measured already, {len(waiting)} merges wait for it.")
 
 
-def _write_line(work: _Work, line: dict[str, Any]) -> None:
+def _write_line(work: _Comparison, line: dict[str, Any]) -> None:
     assert work.journal is not None
     with explain_os_errors(work.partial.path):
         work.journal.append(line)
     _take(work, line)
 
 
-def _take(work: _Work, line: dict[str, Any]) -> None:
+def _take(work: _Comparison, line: dict[str, Any]) -> None:
     kind = "merged" if "merged" in line else "measured"
     getattr(work, kind)[line[kind]] = line
 
 
-def _record(
-    work: _Work, settings: Mapping[str, dict[str, Any]], limit: int | None, environment: Environment
-) -> CompareRecord:
+def _record(work: _Comparison, settings: Mapping[str, dict[str, Any]], environment: Environment) -> CompareRecord:
     images = [0] * len(work.splits)
     for line in work.measured.values():  # those of a task that has no tower of its own are counted by other rows
         images = [max(pair) for pair in zip(images, line["images"], strict=True)]
@@ -416,11 +381,11 @@ def _record(
         sources=tuple((tower.label, tower.store.commit) for tower in work.plan.sources.given),
         base=work.base.label,
         base_commit=work.base.source.commit,
-        part=work.splits[0].part,
-        limit=limit,
+        part=work.measurement.part,
+        limit=work.measurement.limit,
         tasks=tuple((split.task.id, split.task.title) for split in work.splits),
         images=tuple(images),
-        precision=work.precision,
+        precision=work.machine.precision,
         rows=tuple(rows),
         environment=environment,
     )
@@ -435,7 +400,7 @@ def _finish(partial: PartialFolder, record: CompareRecord) -> None:
 
     refuse_existing(partial.out, overwrite=partial.overwrite)  # before the journal goes
     shutil.rmtree(partial.path / "towers", ignore_errors=True)
-    partial.add(RECORD, record.to_json().encode())
+    partial.add(COMPARE_RECORD, record.to_json().encode())
     partial.add(TABLE, as_markdown(record).encode())
     with explain_os_errors(partial.path):
         draw_compare(record, partial.path)

@@ -7,31 +7,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
 from hfcart.commands.merge import merge_aside
-from hfcart.errors import HfcartError, SourceError, UsageError
+from hfcart.errors import HfcartError, SourceError
 from hfcart.progress import Progress, Within
-from hfcart.quoting import quoted
 from hfcart.recipes.finished_merge import MAX_RECORD, RECORD, pinned, read_record
 from hfcart.recipes.merge_recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
-from hfcart.results.check import MAX_SEED
 from hfcart.sources.own_tasks import Known, own_tower
-from hfcart.system.device import batch_for, choose_device, precision_for
 from hfcart.system.environment import current_environment
-from hfcart.system.threads import default_workers
-from hfcart.tasks.data import Part, Split, open_split
+from hfcart.tasks.data import Split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, base_of, check_base, make_head, open_base
 from hfcart.zero_shot.loaded_tower import LoadedTower, load_tower
-from hfcart.zero_shot.scoring import PRECISIONS, Confusion, Scorer, nothing_decoded, score
-
-REFERENCES = ("none", "published", "measured")
+from hfcart.zero_shot.measurement import Measurement
+from hfcart.zero_shot.scoring import Confusion, Scorer, nothing_decoded, score
 
 
 @dataclass(frozen=True)
@@ -49,67 +43,41 @@ class Evaluation:
     reports: bool
 
 
-def run_eval(
-    ref: str,
-    tasks: Sequence[TaskCard],
-    *,
-    base: str | None = None,
-    part: Part = "test",
-    limit: int | None = None,
-    seed: int = 0,
-    references: str = "published",
-    streaming: bool = True,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    precision: str = "auto",
-    device: str = "auto",
-    progress: Progress,
-) -> Evaluation:
+def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluation:
     """Measure a tower's zero-shot accuracy on each task.
 
     Under `accelerate launch` the examples are split over the processes, and each returns the same record.
 
     Args:
         ref: a Hub repo (`user/name`, `user/name@revision`) or a folder with a CLIP vision tower in it.
-        tasks: what to measure, in this order.
-        base: the CLIP model with the text tower; None to find it by what the tower says of itself.
-        part: which images: the test split, or the validation or the train part of the train split.
-        limit: score a sample of so many images a task, drawn with `seed`; None for all.
-        seed: of that sample.
-        references: what to compare with: "published" figures of the task cards, or what is "measured" on the same
-            images for the base, for the plain average and for each task's own tower, if the tower is a merge.
-        streaming: read the images over the network; False keeps each split in the cache.
-        batch_size: images a forward pass. Default: 16 on a CPU, 256 elsewhere.
-        workers: threads. Default: one a core, at most eight, shared among the processes of a machine.
-        precision: float32, bfloat16, or auto: bfloat16 where the device computes with it.
-        device: auto, cpu, cuda, cuda:N or mps.
+        measurement: on what, and how.
         progress: told of each stage.
 
     Raises:
         HfcartError: the tower, its base or a dataset is not what it should be; not one image of a task can be decoded.
     """
-    processes = PartialState(cpu=device == "cpu")
-    where = processes.device if processes.num_processes > 1 or device == "auto" else choose_device(device)
+    processes = PartialState(cpu=measurement.device == "cpu")
+    theirs = processes.num_processes > 1 or measurement.device == "auto"
+    machine = measurement.machine(processes.device if theirs else None, processes.num_processes)
     if not processes.is_main_process:
         progress = Progress()
     tower = load_tower(ref, progress)
-    bound = open_base(base or base_of(tower, progress), progress)
+    bound = open_base(measurement.base or base_of(tower, progress), progress)
     check_base(tower, bound, progress)
-    chosen = precision_for(precision, where)
     several = f", in {processes.num_processes} processes" if processes.num_processes > 1 else ""
-    progress.note(f"Base model: {bound.label}. Precision: {chosen} on {where.type}{several}.")
+    progress.note(f"Base model: {bound.label}. Precision: {machine.precision} on {machine.device.type}{several}.")
 
     def scorer(loaded: LoadedTower) -> Scorer:
         fields = loaded.preprocessor or bound.preprocessor
-        return Scorer(loaded.model, bound.projection, fields, device=where, precision=chosen, label=loaded.label)
+        return Scorer(loaded.model, bound.projection, fields, machine, label=loaded.label)
 
     results: list[TaskResult] = []
     confusions: dict[str, list[list[int]]] = {}
-    with _others(tower, bound, references, progress) as others:
+    with _others(tower, bound, measurement.references, progress) as others:
         own, shared = scorer(tower), {name: scorer(loaded) for name, loaded in others.shared.items()}
-        for task in tasks:
+        for task in measurement.tasks:
             with processes.main_process_first():  # the others find the head, and a split's cache, ready made
-                split = open_split(task, part, limit=limit, seed=seed, streaming=streaming, progress=progress)
+                split = measurement.split(task, progress)
                 head = make_head(bound, task, progress)
             if individual := others.individual(task, progress):
                 check_base(individual, bound, progress)
@@ -120,8 +88,7 @@ def run_eval(
                     split,
                     [own, *rivals.values()],
                     head,
-                    batch_size=batch_size or batch_for(where),
-                    workers=workers or max(1, default_workers() // processes.num_processes),
+                    machine,
                     shard=processes.process_index,
                     shards=processes.num_processes,
                     progress=progress,
@@ -134,7 +101,7 @@ def run_eval(
             confusions[task.id] = total[0].tolist()
             measured = {name: _share(total[1 + i], s.label) for i, (name, s) in enumerate(rivals.items())}
             result = _result(split, total[0], int(total[-1, 0, 0]))
-            results.append(replace(result, **(measured or _published(task, bound, references, result))))
+            results.append(replace(result, **(measured or _published(task, bound, measurement.references, result))))
             if result.undecodable:
                 progress.warn(f"{result.undecodable} images of {task.title} cannot be decoded: they are left out.")
     record = EvalRecord(
@@ -142,9 +109,9 @@ def run_eval(
         weights_sha256=tower.source.sha256,
         base=bound.label,
         base_commit=bound.source.commit,
-        precision=chosen,
+        precision=machine.precision,
         results=tuple(results),
-        environment=current_environment(where),
+        environment=current_environment(machine.device),
     )
     reports = processes.is_main_process
     processes.destroy_process_group()
@@ -250,16 +217,3 @@ def _merge_record(tower: LoadedTower) -> MergeRecord | None:
         return read_record(data, f"{tower.label}/{RECORD}") if data is not None else None
     except HfcartError:
         return None
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what run_eval could not do. Raises UsageError that names the option."""
-    known = {"references": REFERENCES, "precision": ("auto", *PRECISIONS[:2]), "part": ("test", "validation", "train")}
-    for name, values in known.items():
-        if (value := options.get(name, values[0])) not in values:
-            raise UsageError(f"--{name} is {quoted(value)}, expected one of {', '.join(values)}.")
-    for name in ("limit", "batch_size", "workers"):
-        if (number := options.get(name)) is not None and number < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {number}, expected at least 1.")
-    if not 0 <= (seed := options.get("seed", 0)) < MAX_SEED:
-        raise UsageError(f"--seed is {seed}, expected 0 to {MAX_SEED - 1}.")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hfcart.commands.evaluate import Evaluation, check_options, run_eval
+from hfcart.commands.evaluate import Evaluation, run_eval
 from hfcart.errors import HfcartError, OutputError, UsageError, next_step
 from hfcart.progress import Progress
 from hfcart.recipes.finished_merge import RECORD
@@ -16,7 +15,7 @@ from hfcart.records import EvalRecord
 from hfcart.report.accuracy import belongs
 from hfcart.results.files import check_place, record_in, write_results
 from hfcart.sources.stores import LocalStore
-from hfcart.tasks.task_cards import TaskCard
+from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
     from hfcart.hub import Published
@@ -33,7 +32,7 @@ class Measured:
 
 def run_measure(
     ref: str,
-    tasks: Sequence[TaskCard],
+    measurement: Measurement,
     *,
     out: Path | None = None,
     push: bool = False,
@@ -41,13 +40,12 @@ def run_measure(
     overwrite: bool = False,
     message: str | None = None,
     progress: Progress,
-    **options: Any,  # noqa: ANN401
 ) -> Measured | None:
     """Evaluate a tower, write the results, and publish them if asked to.
 
     Args:
         ref: a Hub repo or a folder.
-        tasks: what to measure.
+        measurement: on what, and how.
         out: where the results go. Default: a folder of hfcart's itself, whose card then shows them; for anything
             else ./NAME-results.
         push: put them into the tower's Hub repo, in one commit.
@@ -55,7 +53,6 @@ def run_measure(
         overwrite: let a sample replace the result of a whole split, in the folder and in the repo.
         message: of the commit.
         progress: told of each stage.
-        **options: those of `run_eval`.
 
     Returns:
         None in a process that another one of the same launch reports for.
@@ -63,15 +60,14 @@ def run_measure(
     Raises:
         HfcartError: as `run_eval`; PublishError if the Hub refuses. The folder is written before anything is sent.
     """
-    check_options(options)
     folder = Path(ref).expanduser()
     local = folder.is_dir()
     label = LocalStore(folder).label if local else ref.partition("@")[0]
     place = out or (folder if local and (folder / RECORD).is_file() else Path(f"{label.rpartition('/')[2]}-results"))
     check_place(place)
     if push:
-        _check_target(ref, tasks, options, local=local, create_pr=create_pr, progress=progress)
-    done = run_eval(ref, tasks, progress=progress, **options)
+        _check_target(ref, measurement, local=local, create_pr=create_pr, progress=progress)
+    done = run_eval(ref, measurement, progress)
     if not done.reports:
         return None
     write_results(place, done.record, done.confusions, progress, overwrite=overwrite)
@@ -111,9 +107,7 @@ def _publish(
         raise
 
 
-def _check_target(
-    ref: str, tasks: Sequence[TaskCard], options: Mapping[str, Any], *, local: bool, create_pr: bool, progress: Progress
-) -> None:
+def _check_target(ref: str, measurement: Measurement, *, local: bool, create_pr: bool, progress: Progress) -> None:
     """Whether the results may go where they are meant to go, before the work."""
     from hfcart.results.publish import check_results_target
 
@@ -127,9 +121,9 @@ def _check_target(
     check_results_target(
         repo,
         create_pr=create_pr,
-        tasks=tasks,
-        part=str(options.get("part", "test")),
-        limit=options.get("limit"),
+        tasks=measurement.tasks,
+        part=measurement.part,
+        limit=measurement.limit,
         measured=ref if at else None,
         progress=progress,
     )

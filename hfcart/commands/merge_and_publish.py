@@ -75,14 +75,13 @@ def run_dry(recipe: Recipe, progress: Progress) -> Plan:
 
 def _check_tasks(recipe: Recipe) -> None:
     """An unknown task is refused before the work."""
-    if recipe.eval:
+    named = [recipe.eval] if recipe.eval else []
+    named += [recipe.adapt] if isinstance(recipe.adapt, str) else []
+    if named:
         from hfcart.tasks.task_cards import read_tasks
 
-        read_tasks([recipe.eval])
-    if isinstance(recipe.adapt, str):
-        from hfcart.tasks.task_cards import read_tasks
-
-        read_tasks([recipe.adapt])
+        for names in named:
+            read_tasks([names])
 
 
 def _target(recipe: Recipe, progress: Progress) -> Target:
@@ -100,12 +99,12 @@ def _target(recipe: Recipe, progress: Progress) -> Target:
 def _evaluated(recipe: Recipe, progress: Progress) -> EvalRecord | None:
     from hfcart.commands.evaluate_and_publish import run_measure
     from hfcart.tasks.task_cards import read_tasks
+    from hfcart.zero_shot.measurement import Measurement
 
     try:
         base = recipe.base if isinstance(recipe.base, str) else None
-        done = run_measure(
-            str(recipe.folder), read_tasks([recipe.eval or ""]), base=base, device=recipe.device, progress=progress
-        )
+        measurement = Measurement(read_tasks([recipe.eval or ""]), base=base, device=recipe.device)
+        done = run_measure(str(recipe.folder), measurement, progress=progress)
     except HfcartError as error:
         error.hint = next_step(error.hint, *_go_on(recipe))
         raise

@@ -32,20 +32,19 @@ from hfcart.recipes.merge_recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
 from hfcart.sources.lineage import infer_base
 from hfcart.sources.towers import fetch_all
-from hfcart.system.device import batch_for, choose_device, precision_for
+from hfcart.system.device import Machine
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
-from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import PartialFolder, explain_os_errors
-from hfcart.tasks.data import Part, Split, open_split
-from hfcart.tasks.task_cards import TaskCard
+from hfcart.tasks.data import Split
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
+from hfcart.zero_shot.measurement import Measurement
 from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-RECORD = "sweep.json"
+SWEEP_RECORD = "sweep.json"
 _POINTS = "points.jsonl"
 _Setting = tuple[int, float]  # place of the rank among the grid's (1 and 1.0 are equal, and different ranks), and scale
 
@@ -79,45 +78,32 @@ class _Grid:
 
 def run_sweep(
     sources: Sequence[str],
-    tasks: Sequence[TaskCard],
+    measurement: Measurement,
     *,
     ranks: Sequence[int | float] = (),
     scales: Sequence[float] = (1.0,),
     method: str = "cart",
     settings: Mapping[str, Any] | None = None,
-    base: str | None = None,
     qkv: str = "split",
     reverse: bool = False,
-    part: Part = "validation",
-    limit: int | None = None,
-    streaming: bool = True,
-    out: Path = Path("sweep"),
+    out: Path,
     overwrite: bool = False,
-    precision: str = "auto",
-    device: str = "auto",
-    workers: int | None = None,
     progress: Progress,
 ) -> SweepRecord:
     """Measure a method at every rank with every scale, and write the curve, the heat map and the record.
 
     Args:
         sources: as for a merge.
-        tasks: what to measure on.
+        measurement: on what, and how. Its base is the method's too, if it needs one; references are not measured. What
+            is measured on the test part is for drawing a curve, not for choosing.
         ranks: fractions in (0, 1] or whole numbers; () for a method without rank.
         scales: values of λ.
         method: one whose result is anchor + λ · update: cart, task_arithmetic or consensus.
         settings: its other parameters, which every point has; the defaults for those that are not given.
-        base: the CLIP model behind the heads, and the method's base if it needs one. Default: as for a merge.
         qkv: split or fused.
         reverse: keep the lowest singular directions (only cart).
-        part: which images decide. "test" is for drawing a curve, not for choosing.
-        limit: a seeded sample of so many images a task.
-        streaming: read the images over the network each time; False keeps each split in the cache.
         out: folder to write; `out`.partial keeps the work and is gone at the end.
         overwrite: replace an earlier sweep.
-        precision: float32, bfloat16 or auto, as for an evaluation.
-        device: auto, cpu, cuda, cuda:N or mps.
-        workers: threads. Default: one a core, at most eight.
         progress: told of each stage.
 
     Raises:
@@ -125,8 +111,8 @@ def run_sweep(
         HfcartError: a source, the base or a dataset is not what it should be.
         KeyboardInterrupt: with a note; the same command goes on where it stopped.
     """
-    recipe = _recipe(sources, method, ranks, scales, dict(settings or {}), base, qkv, reverse)
-    where, threads = choose_device(device), workers or default_workers()
+    recipe = _recipe(sources, method, ranks, scales, dict(settings or {}), measurement.base, qkv, reverse)
+    machine = measurement.machine()
     with PartialFolder(out, overwrite=overwrite) as partial:
         # Each once: by its text, since 1 and 1.0 are equal numbers and different ranks.
         own_ranks, own_scales = tuple({repr(r): r for r in ranks}.values()), tuple(dict.fromkeys(scales))
@@ -136,19 +122,16 @@ def run_sweep(
                 _check_rank(rank, grid.plan)
             fetch_all(grid.plan.towers_and_base, progress, stream=False)
             grid = dataclasses.replace(grid, plan=grid.plan.in_canonical_order())
-            environment = current_environment(where)
-            ref = grid.plan.clip_ref if grid.plan.base else base or infer_base(grid.plan.towers, progress)
-            bound = open_base(ref, progress)
+            environment = current_environment(machine.device)
+            ref = grid.plan.clip_ref if grid.plan.base else measurement.base
+            bound = open_base(ref or infer_base(grid.plan.towers, progress), progress)
             check_architecture("the towers", grid.plan.architecture, bound)
-            chosen = precision_for(precision, where)
-            splits = [
-                open_split(task, part, limit=limit, streaming=streaming, progress=progress) for task in tasks
-            ]  # opened before the work: a task that cannot be read is told now
-            decides = _fingerprint(grid, splits, bound, chosen, environment)
+            splits = measurement.splits(progress)
+            decides = _fingerprint(grid, splits, bound, machine.precision, environment)
             partial.open(grid.layout(), decides)
-            _take_apart(grid, partial, where, threads, progress)
+            _take_apart(grid, partial, machine, progress)
             journal = Journal(partial.path / _POINTS, decides)
-            points, images = _measure(grid, partial, journal, splits, bound, where, chosen, threads, progress)
+            points, images = _measure(grid, partial, journal, splits, bound, machine, progress)
             record = _record(grid, splits, bound, points, images, environment)
             _finish(partial, record)
             return record
@@ -192,12 +175,12 @@ def _check_rank(rank: int | float, plan: Plan) -> None:
         raise UsageError(f"--rank: {error}.") from None
 
 
-def _take_apart(grid: _Grid, folder: PartialFolder, device: torch.device, number: int, progress: Progress) -> None:
+def _take_apart(grid: _Grid, folder: PartialFolder, machine: Machine, progress: Progress) -> None:
     """Write every group's anchor, and what each rank adds to it, in place of merging it."""
     parts = function(grid.plan.method.updates or "")
     _, other_rule = grid.plan.method.load()
     offered = {**grid.plan.settings, "ranks": grid.ranks, "reverse": grid.reverse}
-    reader, writer = GroupReader(grid.plan, device), GroupWriter(grid.plan, folder)
+    reader, writer = GroupReader(grid.plan, machine.device), GroupWriter(grid.plan, folder)
 
     def work(group: Group) -> None:
         thetas, base = reader.stack(group)
@@ -210,7 +193,7 @@ def _take_apart(grid: _Grid, folder: PartialFolder, device: torch.device, number
             digests |= writer.write(group, update, f"update{i}.")
         writer.note({"group": group.key, "sha256": digests})
 
-    with worker_threads(number, progress) as pool:
+    with worker_threads(machine.workers, progress) as pool:
         pool.each("Decomposing", *to_do(grid.plan, folder), work, reader.bytes_read)
 
 
@@ -230,9 +213,7 @@ def _measure(
     journal: Journal,
     splits: Sequence[Split],
     base: Base,
-    device: torch.device,
-    precision: str,
-    workers: int,
+    machine: Machine,
     progress: Progress,
 ) -> tuple[list[SweepPoint], tuple[int, ...]]:
     """Every point on every task, those of an earlier run taken from its journal; and how many images were scored."""
@@ -253,8 +234,7 @@ def _measure(
                     _tower(grid, partial, (index, scale)),
                     base.projection,
                     fields,
-                    device=device,
-                    precision=precision,
+                    machine,
                     label=f"rank {grid.ranks[index] if grid.ranks else 'all'}, scale {scale}",
                 )
                 for index, scale in some
@@ -263,9 +243,7 @@ def _measure(
             images: list[int] = []
             for split, head in zip(splits, heads, strict=True):
                 counted = _Times(progress, len(some))
-                found, undecodable = score(
-                    split, scorers, head, batch_size=batch_for(device), workers=workers, progress=counted
-                )
+                found, undecodable = score(split, scorers, head, machine, progress=counted)
                 images.append(int(found[0].sum()))
                 if not images[-1]:
                     raise nothing_decoded(split, undecodable)
@@ -351,7 +329,7 @@ def _finish(partial: PartialFolder, record: SweepRecord) -> None:
     for path in partial.path.glob("*.safetensors"):  # the anchor and the updates, gigabytes of large towers
         path.unlink()
     (partial.path / _POINTS).unlink()
-    partial.add(RECORD, record.to_json().encode())
+    partial.add(SWEEP_RECORD, record.to_json().encode())
     with explain_os_errors(partial.path):
         draw_sweep(record, partial.path)
     partial.commit()

@@ -23,7 +23,7 @@ from hfcart.engine.reading import GroupReader
 from hfcart.methods import Chosen, function
 from hfcart.progress import Progress
 from hfcart.records import Selected, SelectionRecord
-from hfcart.system.device import batch_for, one_blas_thread, precision_for
+from hfcart.system.device import Machine, one_blas_thread
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
 from hfcart.system.work_folder import PartialFolder, explain_os_errors
@@ -114,7 +114,7 @@ def choose(
         part=PART,
         base=work.base.label,
         base_commit=work.base.source.commit,
-        precision=work.precision,
+        precision=work.machine.precision,
         sources=tuple(selected),
     )
 
@@ -138,11 +138,11 @@ class _Work:
         progress: Progress,
     ) -> None:
         assert plan.method.chosen is not None
-        self.plan, self.device, self.workers, self.progress = plan, device, workers, progress
+        self.plan, self.progress = plan, progress
+        self.machine = Machine.on(device, plan.recipe.precision, workers)
         self.chosen: Chosen = plan.method.chosen
         self.base: Base = open_base(plan.clip_ref, progress)
         check_architecture("the towers", plan.architecture, self.base)
-        self.precision = precision_for(plan.recipe.precision, device)
         self._preprocessor = preprocessor or self.base.preprocessor
         self._candidate = function(self.chosen.candidate)
         self._at_once = towers_at_once(plan.parameters)
@@ -164,11 +164,11 @@ class _Work:
     def counts(self, place: int, split: Split) -> _Counts:
         """What the candidates of the tower in that place reach on its task: noted by an earlier run, or measured."""
         digest = fingerprint(
-            current_environment(self.device),
+            current_environment(self.machine.device),
             [_VERSION, self.plan.method.name, self.chosen.parameter, self.chosen.candidates, place],
             [tower.source.sha256 for tower in self.plan.towers_and_base],
             dataclasses.asdict(self.plan.architecture),
-            [self.base.key, self.base.source.sha256, self._preprocessor, self.precision],
+            [self.base.key, self.base.source.sha256, self._preprocessor, self.machine.precision],
             split.decides(),
         )
         found = self._noted.get(digest)
@@ -196,20 +196,12 @@ class _Work:
                         tower,
                         self.base.projection,
                         self._preprocessor,
-                        device=self.device,
-                        precision=self.precision,
+                        self.machine,
                         label=f"{label} with {name} {value:g}",
                     )
                     for value, tower in zip(some, self._towers(place, some), strict=True)
                 ]
-                found, undecodable = score(
-                    split,
-                    scorers,
-                    head,
-                    batch_size=batch_for(self.device),
-                    workers=self.workers,
-                    progress=self.progress,
-                )
+                found, undecodable = score(split, scorers, head, self.machine, progress=self.progress)
                 images = int(found[0].sum())
                 correct += [int(confusion.diagonal().sum()) for confusion in found]
         finally:
@@ -232,7 +224,7 @@ class _Work:
                 tensors.update(zip(group.names, whole.split(rows) if len(rows) > 1 else [whole], strict=True))
 
         groups = [group for group in self.plan.groups if not group.copied and group.names != (PROJECTION,)]
-        pool = ThreadPoolExecutor(self.workers, "choose", initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(self.machine.workers, "choose", initializer=torch.set_num_threads, initargs=(1,))
         try:
             with one_blas_thread():
                 list(pool.map(one, groups))

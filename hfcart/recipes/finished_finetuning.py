@@ -30,7 +30,7 @@ from hfcart.records.check import (
 MODEL_CLASS = "CLIPVisionModel"
 RULE = "fine-tuned"  # of every tensor
 OPTIMIZER = "AdamW"
-MAX_SEED = 1 << 63
+MAX_TRAINING_SEED = 1 << 63
 _MOST_TASKS = 200
 # The numbers that a fine-tuning's recipe records.
 _NUMBERS: dict[str, type] = {
@@ -111,7 +111,7 @@ def _faults_of_recipe(record: FinetuneRecord, base: SourceRecord) -> Iterator[st
         yield "its precision is neither float32 nor bfloat16"
     for name, kind in _NUMBERS.items():
         value = recipe[name]
-        most = MAX_SEED if name == "seed" else MOST
+        most = MAX_TRAINING_SEED if name == "seed" else MOST
         if type(value) not in (int, kind) or not 0 <= value < most:
             yield f"its {name} is no number in range"
 

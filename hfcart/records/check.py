@@ -19,9 +19,10 @@ from hfcart.records._training import TrainedTask
 from hfcart.records.repo_id import is_repo_id
 
 TASK_ID = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("bfloat16", "float32")
 PARTS = ("test", "validation", "train")
 MOST = 10**12  # of anything that is counted
+MAX_SAMPLE_SEED = 1 << 64  # and all below may draw a sample of images
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # torch's name -> safetensors'
 
 _TASK = re.compile(TASK_ID)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from hfcart.records import RECORD_FORMAT, EarlierResults, EvalRecord, Reference, TaskResult
 from hfcart.records.check import (
+    MAX_SAMPLE_SEED,
     MOST,
     PARTS,
     PRECISIONS,
@@ -19,7 +20,6 @@ from hfcart.records.check import (
 
 MAX_TASKS = 200
 MAX_CLASSES = 10_000
-MAX_SEED = 1 << 64
 
 
 def faults(record: EvalRecord) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _faults_of(result: TaskResult) -> Iterator[str]:
     if result.part not in PARTS:
         yield "its part is none of test, validation and train"
     counts = [result.rows, result.undecodable, *(n for score in result.classes for n in (score.n, score.correct))]
-    if not all(0 <= count <= MOST for count in counts) or not 0 <= result.seed < MAX_SEED:
+    if not all(0 <= count <= MOST for count in counts) or not 0 <= result.seed < MAX_SAMPLE_SEED:
         yield "a count is out of range"
     if any(score.correct > score.n for score in result.classes):
         yield "more images of a class were recognised than there were"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from hfcart.errors import UsageError
+from hfcart.system.threads import default_workers
 
 
 def choose_device(name: str) -> torch.device:
@@ -40,6 +42,40 @@ def precision_for(name: str, device: torch.device) -> str:
     else:
         fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
     return "bfloat16" if fast else "float32"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how images run through towers, decided: nothing of it is auto any more.
+
+    Attributes:
+        device: where the forward pass runs.
+        precision: of its first pass, float32 or bfloat16.
+        workers: threads that decode and run it; changes no number.
+        batch_size: images a pass; changes no number.
+    """
+
+    device: torch.device
+    precision: str
+    workers: int
+    batch_size: int
+
+    @classmethod
+    def on(
+        cls,
+        device: torch.device,
+        precision: str = "auto",
+        workers: int | None = None,
+        batch_size: int | None = None,
+        processes: int = 1,
+    ) -> Machine:
+        """What was asked for, and the rules above for the rest; default workers are shared among the processes."""
+        return cls(
+            device,
+            precision_for(precision, device),
+            workers or max(1, default_workers() // processes),
+            batch_size or batch_for(device),
+        )
 
 
 @contextmanager

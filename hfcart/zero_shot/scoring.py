@@ -22,7 +22,7 @@ from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.errors import NonFiniteError, SourceError
 from hfcart.progress import Progress
 from hfcart.system.allocator import keep_freed_blocks
-from hfcart.system.device import one_blas_thread
+from hfcart.system.device import Machine, one_blas_thread
 from hfcart.tasks.data import Example, Split
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Confusion = Int[torch.Tensor, "true predicted"]
 Result = TypeVar("Result")
 
-PRECISIONS = ("bfloat16", "float32", "float64")
+BY_DIGITS = ("bfloat16", "float32", "float64")
 # Two cosines closer than this may trade places when they are computed again in another batch: with these digits, the
 # image is decided by the next precision. A gap can change by twice what a cosine does: 0.0013 in bfloat16 and 2e-7 in
 # float32 are the largest changes seen (tests/bench/evaluate.py prints them).
@@ -50,9 +50,7 @@ class Scorer:
         model: CLIPVisionModel,
         projection: Float[torch.Tensor, "dim width"],
         preprocessor: dict[str, Any],
-        *,
-        device: torch.device,
-        precision: str,
+        machine: Machine,
         label: str = "the tower",
     ) -> None:
         """Bring the tower to the device; it stays there as long as the scorer lives.
@@ -61,14 +59,13 @@ class Scorer:
             model: float32, in eval mode.
             projection: the base's visual projection, float32.
             preprocessor: in the canonical form of `hfcart.sources.preprocessor`.
-            device: where the forward pass runs.
-            precision: of the first pass: bfloat16 (autocast) or float32.
+            machine: where the forward pass runs, and the precision of the first: bfloat16 (autocast) or float32.
             label: its name in messages.
         """
-        self.preprocessor, self.device, self.label = preprocessor, device, label
-        self._first = PRECISIONS.index(precision)
-        torch.nn.Module.to(model, device)
-        self._model, self._projection = model, projection.to(device)
+        self.preprocessor, self.device, self.label = preprocessor, machine.device, label
+        self._first = BY_DIGITS.index(machine.precision)
+        torch.nn.Module.to(model, self.device)
+        self._model, self._projection = model, projection.to(self.device)
         self._exact: tuple[CLIPVisionModel, torch.Tensor] | None = None
         self._lock = threading.Lock()
 
@@ -95,7 +92,7 @@ class Scorer:
         pixels = normalised(images.to(self.device), self.preprocessor)
         out = torch.empty(len(images), dtype=torch.int64)
         todo = torch.arange(len(images))
-        for precision in PRECISIONS[self._first :]:
+        for precision in BY_DIGITS[self._first :]:
             if precision == "float64":
                 for i in todo.tolist():
                     out[i] = self._cosines(pixels[i : i + 1], head, precision).argmax()
@@ -135,9 +132,8 @@ def score(
     split: Split,
     scorers: Sequence[Scorer],
     head: Float[torch.Tensor, "classes dim"],
+    machine: Machine,
     *,
-    batch_size: int,
-    workers: int,
     shard: int = 0,
     shards: int = 1,
     progress: Progress,
@@ -151,8 +147,7 @@ def score(
         split: opened.
         scorers: the towers.
         head: zero-shot head of the split's task, unit rows.
-        batch_size: images a forward pass.
-        workers: threads.
+        machine: whose batch size and worker threads are used.
         shard: which part of the examples is ours, of `shards`.
         shards: number of parts: one a process.
         progress: told the images done; the caller starts and finishes the stage.
@@ -193,7 +188,8 @@ def score(
         progress.advance(len(batch))
         return len(batch), torch.tensor(labels, dtype=torch.int64), predicted
 
-    for count, labels, predicted in _in_threads(work, _batches(split, batch_size, shard, shards), workers):
+    batches = _batches(split, machine.batch_size, shard, shards)
+    for count, labels, predicted in _in_threads(work, batches, machine.workers):
         undecodable += count - len(labels)
         for confusion, own in zip(confusions, predicted, strict=False):  # a batch without one image has none
             confusion += torch.bincount(labels * classes + own, minlength=classes**2).view(classes, classes)

@@ -31,7 +31,7 @@ from hfcart.clip.images import decode
 from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.progress import Progress
 from hfcart.sources.preprocessor import clip_default
-from hfcart.system.device import one_blas_thread, precision_for
+from hfcart.system.device import Machine, one_blas_thread, precision_for
 from hfcart.system.threads import default_workers
 from hfcart.tasks.data import Example
 from hfcart.zero_shot.scoring import TOO_CLOSE, Scorer, score
@@ -124,8 +124,9 @@ class Bench:
         self.head = spread_head(self.model, self.projection, self.ready)
 
     def hfcart(self, precision: str) -> None:
-        scorer = Scorer(self.model, self.projection, FIELDS, device=torch.device("cpu"), precision=precision)
-        score(self.split, [scorer], self.head, batch_size=BATCH, workers=default_workers(), progress=Progress())  # type: ignore[arg-type]
+        machine = Machine.on(torch.device("cpu"), precision, batch_size=BATCH)
+        scorer = Scorer(self.model, self.projection, FIELDS, machine)
+        score(self.split, [scorer], self.head, machine, progress=Progress())  # type: ignore[arg-type]
 
     def ways(self) -> dict[str, Callable[[], object]]:
         model, ready = self.model, self.ready
@@ -180,7 +181,7 @@ def main() -> None:
 @torch.inference_mode()
 def digits(model: CLIPVisionModel, projection: torch.Tensor, head: torch.Tensor, pixels: torch.Tensor) -> None:
     """How far a cosine moves with its batch, and what bfloat16 does to predictions before near ties are repeated."""
-    scorer = Scorer(model, projection, FIELDS, device=torch.device("cpu"), precision="float32")
+    scorer = Scorer(model, projection, FIELDS, Machine.on(torch.device("cpu"), "float32"))
     some = pixels[:32]
     exact = scorer.features(some, "float64") @ head.double().T
     for precision in ("float32", "bfloat16"):

@@ -26,6 +26,7 @@ from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.errors import CorruptFileError, MismatchError, NonFiniteError, SourceError, UsageError, VerifyError
 from hfcart.progress import Progress
 from hfcart.sources.preprocessor import clip_default
+from hfcart.system.device import Machine
 from hfcart.tasks.data import Example
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import base_of, check_base, make_head, open_base
@@ -106,7 +107,7 @@ def test_logits_are_those_of_the_clip_model(clip: Path) -> None:
             **words([task.prompts(i)[0] for i in range(4)], padding=True, return_tensors="pt"),
             **processor(images=pictures, return_tensors="pt"),
         ).logits_per_image
-    scorer = Scorer(tower.model, base.projection, base.preprocessor, device=CPU, precision="float32")
+    scorer = Scorer(tower.model, base.projection, base.preprocessor, Machine.on(CPU, "float32"))
     pixels = normalised(torch.stack([to_pixels(p, base.preprocessor) for p in pictures]), base.preprocessor)
     with torch.inference_mode():
         ours = base.logit_scale * scorer.features(pixels, "float32") @ make_head(base, task, Progress()).T
@@ -255,10 +256,11 @@ def test_the_counts_do_not_depend_on_how_the_work_is_cut(clip, tower, pictures, 
 
     def counts(batch_size: int, workers: int, shards: int) -> tuple[list[list[int]], int]:
         total, bad = torch.zeros(4, 4, dtype=torch.int64), 0
+        machine = Machine.on(CPU, precision, workers, batch_size)
         for shard in range(shards):
-            scorer = Scorer(tower.model, projection, fields, device=CPU, precision=precision)
+            scorer = Scorer(tower.model, projection, fields, machine)
             found, undecodable = score(
-                Pictures(pictures), [scorer], head, batch_size=batch_size, workers=workers,
+                Pictures(pictures), [scorer], head, machine,
                 shard=shard, shards=shards, progress=Progress(),
             )  # fmt: skip
             total, bad = total + found[0], bad + undecodable
@@ -299,7 +301,7 @@ def test_near_ties_are_decided_in_float64(clip, tower, pictures) -> None:
         exact.append(int(cosines.argmax()))
     assert 0 < sum(exact) < 60  # both classes win somewhere
     for precision in ("float32", "bfloat16"):
-        scorer = Scorer(tower.model, projection, fields, device=CPU, precision=precision)
+        scorer = Scorer(tower.model, projection, fields, Machine.on(CPU, precision))
         for size in (1, 9, 60):
             found = torch.cat([scorer.predict(part, head) for part in images.split(size)])
             assert found.tolist() == exact
@@ -310,9 +312,9 @@ def test_a_broken_tower_is_named(clip, pictures) -> None:
     with torch.no_grad():
         broken.model.post_layernorm.weight.fill_(float("nan"))
     base = open_base(str(clip), Progress())
-    scorer = Scorer(broken.model, base.projection, base.preprocessor, device=CPU, precision="float32", label="user/x")
+    scorer = Scorer(broken.model, base.projection, base.preprocessor, Machine.on(CPU, "float32"), label="user/x")
     with pytest.raises(NonFiniteError, match="user/x gives NaN"):
-        score(Pictures(pictures), [scorer], torch.eye(4, 24), batch_size=8, workers=1, progress=Progress())  # type: ignore[arg-type]
+        score(Pictures(pictures), [scorer], torch.eye(4, 24), Machine.on(CPU, "float32"), progress=Progress())  # type: ignore[arg-type]
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

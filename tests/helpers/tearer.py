@@ -27,6 +27,7 @@ from hfcart.commands.separate_process import Apart
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import make
 from hfcart.tasks.task_cards import read_tasks
+from hfcart.zero_shot.measurement import Measurement
 
 
 def merge(fields: dict[str, Any]) -> None:
@@ -41,8 +42,10 @@ def apart(fields: dict[str, Any]) -> Apart:
 
 def measure(run: Any) -> Any:
     def work(fields: dict[str, Any]) -> None:
-        fields = {**fields, "tasks": read_tasks([fields["tasks"]]), "out": Path(fields["out"])}
-        run(**fields, workers=1, precision="float32", progress=Progress())
+        tasks, base, out = (fields[name] for name in ("tasks", "base", "out"))
+        rest = {name: value for name, value in fields.items() if name not in ("tasks", "base", "out")}
+        how = Measurement(read_tasks([tasks]), base=base, references="none", workers=1, precision="float32")
+        run(measurement=how, out=Path(out), **rest, progress=Progress())
 
     return work
 

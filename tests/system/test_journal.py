@@ -91,7 +91,7 @@ def test_killed_twice_while_writing_and_the_same_in_the_end(
         "merge": ("merge", {"sources": towers, "rank": 0.25, "workers": 1}),
         "decomposition": swept,
         "sweep": swept,
-        "compare": ("compare", {**measured, "methods": ["average", "cart"], "references": "none"}),
+        "compare": ("compare", {**measured, "methods": ["average", "cart"]}),
         "choosing": ("merge", {"sources": TOWERS, "method": "consensus", "tasks": tasks, "workers": 1}),
     }
     jobs = []
