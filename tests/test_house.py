@@ -216,6 +216,16 @@ def test_what_the_documents_link_to_is_there() -> None:
             assert not anchor or anchor in anchors, f"{path.name}: {link}"
 
 
+def test_files_that_are_named_are_there() -> None:
+    """By the documents, the cards' comments and the code. (CONTRIBUTING has a test of its own.)"""
+    folders = ("README.md", "Makefile", ".github/[!C]*.md", "cards/*.jinja", "tests/bench/*.*", "hfcart/**/*.py")
+    for path in (path for folder in folders for path in ROOT.glob(folder)):
+        for name in re.findall(
+            r"(?<![\w/.-])(?:hfcart|cards|tests)(?:/[\w.-]+)*/[\w.-]+\.(?:py|md|jinja|txt)\b", path.read_text()
+        ):
+            assert (ROOT / name).is_file(), f"{path}: there is no {name}"
+
+
 def test_prose_is_wrapped() -> None:
     """To be read and compared line by line; tables and what is typed have the lines that they need."""
     for name in ("README.md", ".github/GUIDE.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md"):
