@@ -109,7 +109,8 @@ def compare(
 
 
 def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | None, out: Path, output: Output) -> None:
-    from hfcart.commands.compare import COMPARE_RECORD, TABLE
+    from hfcart.commands.compare import TABLE
+    from hfcart.records.file_names import COMPARE_RECORD
     from hfcart.report.compare_table import cells, columns, explain
 
     output.result()

@@ -117,7 +117,8 @@ def sweep(
             precision=precision,
             workers=workers,
         )
-        from hfcart.commands.sweep import SWEEP_RECORD, run_sweep
+        from hfcart.commands.sweep import run_sweep
+        from hfcart.records.file_names import SWEEP_RECORD
 
         takes_rank = method not in METHODS or METHODS[method].parameter("rank") is not None
         ranks = _numbers(rank, "--rank") if rank else (_RANKS if takes_rank else ())

@@ -15,22 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from hfcart.commands.separate_process import Apart, merge_apart
-from hfcart.engine.plan import Plan, make_plan
+from hfcart.engine.plan import CONVERTED, Plan, make_plan
 from hfcart.errors import NonFiniteError, UsageError
-from hfcart.formats.shard_layout import Layout
 from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
 from hfcart.progress import Progress
 from hfcart.quoting import quoted
 from hfcart.recipes.merge_recipe import SourceTask, make
 from hfcart.records import CompareRecord, CompareRow, Environment
+from hfcart.records.file_names import COMPARE_RECORD, RECORDS
 from hfcart.report.compare_table import as_markdown
 from hfcart.sources.lineage import infer_base
 from hfcart.sources.own_tasks import known, own_task
 from hfcart.sources.towers import Reopened, fetch_all
 from hfcart.system.device import Machine
+from hfcart.system.disk import explain_os_errors
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
-from hfcart.system.work_folder import PartialFolder, explain_os_errors, refuse_existing
+from hfcart.system.work_folder import WorkFolder
 from hfcart.tasks.data import Split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, make_head, open_base
@@ -38,7 +39,6 @@ from hfcart.zero_shot.loaded_tower import load_tower
 from hfcart.zero_shot.measurement import Measurement
 from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
 
-COMPARE_RECORD = "compare.json"
 TABLE = "compare.md"
 _REFERENCES = ("measured", "none")  # of those of a Measurement
 _BESIDE = ("pretrained", "individual")
@@ -57,7 +57,7 @@ class _Comparison:
     rows: tuple[str, ...]
     measurement: Measurement
     machine: Machine
-    partial: PartialFolder
+    folder: WorkFolder
     progress: Progress
     journal: Journal | None = None
     merged: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class _Comparison:
     @property
     def towers(self) -> Path:
         """Where merged towers wait to be measured."""
-        return self.partial.path / "towers"
+        return self.folder.path / "towers"
 
     def warn(self, text: str) -> None:
         """Once: what one merge says of the sources, every other would repeat."""
@@ -124,9 +124,9 @@ def run_compare(
         )
     settings = {name: _settings(sources, name, tasks[0]) for name in names}
     machine = measurement.machine()
-    with PartialFolder(out, overwrite=overwrite) as partial:
+    with WorkFolder(out, RECORDS, overwrite=overwrite, aside=(CONVERTED,), redone=(CONVERTED,)) as folder:
         asked = make({"sources": tuple(sources), "method": "task_arithmetic", "base": base})
-        plan = make_plan(asked, partial.path / "converted", progress)  # proves base and towers alike
+        plan = make_plan(asked, folder.path / CONVERTED, progress)  # proves base and towers alike
         try:
             fetch_all(plan.towers_and_base, progress, stream=False)
             bound = open_base(plan.clip_ref if plan.base else base or infer_base(plan.towers, progress), progress)
@@ -142,17 +142,17 @@ def run_compare(
                 rows=(*(_BESIDE if measurement.references == "measured" else ()), *names),
                 measurement=measurement,
                 machine=machine,
-                partial=partial,
+                folder=folder,
                 progress=progress,
             )
             environment = current_environment(machine.device)
             decides = _fingerprint(work, settings, environment)
-            partial.open(Layout({}, {}, {}, None), decides)
-            work.journal = Journal(partial.path / _JOURNAL, decides)
+            folder.begin(decides)
+            work.journal = Journal(folder.path / _JOURNAL, decides)
             _resume(work)
             _run(work)
             record = _record(work, settings, environment)
-            _finish(partial, record)
+            _finish(folder, record)
             return record
         finally:
             plan.close()
@@ -219,7 +219,7 @@ def _run(work: _Comparison) -> None:
 def _merge(work: _Comparison, name: str) -> bool:
     """Merge in a process of its own. False, and the reason kept, if it fails."""
     work.progress.step(f"Merging with {name}")
-    with explain_os_errors(work.partial.path):
+    with explain_os_errors(work.folder.path):
         work.towers.mkdir(exist_ok=True)
         # A name of its own: a killed comparison may have left a merge that is still writing.
         place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=work.towers))
@@ -352,7 +352,7 @@ def _resume(work: _Comparison) -> None:
 
 def _write_line(work: _Comparison, line: dict[str, Any]) -> None:
     assert work.journal is not None
-    with explain_os_errors(work.partial.path):
+    with explain_os_errors(work.folder.path):
         work.journal.append(line)
     _take(work, line)
 
@@ -395,14 +395,14 @@ def _needs(name: str) -> str:
     return behind(name).needs + (", unlabelled images" if name in ADAPTIVE else "")
 
 
-def _finish(partial: PartialFolder, record: CompareRecord) -> None:
+def _finish(folder: WorkFolder, record: CompareRecord) -> None:
     from hfcart.report.plots import draw_compare
 
-    refuse_existing(partial.out, overwrite=partial.overwrite)  # before the journal goes
-    shutil.rmtree(partial.path / "towers", ignore_errors=True)
-    partial.add(COMPARE_RECORD, record.to_json().encode())
-    partial.add(TABLE, as_markdown(record).encode())
-    with explain_os_errors(partial.path):
-        draw_compare(record, partial.path)
-    (partial.path / _JOURNAL).unlink(missing_ok=True)
-    partial.commit()
+    folder.refuse_existing()  # before the journal goes
+    shutil.rmtree(folder.path / "towers", ignore_errors=True)
+    folder.add(COMPARE_RECORD, record.to_json().encode())
+    folder.add(TABLE, as_markdown(record).encode())
+    with explain_os_errors(folder.path):
+        draw_compare(record, folder.path)
+    (folder.path / _JOURNAL).unlink(missing_ok=True)
+    folder.commit()

@@ -10,6 +10,7 @@ from hfcart.learning.finetune.loop import finetune
 from hfcart.learning.finetune.recipe import FinetuneRecipe
 from hfcart.progress import Progress
 from hfcart.records import FinetuneRecord
+from hfcart.records.file_names import RECORDS
 from hfcart.sources.replacing import fine_tuning_of, refuse_replacing
 from hfcart.sources.towers import open_store
 from hfcart.system.work_folder import refuse_existing
@@ -36,7 +37,7 @@ def run_finetune(recipe: FinetuneRecipe, progress: Progress) -> tuple[FinetuneRe
         HfcartError: see hfcart.errors; among others, when the training diverges.
         KeyboardInterrupt: with a note that says how to go on.
     """
-    refuse_existing(recipe.folder, overwrite=recipe.overwrite)
+    refuse_existing(recipe.folder, RECORDS, overwrite=recipe.overwrite)
     # Precision and device are this module's own affair: accelerate's are one setting for the whole process.
     accelerator = Accelerator(mixed_precision="no", device_placement=False)
     target = None

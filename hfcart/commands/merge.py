@@ -6,13 +6,13 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcart.clip.architecture import differences, output_config, read_architecture
 from hfcart.clip.tensor_names import COPIED
-from hfcart.engine.plan import TORCH_NAME, Plan, make_plan
+from hfcart.engine.plan import CONVERTED, TORCH_NAME, Plan, make_plan
 from hfcart.errors import DistantError, OutputError, VerifyError
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.formats.shard_layout import INDEX
@@ -21,14 +21,18 @@ from hfcart.progress import Progress
 from hfcart.recipes.finished_merge import RECIPE, RECORD, method_record
 from hfcart.recipes.merge_recipe import Recipe, as_yaml
 from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity, TensorRecord
+from hfcart.records.file_names import RECORDS
 from hfcart.report.merge_card import render_card
 from hfcart.sources.full_clip import clip_config, read_text_config
 from hfcart.sources.preprocessor import FILE as PREPROCESSOR
 from hfcart.sources.preprocessor import PreprocessorError, clip_default, read_preprocessor, to_json
 from hfcart.sources.stores import LocalStore
 from hfcart.sources.towers import fetch_all
+from hfcart.system.disk import explain_os_errors
+from hfcart.system.journal import Line
+from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles, read_back, refuse_without_room
 from hfcart.system.threads import default_workers
-from hfcart.system.work_folder import PartialFolder, explain_os_errors, read_back
+from hfcart.system.work_folder import WorkFolder, work_path
 
 if TYPE_CHECKING:
     from torch import device
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from hfcart.learning.adapt.loop import Learned
 
 LOG = "results/adaptation.csv"
+# What learns from images before the merge keeps its work in these, inside the merge's own work folder.
+_ADAPTATION, _CHOOSING = "adaptation", "choosing"
 _FARTHEST = 0.5  # ‖θ_t − ref‖ / ‖ref‖; fine-tuning moves a tower by a few per cent, another ancestor by more than 1
 
 
@@ -52,8 +58,8 @@ def merge_folder(recipe: Recipe, progress: Progress, target: Target | None = Non
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
         KeyboardInterrupt: with a note that says how to go on.
     """
-    with PartialFolder(recipe.folder, overwrite=recipe.overwrite) as partial:
-        return _merge_into(partial, recipe, progress, target)
+    with _work_folder(recipe) as folder:
+        return _merge_into(folder, recipe, progress, target)
 
 
 def merge_aside(recipe: Recipe, progress: Progress) -> MergeRecord:
@@ -71,18 +77,29 @@ def merge_aside(recipe: Recipe, progress: Progress) -> MergeRecord:
         raise
 
 
-def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, target: Target | None) -> MergeRecord:
-    plan = make_plan(recipe, partial.path / "converted", progress, target)
+def _work_folder(recipe: Recipe) -> WorkFolder:
+    return WorkFolder(
+        recipe.folder,
+        RECORDS,
+        overwrite=recipe.overwrite,
+        aside=(CONVERTED, work_path(Path(_ADAPTATION)).name, _CHOOSING),
+        redone=(CONVERTED, TENSOR_FILES),
+    )
+
+
+def _merge_into(folder: WorkFolder, recipe: Recipe, progress: Progress, target: Target | None) -> MergeRecord:
+    plan = make_plan(recipe, folder.path / CONVERTED, progress, target)
     try:
-        plan, device = _prepared(plan, partial.out, progress, stream=recipe.stream)
+        plan, device = _prepared(plan, folder.out, progress, stream=recipe.stream)
         from hfcart.engine.merging import merge_groups
+        from hfcart.engine.writing import GroupWriter
         from hfcart.system.environment import current_environment
 
         learned = None
         if recipe.adapt:
             from hfcart.learning.adapt.loop import adapt  # transformers and accelerate take seconds to import
 
-            learned = adapt(plan, partial.path, preprocessor_of(plan, Progress()), progress)
+            learned = adapt(plan, folder.path / _ADAPTATION, preprocessor_of(plan, Progress()), progress)
             plan = plan.adapted(learned.coefficients)
         environment = current_environment(device)
         workers = recipe.workers or default_workers()
@@ -90,17 +107,20 @@ def _merge_into(partial: PartialFolder, recipe: Recipe, progress: Progress, targ
         if plan.method.chosen and plan.tasks:
             from hfcart.learning.thresholds import choose  # imports datasets, which takes seconds
 
-            selection = choose(plan, partial, preprocessor_of(plan, Progress()), device, workers, progress)
+            fields = preprocessor_of(plan, Progress())
+            selection = choose(plan, folder.path / _CHOOSING, fields, device, workers, progress)
             plan = plan.settled(selection.parameter, [each.value for each in selection.sources])
         if plan.method.statistics:
             from hfcart.learning.statistics import gather  # imports datasets, which takes seconds
 
             plan = plan.informed(gather(plan, device, workers, progress))
-        partial.open(plan.layout, _fingerprint(plan, environment))
-        if partial.done:
-            progress.note(f"Resuming: {len(partial.done)} of {len(plan.groups)} groups are done already.")
-        merge_groups(plan, partial, device, workers, progress)
-        return _finish(partial, plan, environment, learned, selection, progress)
+        folder.begin(_fingerprint(plan, environment))
+        with TensorFiles(folder.path, plan.layout) as tensors:
+            writer = GroupWriter(plan, folder, tensors)
+            if writer.done:
+                progress.note(f"Resuming: {len(writer.done)} of {len(plan.groups)} groups are done already.")
+            merge_groups(plan, writer, device, workers, progress)
+        return _finish(folder, plan, writer.done, environment, learned, selection, progress)
     finally:
         plan.close()
 
@@ -121,17 +141,18 @@ def rehearse(recipe: Recipe, progress: Progress, target: Target | None = None) -
     Raises:
         HfcartError: what the merge would raise up to there.
     """
-    partial = PartialFolder(recipe.folder, overwrite=recipe.overwrite)
-    partial.refuse_in_the_way()
-    with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(recipe, Path(folder), progress, target)
+    folder = _work_folder(recipe)
+    folder.refuse_in_the_way()
+    with tempfile.TemporaryDirectory() as converted:
+        plan = make_plan(recipe, Path(converted), progress, target)
         try:
-            plan, device = _prepared(plan, partial.out, progress, stream=True)
+            plan, device = _prepared(plan, folder.out, progress, stream=True)
             from hfcart.system.environment import current_environment
 
-            # What is learned from images first has a part in the fingerprint.
-            known = not (recipe.adapt or plan.method.statistics or (plan.method.chosen and plan.tasks))
-            partial.rehearse(plan.layout, _fingerprint(plan, current_environment(device)) if known else None)
+            # What is learned from images first has a part in the fingerprint, by which other work is known.
+            if not (recipe.adapt or plan.method.statistics or (plan.method.chosen and plan.tasks)):
+                folder.refuse_other_work(_fingerprint(plan, current_environment(device)))
+            refuse_without_room(folder.path, plan.layout)
             return plan
         finally:
             plan.close()
@@ -166,15 +187,16 @@ def assist(recipe: Recipe, progress: Progress) -> None:
     with tempfile.TemporaryDirectory() as converted:
         plan = make_plan(recipe, Path(converted), progress)
         try:
-            folder = recipe.folder.with_name(recipe.folder.name + ".partial")
-            adapt(plan, folder, preprocessor_of(plan, Progress()), progress)
+            folder = work_path(recipe.folder)
+            adapt(plan, folder / _ADAPTATION, preprocessor_of(plan, Progress()), progress)
         finally:
             plan.close()
 
 
 def _finish(
-    partial: PartialFolder,
+    folder: WorkFolder,
     plan: Plan,
+    done: Mapping[str, Line],
     environment: Environment,
     learned: Learned | None,
     selection: SelectionRecord | None,
@@ -183,23 +205,23 @@ def _finish(
     """Every group is in place: prove it, write what goes beside the weights, and rename the folder."""
     from hfcart.report.plots import draw_figures  # matplotlib's memory must not add to the merge's own
 
-    lines = [partial.done[group.key] for group in plan.groups]
+    lines = [done[group.key] for group in plan.groups]
     _warn_of_fallbacks(lines, progress)
     similarity = compare([line["spread"] for line in lines if line["spread"]], against_base=plan.base is not None)
-    _refuse_distant(plan, similarity, partial.path)
+    _refuse_distant(plan, similarity, folder.path)
     progress.step("Reading the output back")
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
-    files = dict(read_back(partial.path, plan.shapes, digests))
-    files |= _write_small_files(partial, plan)
-    _read_config_back(partial.path, plan)
+    files = dict(read_back(folder.path, plan.shapes, digests))
+    files |= _write_small_files(folder, plan)
+    _read_config_back(folder.path, plan)
     record = _record(plan, lines, similarity, environment, files, learned, selection)
     if learned is not None:
-        partial.add(LOG, adaptation_log(record, learned.history))
-    partial.add(RECORD, record.to_json().encode())
-    with explain_os_errors(partial.path):
-        draw_figures(record, partial.path, learned.history if learned else ())
-    partial.add("README.md", render_card(record, repo=plan.recipe.push_to).encode())
-    partial.commit()
+        folder.add(LOG, adaptation_log(record, learned.history))
+    folder.add(RECORD, record.to_json().encode())
+    with explain_os_errors(folder.path):
+        draw_figures(record, folder.path, learned.history if learned else ())
+    folder.add("README.md", render_card(record, repo=plan.recipe.push_to).encode())
+    folder.commit()
     return record
 
 
@@ -262,7 +284,7 @@ def _warn_of_fallbacks(lines: Sequence[dict[str, Any]], progress: Progress) -> N
         )
 
 
-def _refuse_distant(plan: Plan, similarity: Similarity | None, partial: Path) -> None:
+def _refuse_distant(plan: Plan, similarity: Similarity | None, folder: Path) -> None:
     if similarity is None or plan.recipe.allow_distant:
         return
     distances = sorted(zip(similarity.distance, (tower.label for tower in plan.towers), strict=True), reverse=True)
@@ -272,7 +294,7 @@ def _refuse_distant(plan: Plan, similarity: Similarity | None, partial: Path) ->
         raise DistantError(
             f"The towers are not of one ancestor: {', '.join(far)} lie further than {_FARTHEST} of the norm from "
             f"{centre}; towers fine-tuned from one model lie within a few hundredths.",
-            hint=f"Merge towers of one base model, or go on with --allow-distant (the work is kept in {partial}).",
+            hint=f"Merge towers of one base model, or go on with --allow-distant (the work is kept in {folder}).",
         )
 
 
@@ -295,7 +317,7 @@ def preprocessor_of(plan: Plan, progress: Progress) -> dict[str, Any] | None:
     return kinds[0] if kinds else None
 
 
-def _write_small_files(partial: PartialFolder, plan: Plan) -> dict[str, str]:
+def _write_small_files(folder: WorkFolder, plan: Plan) -> dict[str, str]:
     """config, preprocessor, tokenizer, index and recipe. Returns their sha256 by name."""
     found = preprocessor_of(plan, Progress())
     dtype = TORCH_NAME[plan.dtype]
@@ -314,7 +336,7 @@ def _write_small_files(partial: PartialFolder, plan: Plan) -> dict[str, str]:
     if plan.layout.index is not None:
         contents[INDEX] = plan.layout.index
     for name, data in contents.items():
-        partial.add(name, data)
+        folder.add(name, data)
     return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
 
 

@@ -13,6 +13,7 @@ from hfcart.progress import Progress
 from hfcart.recipes.finished_merge import RECORD, read_record
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.records import EvalRecord, MergeRecord
+from hfcart.records.file_names import RECORDS
 from hfcart.system.work_folder import refuse_existing
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _check_tasks(recipe: Recipe) -> None:
 
 
 def _target(recipe: Recipe, progress: Progress) -> Target:
-    refuse_existing(recipe.folder, overwrite=recipe.overwrite)
+    refuse_existing(recipe.folder, RECORDS, overwrite=recipe.overwrite)
     # The Hub's client takes time and memory that a merge of local folders need not spend.
     from hfcart import hub
 

@@ -29,7 +29,7 @@ from hfcart.results.files import (
 )
 from hfcart.results.publish import BENCHMARKS, accuracy_figure, benchmark_files, files_of, publish_results_of
 from hfcart.sources.replacing import artefact_of, refuse_replacing
-from hfcart.system.work_folder import explain_os_errors
+from hfcart.system.disk import explain_os_errors
 
 LOGS = ("results/training.csv", "results/adaptation.csv")  # of a fine-tuning, and of a merge that learned
 _RESULT_PARTS = (RESULTS, "results/", BENCHMARKS, FIGURE)

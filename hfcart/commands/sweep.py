@@ -18,8 +18,7 @@ import torch
 from hfcart.clip.tensor_names import Group
 from hfcart.commands.merge import preprocessor_of
 from hfcart.engine.loop import workers as worker_threads
-from hfcart.engine.merging import to_do
-from hfcart.engine.plan import Plan, make_plan
+from hfcart.engine.plan import CONVERTED, Plan, make_plan
 from hfcart.engine.reading import GroupReader
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import UsageError
@@ -30,12 +29,15 @@ from hfcart.progress import Progress, Within
 from hfcart.quoting import quoted
 from hfcart.recipes.merge_recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
+from hfcart.records.file_names import RECORDS, SWEEP_RECORD
 from hfcart.sources.lineage import infer_base
 from hfcart.sources.towers import fetch_all
 from hfcart.system.device import Machine
+from hfcart.system.disk import explain_os_errors
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
-from hfcart.system.work_folder import PartialFolder, explain_os_errors
+from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
+from hfcart.system.work_folder import WorkFolder
 from hfcart.tasks.data import Split
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
 from hfcart.zero_shot.measurement import Measurement
@@ -44,7 +46,6 @@ from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_o
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-SWEEP_RECORD = "sweep.json"
 _POINTS = "points.jsonl"
 _Setting = tuple[int, float]  # place of the rank among the grid's (1 and 1.0 are equal, and different ranks), and scale
 
@@ -113,10 +114,10 @@ def run_sweep(
     """
     recipe = _recipe(sources, method, ranks, scales, dict(settings or {}), measurement.base, qkv, reverse)
     machine = measurement.machine()
-    with PartialFolder(out, overwrite=overwrite) as partial:
+    with WorkFolder(out, RECORDS, overwrite=overwrite, aside=(CONVERTED,), redone=(CONVERTED, TENSOR_FILES)) as folder:
         # Each once: by its text, since 1 and 1.0 are equal numbers and different ranks.
         own_ranks, own_scales = tuple({repr(r): r for r in ranks}.values()), tuple(dict.fromkeys(scales))
-        grid = _Grid(make_plan(recipe, partial.path / "converted", progress), own_ranks, own_scales, reverse)
+        grid = _Grid(make_plan(recipe, folder.path / CONVERTED, progress), own_ranks, own_scales, reverse)
         try:
             for rank in ranks:
                 _check_rank(rank, grid.plan)
@@ -128,12 +129,13 @@ def run_sweep(
             check_architecture("the towers", grid.plan.architecture, bound)
             splits = measurement.splits(progress)
             decides = _fingerprint(grid, splits, bound, machine.precision, environment)
-            partial.open(grid.layout(), decides)
-            _take_apart(grid, partial, machine, progress)
-            journal = Journal(partial.path / _POINTS, decides)
-            points, images = _measure(grid, partial, journal, splits, bound, machine, progress)
+            folder.begin(decides)
+            journal = Journal(folder.path / _POINTS, decides)
+            with TensorFiles(folder.path, grid.layout()) as tensors:
+                _take_apart(grid, GroupWriter(grid.plan, folder, tensors), machine, progress)
+                points, images = _measure(grid, tensors, journal, splits, bound, machine, progress)
             record = _record(grid, splits, bound, points, images, environment)
-            _finish(partial, record)
+            _finish(folder, record)
             return record
         finally:
             grid.plan.close()
@@ -175,12 +177,12 @@ def _check_rank(rank: int | float, plan: Plan) -> None:
         raise UsageError(f"--rank: {error}.") from None
 
 
-def _take_apart(grid: _Grid, folder: PartialFolder, machine: Machine, progress: Progress) -> None:
+def _take_apart(grid: _Grid, writer: GroupWriter, machine: Machine, progress: Progress) -> None:
     """Write every group's anchor, and what each rank adds to it, in place of merging it."""
     parts = function(grid.plan.method.updates or "")
     _, other_rule = grid.plan.method.load()
     offered = {**grid.plan.settings, "ranks": grid.ranks, "reverse": grid.reverse}
-    reader, writer = GroupReader(grid.plan, machine.device), GroupWriter(grid.plan, folder)
+    reader = GroupReader(grid.plan, machine.device)
 
     def work(group: Group) -> None:
         thetas, base = reader.stack(group)
@@ -194,7 +196,7 @@ def _take_apart(grid: _Grid, folder: PartialFolder, machine: Machine, progress: 
         writer.note({"group": group.key, "sha256": digests})
 
     with worker_threads(machine.workers, progress) as pool:
-        pool.each("Decomposing", *to_do(grid.plan, folder), work, reader.bytes_read)
+        pool.each("Decomposing", *writer.to_do(), work, reader.bytes_read)
 
 
 def _fingerprint(grid: _Grid, splits: Sequence[Split], base: Base, precision: str, environment: Environment) -> str:
@@ -209,7 +211,7 @@ def _fingerprint(grid: _Grid, splits: Sequence[Split], base: Base, precision: st
 
 def _measure(
     grid: _Grid,
-    partial: PartialFolder,
+    tensors: TensorFiles,
     journal: Journal,
     splits: Sequence[Split],
     base: Base,
@@ -231,7 +233,7 @@ def _measure(
             some = todo[start : start + at_once]
             scorers = [
                 Scorer(
-                    _tower(grid, partial, (index, scale)),
+                    _tower(grid, tensors, (index, scale)),
                     base.projection,
                     fields,
                     machine,
@@ -253,7 +255,7 @@ def _measure(
                 {"rank": index, "scale": scale, "correct": counts, "images": images}
                 for (index, scale), counts in zip(some, correct, strict=True)
             ]
-            with explain_os_errors(partial.path):
+            with explain_os_errors(journal.path.parent):
                 journal.append(*lines)
             done |= dict(zip(some, lines, strict=True))
     finally:
@@ -276,14 +278,14 @@ class _Times(Within):
         super().advance(amount * self._times)
 
 
-def _tower(grid: _Grid, partial: PartialFolder, point: _Setting) -> CLIPVisionModel:
+def _tower(grid: _Grid, stored: TensorFiles, point: _Setting) -> CLIPVisionModel:
     """θ(k, λ) = anchor + λ · update_k, from what the decomposition left on disk."""
     from hfcart.clip.models import vision_model
 
     index, scale = point
 
     def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.frombuffer(bytearray(partial.read(name)), dtype=torch.float32).view(shape)
+        return torch.frombuffer(bytearray(stored.read(name)), dtype=torch.float32).view(shape)
 
     tensors = {}
     for group in grid.plan.groups:
@@ -323,13 +325,13 @@ def _record(
     return dataclasses.replace(record, best=max(range(1, len(points)), key=lambda i: record.accuracy(points[i])))
 
 
-def _finish(partial: PartialFolder, record: SweepRecord) -> None:
+def _finish(folder: WorkFolder, record: SweepRecord) -> None:
     from hfcart.report.plots import draw_sweep
 
-    for path in partial.path.glob("*.safetensors"):  # the anchor and the updates, gigabytes of large towers
+    for path in folder.path.glob(TENSOR_FILES):  # the anchor and the updates, gigabytes of large towers
         path.unlink()
-    (partial.path / _POINTS).unlink()
-    partial.add(SWEEP_RECORD, record.to_json().encode())
-    with explain_os_errors(partial.path):
-        draw_sweep(record, partial.path)
-    partial.commit()
+    (folder.path / _POINTS).unlink()
+    folder.add(SWEEP_RECORD, record.to_json().encode())
+    with explain_os_errors(folder.path):
+        draw_sweep(record, folder.path)
+    folder.commit()

@@ -20,15 +20,14 @@ from hfcart.maths.moments import spread_of
 from hfcart.methods import Measure, Merged, function, keywords_of
 from hfcart.methods.lines import alpha_of, factor, norms, scaled
 from hfcart.progress import Progress
-from hfcart.system.work_folder import PartialFolder
 
 
-def merge_groups(plan: Plan, folder: PartialFolder, device: torch.device, number: int, progress: Progress) -> None:
+def merge_groups(plan: Plan, writer: GroupWriter, device: torch.device, number: int, progress: Progress) -> None:
     """Merge every group that the journal does not have yet, and add it to the journal.
 
     Args:
         plan: with its towers fetched and in canonical order.
-        folder: opened; `folder.done` holds every group's journal line afterwards.
+        writer: of its groups; `writer.done` holds every group's journal line afterwards.
         device: where the algebra is done.
         number: of worker threads, >= 1.
         progress: told the bytes of sources merged.
@@ -37,10 +36,10 @@ def merge_groups(plan: Plan, folder: PartialFolder, device: torch.device, number
         NonFiniteError: NaN or Inf in a source, or a result that the output dtype cannot hold.
         KeyboardInterrupt: passed on once the groups at work are written; the folder can be resumed.
     """
-    reader, writer = GroupReader(plan, device), GroupWriter(plan, folder)
+    reader = GroupReader(plan, device)
     rules = GroupRules(plan, reader, device)
     with workers(number, progress) as pool:
-        known = whole_tower_facts(rules, folder, pool)
+        known = whole_tower_facts(rules, writer, pool)
 
         def work(group: Group) -> None:
             merged, spread = (Merged(reader.copied(group)), None) if group.copied else rules.merged(group, known)
@@ -57,22 +56,16 @@ def merge_groups(plan: Plan, folder: PartialFolder, device: torch.device, number
                 }
             )
 
-        pool.each("Merging", *to_do(plan, folder), work, reader.bytes_read)
+        pool.each("Merging", *writer.to_do(), work, reader.bytes_read)
 
 
-def to_do(plan: Plan, folder: PartialFolder) -> tuple[list[Group], list[Group]]:
-    """The groups that the journal does not have yet, and those that it has; in output order."""
-    left = [group for group in plan.groups if group.key not in folder.done]
-    return left, [group for group in plan.groups if group.key in folder.done]
-
-
-def whole_tower_facts(rules: GroupRules, folder: PartialFolder, pool: Workers) -> dict[str, Any]:
+def whole_tower_facts(rules: GroupRules, writer: GroupWriter, pool: Workers) -> dict[str, Any]:
     """What the rules must know of all groups before the first is merged: from the journal, or by reading them all."""
     plan = rules.plan
     if not plan.method.fit and plan.recipe.lines is None:
         return {}
-    if folder.fit is not None:
-        return folder.fit
+    if writer.facts is not None:
+        return writer.facts
     groups, size = [group for group in plan.groups if not group.copied], rules.reader.bytes_read
     known: dict[str, Any] = {}
     if plan.method.fit:
@@ -87,7 +80,7 @@ def whole_tower_facts(rules: GroupRules, folder: PartialFolder, pool: Workers) -
     if plan.recipe.lines is not None:
         sums = pool.total(groups, functools.partial(rules.norms, known), size)
         known = {**known, "alpha": alpha_of(sums, len(plan.towers))}
-    folder.record({"fit": known})
+    writer.note_facts(known)
     return known
 
 

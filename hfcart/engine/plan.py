@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from hfcart.hub import Target
 
+CONVERTED = "converted"  # what the folder of converted pickles is called in a work folder
 TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
 _BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
@@ -249,7 +250,7 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Targe
 
     Args:
         recipe: what was asked.
-        converted: folder for converted pickles.
+        converted: folder for converted pickles; CONVERTED of a work folder.
         progress: told of each stage.
         target: where the result is to be published, if the push is to replace what is there.
 

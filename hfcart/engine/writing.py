@@ -1,4 +1,8 @@
-"""What was made of a group, cast once, put into its place and noted in the journal."""
+"""What was made of a group, cast once, put into its place and noted in the journal.
+
+The journal has one line for each group whose bytes are in place, with their digests, and one for what was measured of
+whole towers before the first group. A resumed run believes the digests, not the lines.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +15,39 @@ from hfcart.clip.tensor_names import Group
 from hfcart.engine.plan import TORCH_NAME, Plan
 from hfcart.engine.reading import TORCH_DTYPES, all_finite, bytes_of
 from hfcart.errors import NonFiniteError
-from hfcart.system.work_folder import PartialFolder
+from hfcart.system.journal import Line
+from hfcart.system.tensor_files import TensorFiles
+from hfcart.system.work_folder import WorkFolder
 
 
 class GroupWriter:
-    """Writes the groups of a plan into an open work folder. Several threads may, each group by one of them."""
+    """Writes the groups of a plan, and knows which are written. Several threads may, each group by one of them.
 
-    def __init__(self, plan: Plan, folder: PartialFolder) -> None:
-        """Write nothing yet.
+    Attributes:
+        done: group's key -> its line, earlier runs included.
+        facts: what an earlier run measured of the whole towers; None if none did.
+    """
+
+    def __init__(self, plan: Plan, folder: WorkFolder, tensors: TensorFiles) -> None:
+        """Read what an earlier run wrote, and prove it; write nothing yet.
 
         Args:
             plan: whose groups these are.
-            folder: opened, with a slot for everything that will be written.
+            folder: begun; its journal is this object's alone.
+            tensors: with a slot for everything that will be written.
         """
-        self._plan = plan
-        self._folder = folder
+        self._plan, self._folder, self._tensors = plan, folder, tensors
         self._lock = threading.Lock()
+        self.done: dict[str, Line] = {
+            line["group"]: line for line in folder.lines if tensors.hold(line.get("sha256", {}))
+        }
+        # They follow from what the fingerprint covers: nothing else need prove them.
+        self.facts: dict[str, Any] | None = next((line["fit"] for line in folder.lines if "fit" in line), None)
+
+    def to_do(self) -> tuple[list[Group], list[Group]]:
+        """The groups that are not written yet, and those that are; in output order."""
+        left = [group for group in self._plan.groups if group.key not in self.done]
+        return left, [group for group in self._plan.groups if group.key in self.done]
 
     def write(self, group: Group, tensor: torch.Tensor, prefix: str = "") -> dict[str, str]:
         """Write what was made of a group, cast once, into its tensors' slots, `prefix` + name. Returns their sha256."""
@@ -44,15 +65,20 @@ class GroupWriter:
                     f"{what} has values beyond what {TORCH_NAME[self._plan.dtype]} holds.",
                     hint="Give --dtype float32" + ("." if group.copied else ", or a smaller --scale."),
                 )
-            digests[prefix + name] = self._folder.write(prefix + name, bytes_of(part))
+            digests[prefix + name] = self._tensors.write(prefix + name, bytes_of(part))
         return digests
 
     def write_whole(self, name: str, tensor: torch.Tensor) -> dict[str, str]:
         """Write a float32 tensor into the slot of that name. Returns its sha256, by name."""
-        return {name: self._folder.write(name, bytes_of(tensor.cpu().contiguous()))}
+        return {name: self._tensors.write(name, bytes_of(tensor.cpu().contiguous()))}
 
-    def note(self, line: dict[str, Any]) -> None:
+    def note(self, line: Line) -> None:
         """Note a group as done: `line` names it under "group", and what was written for it under "sha256"."""
         with self._lock:
-            self._folder.record(line)
-            self._folder.done[line["group"]] = line
+            self._folder.note(line)
+            self.done[line["group"]] = line
+
+    def note_facts(self, facts: dict[str, Any]) -> None:
+        """Note what was measured of the whole towers, for a later run."""
+        self._folder.note({"fit": facts})
+        self.facts = facts

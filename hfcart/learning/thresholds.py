@@ -12,6 +12,7 @@ import math
 import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,9 +25,9 @@ from hfcart.methods import Chosen, function
 from hfcart.progress import Progress
 from hfcart.records import Selected, SelectionRecord
 from hfcart.system.device import Machine, one_blas_thread
+from hfcart.system.disk import explain_os_errors
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
-from hfcart.system.work_folder import PartialFolder, explain_os_errors
 from hfcart.tasks.data import Part, Split, open_split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
 PART: Part = "validation"
-_FOLDER, _COUNTS = "choosing", "counts.jsonl"
+_COUNTS = "counts.jsonl"
 _VERSION = 2  # of the numbers: raised when the same inputs would give others
 
 
@@ -62,7 +63,7 @@ class _Counts:
 
 def choose(
     plan: Plan,
-    partial: PartialFolder,
+    folder: Path,
     preprocessor: dict[str, Any] | None,
     device: torch.device,
     workers: int,
@@ -72,7 +73,7 @@ def choose(
 
     Args:
         plan: fetched, in canonical order, with a task for each source.
-        partial: the merge's own; what is known so far is kept in its folder.
+        folder: where what is known so far is kept until the merge is done.
         preprocessor: of the merged tower; None for the base's.
         device: where candidates are made and run.
         workers: threads; changes no number.
@@ -86,7 +87,7 @@ def choose(
         SourceError: the base is no whole CLIP model, a dataset is not what it should be, or no image can be decoded.
         MismatchError: the base is not the towers'.
     """
-    work = _Work(plan, partial, preprocessor, device, workers, progress)
+    work = _Work(plan, folder, preprocessor, device, workers, progress)
     splits = [work.split(own.found, own.commit) for own in plan.own_tasks]  # all are opened before the first is read
     selected = []
     for place, (tower, split) in enumerate(zip(plan.towers, splits, strict=True)):
@@ -131,7 +132,7 @@ class _Work:
     def __init__(
         self,
         plan: Plan,
-        partial: PartialFolder,
+        folder: Path,
         preprocessor: dict[str, Any] | None,
         device: torch.device,
         workers: int,
@@ -148,7 +149,7 @@ class _Work:
         self._at_once = towers_at_once(plan.parameters)
         self._reader = GroupReader(plan, device)
         # Each line has a fingerprint of its own: counts do not depend on all that decides the merge.
-        self._journal = Journal(partial.path / _FOLDER / _COUNTS, f"counts {_VERSION}")
+        self._journal = Journal(folder / _COUNTS, f"counts {_VERSION}")
         self._noted = {line["of"]: _Counts.of(line) for line in self._journal.lines}
         self._splits: dict[str, Split] = {}
 

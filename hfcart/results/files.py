@@ -26,7 +26,7 @@ from hfcart.report.merge_card import render_card
 from hfcart.results.check import faults
 from hfcart.results.combine import combine, lesser, warn_of_lesser
 from hfcart.results.confusion import FOLDER, Confusion, confusion_csv, confusion_name, matrices_among
-from hfcart.system.work_folder import explain_os_errors
+from hfcart.system.disk import explain_os_errors
 
 Record = MergeRecord | FinetuneRecord
 

@@ -14,7 +14,7 @@ import torch
 from hfcart.errors import CorruptFileError
 from hfcart.formats.safetensors_file import MAX_HEADER
 from hfcart.formats.state_dict import Odd, Refused, Storage, Tensor, load
-from hfcart.system.work_folder import explain_os_errors
+from hfcart.system.disk import explain_os_errors
 
 _LARGEST = 8 << 20  # bytes of the pickle itself; a state dict of a thousand tensors has 100,000
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what torch.save began its files with before it wrote zip archives

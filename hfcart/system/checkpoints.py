@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hfcart.formats.safetensors_file import sha256_of
-from hfcart.system.work_folder import explain_os_errors
+from hfcart.system.disk import explain_os_errors, sync
 
 FOLDER = "checkpoints"
 KEPT = 2  # the newest, and the one before in case the disk spoils it
@@ -64,12 +63,12 @@ class Checkpoints:
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, weights)
             except SafetensorError as error:  # its own wrapping of the system's errors
                 raise OSError(28 if "os error 28" in str(error) else 5, str(error)[:200]) from error
-            _sync(weights)
+            sync(weights)
             unfinished = digest.with_suffix(".json.new")
             unfinished.write_text(json.dumps({"sha256": sha256_of(weights)}))
-            _sync(unfinished)
+            sync(unfinished)
             unfinished.replace(digest)
-            _sync(self.folder)
+            sync(self.folder)
 
     def _remove(self, step: int) -> None:
         weights, digest = self._paths(step)
@@ -88,11 +87,3 @@ def digest_of(tensors: dict[str, torch.Tensor]) -> str:
         whole.update(name.encode())
         whole.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hfcart.system.disk import sync, write_all
+
 Line = dict[str, Any]
 
 
@@ -78,23 +80,6 @@ def whole_lines(path: Path) -> tuple[list[Line], int]:
         lines.append(line)
         length += len(text) + 1
     return lines, length
-
-
-def write_all(descriptor: int, data: bytes | memoryview, start: int) -> None:
-    """Write all of `data` at byte `start`. Raises OSError."""
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], start + done)
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encoded(line: Line) -> bytes:

@@ -63,9 +63,8 @@ def ours(towers: list[str], tasks: list[str]) -> list[float]:
     fields: dict[str, Any] = {"sources": tuple(towers), "adapt": ",".join(tasks), "base": "user/clip"}
     plan = make_plan(make(fields | {"steps": STEPS, "batch_size": BATCH, "out": "ours"}), Path("c"), Progress())
     fetch_all(plan.towers_and_base, Progress(), stream=False)
-    Path("ours.partial").mkdir(exist_ok=True)
     clock = Clock()
-    adapt(plan, Path("ours.partial"), None, clock)
+    adapt(plan, Path("ours"), None, clock)
     return [after - before for before, after in zip(clock.at, clock.at[1:], strict=False)]
 
 

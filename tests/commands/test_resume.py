@@ -181,8 +181,8 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
 def test_two_at_once_do_not_mix(tmp_path: Path, clean_env: dict[str, str]) -> None:
     source = write_tower(tmp_path / "t1", 1)
     holder = (
-        "import sys\nfrom pathlib import Path\nfrom hfcart.system.work_folder import PartialFolder\n"
-        f"with PartialFolder(Path({str(tmp_path / 'm')!r}), overwrite=False):\n"
+        "import sys\nfrom pathlib import Path\nfrom hfcart.system.work_folder import WorkFolder\n"
+        f"with WorkFolder(Path({str(tmp_path / 'm')!r}), (), overwrite=False):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(

@@ -32,6 +32,7 @@ from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.engine.plan import make_plan
+from hfcart.engine.writing import GroupWriter
 from hfcart.learning.adapt.objective import mean_entropy
 from hfcart.learning.adapt.parts import Parts, lay_out_parts, take_apart
 from hfcart.learning.adapt.state import Coefficients
@@ -47,7 +48,8 @@ from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import as_yaml, make
 from hfcart.sources.preprocessor import clip_default
 from hfcart.sources.towers import fetch_all
-from hfcart.system.work_folder import PartialFolder
+from hfcart.system.tensor_files import TensorFiles
+from hfcart.system.work_folder import WorkFolder
 
 COEFFICIENTS = [0.3, -1.5, 2.0]
 
@@ -179,10 +181,11 @@ def test_the_gradient_is_autograds(local: list[str], tmp_path: Path, fields: dic
     base = {} if "rank" in fields else {"base": local[0]}
     plan = make_plan(make({"sources": local[1:], "adapt": "8", **base, **fields}), tmp_path, Progress())
     fetch_all(plan.towers_and_base, Progress(), stream=False)
-    with PartialFolder(tmp_path / "work", overwrite=False) as partial:
-        partial.open(lay_out_parts(plan), "any")
-        take_apart(plan, partial, torch.device("cpu"), 2, Progress())
-        file = partial.path / "model.safetensors"
+    with WorkFolder(tmp_path / "work", (), overwrite=False) as folder:
+        folder.begin("any")
+        with TensorFiles(folder.path, lay_out_parts(plan)) as tensors:
+            take_apart(plan, GroupWriter(plan, folder, tensors), torch.device("cpu"), 2, Progress())
+        file = folder.path / "model.safetensors"
         with Parts(plan, file, torch.device("cpu"), budget=budget) as parts:
             generator = torch.Generator().manual_seed(0)
             raw = torch.randn(3, len(parts.adapted), generator=generator, dtype=torch.float64) + 1

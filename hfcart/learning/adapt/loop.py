@@ -21,6 +21,7 @@ from hfcart.clip.models import vision_model
 from hfcart.clip.pixels import normalised
 from hfcart.clip.tensor_names import PROJECTION, canonical
 from hfcart.engine.plan import Plan
+from hfcart.engine.writing import GroupWriter
 from hfcart.errors import HfcartError
 from hfcart.formats.shard_layout import SINGLE
 from hfcart.learning.adapt.objective import mean_entropy
@@ -32,11 +33,11 @@ from hfcart.progress import Progress
 from hfcart.records import AdaptationRecord, AdaptedTask
 from hfcart.system.checkpoints import FOLDER, Checkpoints
 from hfcart.system.environment import current_environment, fingerprint
+from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
 from hfcart.system.threads import default_workers
-from hfcart.system.work_folder import PartialFolder
+from hfcart.system.work_folder import WorkFolder, work_path
 from hfcart.zero_shot.scoring import nothing_decoded
 
-NAME = "adaptation"  # of the folder beside the merge's own work
 _SAVE_EVERY = 10
 _LINES = 20  # lines of entropy that a whole adaptation prints
 _AVERAGED = 50  # steps that the first and the last entropy are means of; a tenth of them where that is less
@@ -65,7 +66,7 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
 
     Args:
         plan: its towers fetched and in canonical order (in the first process; the others read what it wrote).
-        folder: where the work is kept until the merge is done: `folder`/adaptation.partial.
+        folder: the work is kept in `folder`.partial, until the merge is done.
         preprocessor: of the merged tower; None for the base's.
         progress: told of each stage.
 
@@ -75,22 +76,24 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
     """
     accelerator = Accelerator(mixed_precision="no", device_placement=False)
     with contextlib.ExitStack() as stack:
-        partial = None
+        work_folder = None
         if accelerator.is_main_process:
-            partial = stack.enter_context(PartialFolder(folder / NAME, overwrite=plan.recipe.overwrite, inner=True))
+            work_folder = stack.enter_context(
+                WorkFolder(folder, (), overwrite=plan.recipe.overwrite, redone=(TENSOR_FILES,), inner=True)
+            )
         else:
             progress = Progress()
         with accelerator.main_process_first():  # it downloads, the others find everything there
             work = prepare(plan, accelerator, preprocessor, progress)
-        if partial is not None:
+        if work_folder is not None:
             environment = current_environment(work.device)
-            partial.open(lay_out_parts(plan), fingerprint(environment, *work.decides(accelerator.num_processes)))
-            workers = plan.recipe.workers or default_workers()
-            take_apart(work.float32_plan(), partial, work.device, workers, progress)
+            work_folder.begin(fingerprint(environment, *work.decides(accelerator.num_processes)))
+            workers, exact = plan.recipe.workers or default_workers(), work.float32_plan()
+            with TensorFiles(work_folder.path, lay_out_parts(plan)) as tensors:
+                take_apart(exact, GroupWriter(exact, work_folder, tensors), work.device, workers, progress)
         accelerator.wait_for_everyone()
-        path = (folder / NAME).with_suffix(".partial") / SINGLE
-        parts = stack.enter_context(Parts(plan, path, work.device, budget=budget_of(work.device)))
-        learning = _Learning(work, parts, accelerator, partial, progress)
+        parts = stack.enter_context(Parts(plan, work_path(folder) / SINGLE, work.device, budget=budget_of(work.device)))
+        learning = _Learning(work, parts, accelerator, progress)
         learning.resume()
         learning.run()
         return learning.learned()
@@ -99,11 +102,9 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
 class _Learning:
     """Coefficients in, one step after another."""
 
-    def __init__(
-        self, work: Work, parts: Parts, accelerator: Accelerator, partial: PartialFolder | None, progress: Progress
-    ) -> None:
+    def __init__(self, work: Work, parts: Parts, accelerator: Accelerator, progress: Progress) -> None:
         self._work, self._parts, self._progress = work, parts, progress
-        self._accelerator, self._partial = accelerator, partial
+        self._accelerator = accelerator
         self._checkpoints = Checkpoints(parts.folder / FOLDER)
         self._heads = [head.to(work.device) for head in work.heads]
         anchors = parts.anchors()
@@ -265,7 +266,7 @@ class _Learning:
         return self._parts.inner(self._parts.adapted[number], found[0] if len(found) == 1 else torch.cat(found))
 
     def _save(self) -> None:
-        if self._partial is not None and self._state.step:
+        if self._accelerator.is_main_process and self._state.step:
             self._checkpoints.save(self._state.step, self._state.checkpoint())
 
     def _report(self, steps: int) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hfcart.clip.tensor_names import Group
 from hfcart.engine.loop import workers
-from hfcart.engine.merging import GroupRules, to_do, whole_tower_facts
+from hfcart.engine.merging import GroupRules, whole_tower_facts
 from hfcart.engine.plan import Plan
 from hfcart.engine.reading import GroupReader
 from hfcart.engine.writing import GroupWriter
@@ -28,7 +28,6 @@ from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.maths.low_rank import rank_of
 from hfcart.methods import function, keywords_of
 from hfcart.progress import Progress
-from hfcart.system.work_folder import PartialFolder
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,12 @@ def part_bytes(plan: Plan) -> int:
     return sum(lay_out_parts(plan).sizes.values())
 
 
-def take_apart(plan: Plan, folder: PartialFolder, device: torch.device, number: int, progress: Progress) -> None:
+def take_apart(plan: Plan, writer: GroupWriter, device: torch.device, number: int, progress: Progress) -> None:
     """Take every group apart, in place of merging it, and write its parts.
 
     Args:
         plan: with its towers fetched, in float32.
-        folder: opened with `lay_out_parts`.
+        writer: of its groups, with the slots of `lay_out_parts`.
         device: where the algebra is done.
         number: of worker threads.
         progress: told the bytes of sources taken apart.
@@ -90,9 +89,9 @@ def take_apart(plan: Plan, folder: PartialFolder, device: torch.device, number: 
     assert plan.method.adaptive is not None
     parts = function(plan.method.adaptive.parts)
     _, other_rule = plan.method.load()
-    reader, writer = GroupReader(plan, device), GroupWriter(plan, folder)
+    reader = GroupReader(plan, device)
     with workers(number, progress) as pool:
-        known = whole_tower_facts(GroupRules(plan, reader, device), folder, pool)
+        known = whole_tower_facts(GroupRules(plan, reader, device), writer, pool)
 
         def work(group: Group) -> None:
             digests: dict[str, str] = {}
@@ -110,7 +109,7 @@ def take_apart(plan: Plan, folder: PartialFolder, device: torch.device, number: 
                 digests |= writer.write(group, anchor, "anchor.")
             writer.note({"group": group.key, "sha256": digests})
 
-        pool.each("Taking apart", *to_do(plan, folder), work, reader.bytes_read)
+        pool.each("Taking apart", *writer.to_do(), work, reader.bytes_read)
 
 
 class Parts:

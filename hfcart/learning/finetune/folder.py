@@ -23,7 +23,8 @@ from hfcart.report.finetune_card import render_finetune_card
 from hfcart.sources.preprocessor import FILE as PREPROCESSOR
 from hfcart.sources.preprocessor import to_json
 from hfcart.system.checkpoints import FOLDER as CHECKPOINTS
-from hfcart.system.work_folder import PartialFolder, read_back
+from hfcart.system.tensor_files import TensorFiles, read_back
+from hfcart.system.work_folder import WorkFolder
 
 LOG = "results/training.csv"
 AVERAGED = 50  # steps that the first and the last loss are means of; a tenth of the training where that is less
@@ -40,7 +41,8 @@ def training_log(plan: FinetunePlan, history: Sequence[tuple[float, float]]) -> 
 
 
 def finish(
-    partial: PartialFolder,
+    folder: WorkFolder,
+    tensors: TensorFiles,
     plan: FinetunePlan,
     state: TrainingState,
     processes: int,
@@ -50,7 +52,8 @@ def finish(
     """Write the trained tower and what goes beside it, prove it, and rename the folder into place.
 
     Args:
-        partial: opened with the plan's layout.
+        folder: where the training was done.
+        tensors: with the plan's layout, in that folder.
         plan: what was trained.
         state: after the last step.
         processes: how many shared each batch.
@@ -58,20 +61,20 @@ def finish(
         progress: told of the stages.
     """
     progress.step("Writing the tower and reading it back")
-    digests, tensors = {}, state.weights()
+    digests, weights = {}, state.weights()
     for name in plan.shapes:
-        flat: Any = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
-        digests[name] = partial.write(name, memoryview(flat))
-    files = dict(read_back(partial.path, plan.shapes, digests))
+        flat: Any = weights[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        digests[name] = tensors.write(name, memoryview(flat))
+    files = dict(read_back(folder.path, plan.shapes, digests))
     for name, data in _small_files(plan).items():
-        partial.add(name, data)
+        folder.add(name, data)
         files[name] = hashlib.sha256(data).hexdigest()
-    partial.add(LOG, training_log(plan, state.history))
+    folder.add(LOG, training_log(plan, state.history))
     record = _record(plan, state, processes, environment, digests, files)
-    partial.add(RECORD, record.to_json().encode())
-    partial.add("README.md", render_finetune_card(record, repo=plan.recipe.push_to).encode())
-    shutil.rmtree(partial.path / CHECKPOINTS, ignore_errors=True)
-    partial.commit()
+    folder.add(RECORD, record.to_json().encode())
+    folder.add("README.md", render_finetune_card(record, repo=plan.recipe.push_to).encode())
+    shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
+    folder.commit()
     return record
 
 

@@ -27,12 +27,14 @@ from hfcart.learning.finetune.recipe import FinetuneRecipe
 from hfcart.learning.finetune.state import TrainingState
 from hfcart.progress import Progress
 from hfcart.records import FinetuneRecord
+from hfcart.records.file_names import RECORDS
 from hfcart.system.allocator import keep_freed_blocks
 from hfcart.system.checkpoints import FOLDER, Checkpoints
 from hfcart.system.device import choose_device, precision_for
 from hfcart.system.environment import current_environment
+from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
 from hfcart.system.threads import default_workers
-from hfcart.system.work_folder import PartialFolder
+from hfcart.system.work_folder import WorkFolder
 from hfcart.zero_shot.scoring import nothing_decoded
 
 _LINES = 20  # lines of loss and rate that a whole training prints
@@ -43,23 +45,26 @@ def finetune(recipe: FinetuneRecipe, accelerator: Accelerator, progress: Progres
     """Fine-tune, verify and write the folder; every process gets the record. Arguments and errors as `run_finetune`."""
     device = _device(recipe, accelerator)
     with contextlib.ExitStack() as stack:
-        partial = None
+        folder = tensors = None
         if accelerator.is_main_process:  # it alone touches the disk; the others get the state from it
-            partial = stack.enter_context(PartialFolder(recipe.folder, overwrite=recipe.overwrite))
+            folder = stack.enter_context(
+                WorkFolder(recipe.folder, RECORDS, overwrite=recipe.overwrite, redone=(TENSOR_FILES,))
+            )
         with accelerator.main_process_first():  # it downloads, the others find everything there
             plan = make_finetune_plan(recipe, precision_for(recipe.precision, device), progress)
         images = sum(len(split) for split in plan.splits)
         epochs = recipe.steps * recipe.batch_size / images
         progress.note(f"{images:,} training images: {recipe.steps:,} steps see each about {epochs:.3g} times.")
         environment = current_environment(device)
-        if partial is not None:
-            partial.open(plan.layout, plan.fingerprint(environment, accelerator.num_processes))
-        training = _Training(plan, accelerator, device, partial, progress)
+        if folder is not None:
+            folder.begin(plan.fingerprint(environment, accelerator.num_processes))
+            tensors = stack.enter_context(TensorFiles(folder.path, plan.layout))
+        training = _Training(plan, accelerator, device, folder, progress)
         training.resume()
         training.run()
         record = None
-        if partial is not None:
-            record = finish(partial, plan, training.state, accelerator.num_processes, environment, progress)
+        if folder is not None and tensors is not None:
+            record = finish(folder, tensors, plan, training.state, accelerator.num_processes, environment, progress)
     (shared,) = broadcast_object_list([record])
     return shared  # type: ignore[no-any-return]
 
@@ -89,13 +94,13 @@ class _Training:
         plan: FinetunePlan,
         accelerator: Accelerator,
         device: torch.device,
-        partial: PartialFolder | None,
+        folder: WorkFolder | None,
         progress: Progress,
     ) -> None:
         recipe = plan.recipe
         self._plan, self._recipe, self._progress = plan, recipe, progress
-        self._accelerator, self._device, self._partial = accelerator, device, partial
-        self._checkpoints = Checkpoints(partial.path / FOLDER) if partial else None
+        self._accelerator, self._device, self._folder = accelerator, device, folder
+        self._checkpoints = Checkpoints(folder.path / FOLDER) if folder else None
         tower: Any = plan.tower.model
         tower.to(device)
         self.state = TrainingState(tower, lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -220,10 +225,10 @@ class _Training:
 
     def _diverged(self, what: str) -> HfcartError:
         kept = "no checkpoint was saved before"
-        if self._partial and self._checkpoints:
-            self._partial.add(LOG, training_log(self._plan, self.state.history))
+        if self._folder and self._checkpoints:
+            self._folder.add(LOG, training_log(self._plan, self.state.history))
             if steps := self._checkpoints.steps():
-                kept = f"the state after step {steps[-1]} is kept in {self._partial.path}"
+                kept = f"the state after step {steps[-1]} is kept in {self._folder.path}"
         step = min(self.state.step, self._recipe.steps - 1)
         return HfcartError(
             f"The training diverged: {what} of step {step + 1} of {self._recipe.steps} is not finite "
@@ -232,9 +237,9 @@ class _Training:
         )
 
     def _save(self) -> None:
-        if self._partial and self._checkpoints:
+        if self._folder and self._checkpoints:
             self._checkpoints.save(self.state.step, self.state.checkpoint())
-            self._partial.add(LOG, training_log(self._plan, self.state.history))
+            self._folder.add(LOG, training_log(self._plan, self.state.history))
 
     def _report(self) -> None:
         step, steps = self.state.step, self._recipe.steps

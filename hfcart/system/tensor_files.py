@@ -1,0 +1,125 @@
+"""Safetensors files that are laid out up front and filled in place, tensor by tensor, in any order."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hfcart.errors import VerifyError
+from hfcart.formats.safetensors_file import LocalFile, parse_header
+from hfcart.formats.shard_layout import Layout
+from hfcart.system.disk import explain_os_errors, reserve, standing_parent, write_all
+
+TENSOR_FILES = "*.safetensors"
+"""What these files are called. That they are there proves nothing: they have their full size from the start."""
+
+
+class TensorFiles:
+    """The files of a layout, open for writing and reading. Use as a context manager.
+
+    `write` may be called from several threads, each tensor by one of them.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        """Touch nothing yet.
+
+        Args:
+            folder: where the files lie.
+            layout: where every tensor goes.
+        """
+        self._folder = folder
+        self._layout = layout
+        self._descriptors: dict[str, int] = {}
+
+    def __enter__(self) -> TensorFiles:
+        """Reserve the space of every file and write its header; tensors of an earlier run stay as they are.
+
+        Raises OutputError if the disk is too small.
+        """
+        try:
+            with explain_os_errors(self._folder):
+                for file, header in self._layout.headers.items():
+                    descriptor = os.open(self._folder / file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+                    self._descriptors[file] = descriptor
+                    os.ftruncate(descriptor, self._layout.sizes[file])
+                    reserve(descriptor, self._layout.sizes[file])
+                    write_all(descriptor, header, 0)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close every file."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors = {}
+
+    def write(self, name: str, data: memoryview) -> str:
+        """Put a tensor's bytes into its slot. Returns their sha256; raises OutputError."""
+        slot = self._layout.slots[name]
+        with explain_os_errors(self._folder):
+            write_all(self._descriptors[slot.file], data, slot.start)
+        return hashlib.sha256(data).hexdigest()
+
+    def read(self, name: str) -> bytes:
+        """A tensor's bytes, read back from its slot."""
+        slot = self._layout.slots[name]
+        return os.pread(self._descriptors[slot.file], slot.end - slot.start, slot.start)
+
+    def hold(self, digests: Mapping[str, str]) -> bool:
+        """Whether the bytes of every named tensor are in place: name -> sha256. Of no tensor nothing is in place."""
+        return bool(digests) and all(
+            name in self._layout.slots and hashlib.sha256(self.read(name)).hexdigest() == digest
+            for name, digest in digests.items()
+        )
+
+
+def refuse_without_room(folder: Path, layout: Layout) -> None:
+    """Raise the OutputError of a disk that is too small for the layout, and touch nothing. `folder` need not exist."""
+    reserved = sum(path.stat().st_size for path in folder.glob(TENSOR_FILES))
+    with explain_os_errors(folder):
+        if shutil.disk_usage(standing_parent(folder)).free + reserved < sum(layout.sizes.values()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def read_back(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], digests: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Read every written weight file once more, prove it tensor by tensor, and yield (file, sha256).
+
+    Args:
+        folder: the folder to read.
+        shapes: name -> shape of every tensor that must be there.
+        digests: name -> sha256 of every tensor's bytes.
+
+    Raises:
+        VerifyError: a name, shape or digest is not what it must be.
+    """
+    found: set[str] = set()
+    for path in sorted(folder.glob(TENSOR_FILES)):
+        file = LocalFile(path, path.name)
+        try:
+            specs = parse_header(file.read, file.size, path.name)
+            whole = hashlib.sha256()
+            position = 0
+            for spec in sorted(specs.values(), key=lambda s: s.start):
+                whole.update(file.read(position, spec.start))
+                data = file.read(spec.start, spec.end)
+                whole.update(data)
+                position = spec.end
+                if shapes.get(spec.name) != spec.shape or hashlib.sha256(data).hexdigest() != digests[spec.name]:
+                    raise VerifyError(
+                        f"{path.name}: tensor {spec.name} reads back different from what was written.",
+                        hint="The disk or its memory may be failing. Run the same command again.",
+                    )
+                found.add(spec.name)
+        finally:
+            file.close()
+        yield path.name, whole.hexdigest()
+    if missing := sorted(set(shapes) - found):
+        raise VerifyError(f"{folder.name}: tensor {missing[0]} is missing after writing ({len(missing)} in all).")
