@@ -81,3 +81,5 @@ def test_what_it_says_of_the_project_is_so() -> None:
         assert f"\n{target}:" in makefile or target in makefile.partition(".PHONY:")[2].split("\n")[0], target
     for path in re.findall(r"`((?:hfcart|cards|tests)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
+    for path, word in re.findall(r"pytest -n 0 (\S+) -k (\w+)", text):
+        assert re.search(rf"def test_\w*{word}", (ROOT / path).read_text()), f"{path} has no test of {word}"
