@@ -34,6 +34,23 @@ print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
 """
 
 
+# What `make quick` runs: in these rooms, whatever draws no examples and, as far as its fixtures and names tell, neither
+# starts a server or a process nor merges.
+_QUICK = {"records", "maths", "formats", "clip", "system", "methods", "report", "recipes", "tasks", "test_house.py"}
+_SLOW_FIXTURES = {"clean_env", "hub", "hfcart", "commands", "clip", "zoo"}
+_SLOW_CALLS = {"subprocess", "run", "merge", "merge_folder"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not isinstance(item, pytest.Function) or getattr(item.function, "is_hypothesis_test", False):
+            continue
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        slow = _SLOW_FIXTURES & set(item.fixturenames) or _SLOW_CALLS & set(item.function.__code__.co_names)
+        if room in _QUICK and not slow:
+            item.add_marker("quick")
+
+
 @pytest.fixture(autouse=True)
 def _every_hint_works(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What errors raised in this process tell people to type, tried when the test is over."""
