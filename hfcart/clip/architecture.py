@@ -112,7 +112,7 @@ def checked(name: str, value: object, default: int | float | str, where: str) ->
     if not good:
         known = f"; transformers knows {', '.join(ACTIVATIONS)}" if name == "hidden_act" else ""
         raise NotATowerError(
-            f"{where}: config.json has {name} = {quoted(str(value), 60)}, which no CLIP tower can have{known}."
+            f"{where}: config.json has {name} = {quoted(value, 60)}, which no CLIP tower can have{known}."
         )
     return float(value) if isinstance(default, float) else value  # type: ignore[arg-type, return-value]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import pkgutil
 from importlib.metadata import EntryPoint, entry_points
@@ -73,6 +74,6 @@ def method_of(name: str) -> Method:
         return METHODS[name]
     if name in BROKEN:
         raise UsageError(f"The method {name} is broken: {BROKEN[name]}.", hint="Update that package, or remove it.")
-    raise UsageError(
-        f"There is no method {quoted(name, 80)}. Known: {', '.join(METHODS)}.", hint="`hfcart methods` lists them."
-    )
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), METHODS, n=2)
+    meant = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(METHODS)}."
+    raise UsageError(f"There is no method {quoted(name, 80)}. {meant}", hint="`hfcart methods` lists them.")

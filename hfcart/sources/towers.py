@@ -251,7 +251,7 @@ def _choose_weights(store: Store) -> tuple[list[str], dict[str, str] | None]:
     raise NotATowerError(
         f"{store.label} holds no weights: expected {SINGLE}, {INDEX} or pytorch_model.bin at its top level, "
         f"found {some(sorted(store.sizes)) or 'nothing'}."
-        + (f" What {' and '.join(every[:2])} hold is the state of a training." if every and not pickles else ""),
+        + (f" The state of a training, as in {every[0]}, is no weights." if every and not pickles else ""),
         hint="Name a revision that has them: user/name@revision.",
     )
 
