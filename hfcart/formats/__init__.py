@@ -1,1 +1,4 @@
-"""Strangers' files read strictly: safetensors, JSON, YAML, pickles, Markdown, cards, a shard's layout."""
+"""Strangers' files read strictly: safetensors, YAML, pickles, Markdown, cards, and where a shard's tensors lie.
+
+What knows a format, and nothing of towers or of the Hub, belongs here.
+"""

@@ -1,1 +1,1 @@
-"""Task cards, and the datasets behind them."""
+"""Task cards, and the datasets behind them: `data`, the only importer of datasets and pyarrow."""
