@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from hfcart.commands.evaluate import Evaluation, run_eval
 from hfcart.errors import HfcartError, OutputError, UsageError, next_step
 from hfcart.progress import Progress
-from hfcart.recipes.finished_merge import RECORD
 from hfcart.records import EvalRecord
+from hfcart.records.file_names import RECORD
 from hfcart.report.accuracy import belongs
 from hfcart.results.files import check_place, record_in, write_results
 from hfcart.sources.stores import LocalStore

@@ -18,10 +18,10 @@ from hfcart.formats.safetensors_file import strict_json
 from hfcart.formats.shard_layout import INDEX
 from hfcart.maths.similarity import compare
 from hfcart.progress import Progress
-from hfcart.recipes.finished_merge import RECIPE, RECORD, method_record
+from hfcart.recipes.finished_merge import RECIPE, method_record
 from hfcart.recipes.merge_recipe import Recipe, as_yaml
 from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity, TensorRecord
-from hfcart.records.file_names import RECORDS
+from hfcart.records.file_names import RECORD, RECORDS
 from hfcart.report.merge_card import render_card
 from hfcart.sources.full_clip import clip_config, read_text_config
 from hfcart.sources.preprocessor import FILE as PREPROCESSOR

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from hfcart.commands.merge import assist, merge_folder, rehearse
 from hfcart.errors import AGAIN, HfcartError, HubError, next_step
 from hfcart.progress import Progress
-from hfcart.recipes.finished_merge import RECORD, read_record
+from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.records import EvalRecord, MergeRecord
-from hfcart.records.file_names import RECORDS
+from hfcart.records.file_names import RECORD, RECORDS
 from hfcart.system.work_folder import refuse_existing
 
 if TYPE_CHECKING:

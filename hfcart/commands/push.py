@@ -8,8 +8,9 @@ from hfcart import hub
 from hfcart.errors import OutputError, VerifyError
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import commit_message, read_any
-from hfcart.recipes.finished_merge import RECORD, check_files
+from hfcart.recipes.finished_merge import check_files
 from hfcart.records import EvalRecord
+from hfcart.records.file_names import RECORD
 from hfcart.report.accuracy import belongs
 from hfcart.results.combine import combine, lesser, warn_of_lesser
 from hfcart.results.confusion import confusion_name, is_confusion_of, max_size

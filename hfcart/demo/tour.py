@@ -19,6 +19,7 @@ from hfcart.demo.zoo import FINETUNE, build_zoo, publish_zoo
 from hfcart.errors import HfcartError, OutputError
 from hfcart.progress import Progress
 from hfcart.records import EvalRecord
+from hfcart.records.file_names import SWEEP_RECORD
 from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference
 from hfcart.results.files import RESULTS, results_in
 
@@ -125,7 +126,7 @@ class _Commands:
         self._python(_LOAD)
 
     def _best(self, sweep: str) -> dict[str, Any]:
-        record = json.loads((self._folder / sweep / "sweep.json").read_text(encoding="utf-8"))
+        record = json.loads((self._folder / sweep / SWEEP_RECORD).read_text(encoding="utf-8"))
         found: dict[str, Any] = record["points"][record["best"]]
         return found
 

@@ -43,6 +43,7 @@ from hfcart.hub._fetch import read_small
 from hfcart.hub._http import detail, request_of, root, status_of, work
 from hfcart.hub._read import Snapshot, info, resolve, snapshot_of, split_ref
 from hfcart.hub._tree import COMMIT, tree
+from hfcart.records.file_names import RECORD
 from hfcart.system.addresses import without_queries
 
 MAX_RECORD = 1 << 26  # bytes of a target's hfcart.json
@@ -195,7 +196,7 @@ def _check_namespace(repo: str, namespaces: list[str]) -> None:
 def _record_of(there: Snapshot) -> bytes | None:
     """The hfcart.json of a repo, if it is what hfcart writes as far as its keys tell."""
     try:
-        data = read_small(there, "hfcart.json", MAX_RECORD)
+        data = read_small(there, RECORD, MAX_RECORD)
         record = json.loads(data or b"null")
     except (ValueError, RecursionError, CorruptFileError):
         return None

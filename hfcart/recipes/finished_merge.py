@@ -21,10 +21,9 @@ from hfcart.recipes.merge_check import faults
 from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
 from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, MethodRecord, SourceRecord
 from hfcart.records.check import is_commit, is_line, is_sane
-from hfcart.records.file_names import TOWER_RECORD
+from hfcart.records.file_names import RECORD
 from hfcart.records.repo_id import is_repo_id
 
-RECORD = TOWER_RECORD
 RECIPE = "recipe.yaml"
 MAX_RECORD = 50_000_000  # bytes
 # What Plan.recorded_recipe writes, besides the method's own parameters.

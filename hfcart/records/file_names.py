@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-TOWER_RECORD = "hfcart.json"  # of a merge or a fine-tuning
+RECORD = "hfcart.json"  # of a merge or a fine-tuning
 SWEEP_RECORD = "sweep.json"
 COMPARE_RECORD = "compare.json"
-RECORDS = (TOWER_RECORD, SWEEP_RECORD, COMPARE_RECORD)
+RECORDS = (RECORD, SWEEP_RECORD, COMPARE_RECORD)
 """By any of them hfcart knows a folder that it made: --overwrite replaces one of any kind by another."""

@@ -15,8 +15,8 @@ from hfcart.formats.markdown import one_line
 from hfcart.hub import Target
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import read_any
-from hfcart.recipes.finished_merge import RECORD
 from hfcart.records import FinetuneRecord, MergeRecord, SourceRecord
+from hfcart.records.file_names import RECORD
 from hfcart.report.accuracy import weights_of
 from hfcart.sources.stores import Store
 from hfcart.sources.towers import Tower, content_of

@@ -17,8 +17,8 @@ from hfcart.learning.finetune.plan import FinetunePlan
 from hfcart.learning.finetune.state import BETAS, EPSILON, TrainingState
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import MODEL_CLASS, OPTIMIZER, RULE
-from hfcart.recipes.finished_merge import RECORD
 from hfcart.records import Environment, FinetuneRecord, TensorRecord, TrainedTask, TrainingRecord
+from hfcart.records.file_names import RECORD
 from hfcart.report.finetune_card import render_finetune_card
 from hfcart.sources.preprocessor import FILE as PREPROCESSOR
 from hfcart.sources.preprocessor import to_json
