@@ -55,7 +55,7 @@ def check(action: Callable[[], object], *, fails: bool = True) -> None:
 
 
 def check_command(*args: str) -> None:
-    """The same of what a command prints."""
+    """What a command prints that it quotes is printable and cut, too."""
     done = CliRunner().invoke(app, [*args])
     printed = done.stdout + done.stderr
     assert done.exit_code in (0, 1, 2) and "did not expect" not in printed, printed[:MOST]
