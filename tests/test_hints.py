@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,9 @@ def test_every_command_in_the_helps_and_the_documents_is_one() -> None:
     blocks = [line.removeprefix("$ ").partition("  ")[0] for line in read.splitlines() if "hfcart " in line]
     typed = [line for line in blocks if line.startswith("hfcart ") and "…" not in line]
     assert len(typed) > 20 and not [wrong for line in typed for wrong in faults(line.partition("   ")[0].rstrip())]
+    prose = re.sub(r"^```.*?^```", "", read, flags=re.MULTILINE | re.DOTALL)
+    shown = [line for line in prose.splitlines() if not line.startswith("| `hfcart ")]  # words in capitals stand there
+    assert not [wrong for line in shown for wrong in faults(line)]
 
 
 @pytest.mark.parametrize(

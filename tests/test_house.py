@@ -226,6 +226,12 @@ def test_files_that_are_named_are_there() -> None:
             assert (ROOT / name).is_file(), f"{path}: there is no {name}"
 
 
+def test_the_guide_has_every_variable_of_the_environment() -> None:
+    guide = (ROOT / ".github" / "GUIDE.md").read_text()
+    ours = {name for path in modules() for name in re.findall(r"\bHFCART_[A-Z_]+", path.read_text())}
+    assert ours == set(re.findall(r"\bHFCART_[A-Z_]+", guide))
+
+
 def test_prose_is_wrapped() -> None:
     """To be read and compared line by line; tables and what is typed have the lines that they need."""
     for name in ("README.md", ".github/GUIDE.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md"):
