@@ -19,6 +19,7 @@ _HOOK = install_import_hook(["hfcart.maths.low_rank", "hfcart.maths.moments", "h
 import torch  # noqa: E402
 from hints import faults  # noqa: E402
 from running import ROOT, TOKEN, Commands, Run, works_when_typed  # noqa: E402
+from towers import write_tower  # noqa: E402
 
 from hfcart import errors  # noqa: E402
 from hfcart.demo.embedded_hub.hub import EmbeddedHub  # noqa: E402
@@ -135,6 +136,12 @@ def commands(clean_env: dict[str, str], tmp_path: Path) -> Commands:
         return all_done
 
     return run
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> list[Path]:
+    """Four towers in folders."""
+    return [write_tower(tmp_path / f"t{i}", i) for i in (1, 2, 3, 4)]
 
 
 @pytest.fixture(scope="module")
