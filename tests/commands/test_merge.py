@@ -12,13 +12,7 @@ from safetensors.torch import load_file
 from towers import write_tower
 
 import hfcart
-from hfcart.errors import (
-    HfcartError,
-    HfcartWarning,
-    NonFiniteError,
-    OutputError,
-    UsageError,
-)
+from hfcart.errors import HfcartError, HfcartWarning, NonFiniteError, OutputError, UsageError
 from hfcart.recipes.finished_merge import read_record
 from hfcart.report.merge_card import render_card
 from hfcart.sources.stores import SMALL

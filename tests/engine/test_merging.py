@@ -15,9 +15,7 @@ from safetensors.torch import save_file
 from towers import shapes, weights, write_tower
 
 import hfcart
-from hfcart.errors import (
-    DistantError,
-)
+from hfcart.errors import DistantError
 
 
 def paper(thetas: list[dict[str, torch.Tensor]], rank: float | int, scale: float, *, fused: bool = False):

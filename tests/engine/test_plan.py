@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from merging import merged
-from towers import weights, write_tower
+from plans import fetched_plan
+from towers import shapes, weights, write_tower
 
 import hfcart
-from hfcart.errors import (
-    UsageError,
-)
+from hfcart.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,40 @@ def test_rank_out_of_range(four: list[Path], tmp_path: Path, rank: float | int, 
 def test_a_base_is_needed_and_unknown(four: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs the base model"):
         hfcart.merge([str(s) for s in four], out=str(tmp_path / "m"), method="task_arithmetic")
+
+
+def test_a_plan_is_replaced_and_values_stay_with_their_towers(four: list[Path], tmp_path: Path) -> None:
+    base = str(write_tower(tmp_path / "base", 0))
+    values = (0.1, 0.2, 0.3, 0.4)
+    plan = fetched_plan(four, method="consensus", base=base, threshold=values)
+    with closing(plan), pytest.raises(dataclasses.FrozenInstanceError):
+        plan.dtype = "F16"  # type: ignore[misc]
+    told = dict(zip([tower.label for tower in plan.towers], values, strict=True))
+    ordered = plan.in_canonical_order()
+    labels = [tower.label for tower in ordered.towers]
+    assert labels != list(told) and ordered.settings["threshold"] == tuple(told[label] for label in labels)
+    again = ordered.settled("threshold", [2 * told[label] for label in labels])
+    assert again.recipe.parameters["threshold"] == (0.2, 0.4, 0.6, 0.8)  # in a recipe, as the sources are named
+    assert plan.settings["threshold"] == plan.recipe.parameters["threshold"] == values
+
+
+def test_learned_coefficients_stay_with_their_towers(four: list[Path], tmp_path: Path) -> None:
+    base = str(write_tower(tmp_path / "base", 0))
+    plan = fetched_plan(four, method="task_arithmetic", base=base).in_canonical_order()
+    with closing(plan):
+        group = next(group for group in plan.groups if group.matrix)
+        adapted = plan.adapted({group.key: (1.0, 2.0, 3.0, 4.0)})
+        assert plan.coefficients_of(group) is None and adapted.coefficients_of(group) == (1.0, 2.0, 3.0, 4.0)
+        given = plan.sources.given_order((1.0, 2.0, 3.0, 4.0))
+        assert list((adapted.recipe.coefficients or {})[group.key]) == list(given) and given != (1.0, 2.0, 3.0, 4.0)
+
+
+def test_what_a_merge_will_cost(four: list[Path]) -> None:
+    plan = fetched_plan(four)
+    with closing(plan):
+        assert plan.parameters == sum(math.prod(shape) for shape in shapes().values())
+        assert plan.output_bytes > 4 * plan.parameters and plan.download_bytes == 0
+        assert plan.peak_bytes(1) < plan.peak_bytes(2) < plan.peak_bytes(8)
+        assert plan.low_rank_groups == 12 and [name for group in plan.groups for name in group.names] == list(
+            plan.shapes
+        )

@@ -6,19 +6,42 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from merging import Listener, merged, raw
+from plans import fetched_plan
 from safetensors.torch import load_file, save_file
 from towers import TINY, config, weights, write_tower
 
 import hfcart
-from hfcart.errors import (
-    NonFiniteError,
-)
+from hfcart.engine.reading import GroupReader
+from hfcart.errors import NonFiniteError
 from hfcart.progress import Progress
+
+
+@pytest.mark.parametrize("qkv", ["split", "fused"])
+def test_a_stack_is_the_group_of_every_tower_in_float32(tmp_path: Path, qkv: str) -> None:
+    sources = [write_tower(tmp_path / f"t{i}", i, dtype=torch.float16) for i in (1, 2)]
+    base = write_tower(tmp_path / "base", 0)
+    plan = fetched_plan(sources, base=str(base), method="task_arithmetic", qkv=qkv)
+    with closing(plan):
+        reader = GroupReader(plan, torch.device("cpu"))
+        places = set()
+        for group in plan.groups:
+            thetas, zero = reader.stack(group)
+            places.add(thetas.data_ptr())
+            names = group.names
+            stored = [torch.cat([weights(i)[name].half() for name in names]) for i in (1, 2)]
+            assert thetas.dtype == torch.float32 and torch.equal(thetas, torch.stack(stored).float())
+            assert zero is not None and torch.equal(zero, torch.cat([weights(0)[name] for name in names]))
+            assert reader.shape(group) == zero.shape and reader.bytes_read(group) == 2 * 2 * zero.numel()
+        assert len(places) == 1  # one buffer, again and again
+        with ThreadPoolExecutor(1) as pool:  # and another for each thread
+            assert pool.submit(reader.stack, plan.groups[0]).result()[0].data_ptr() not in places
 
 
 def test_all_forms_and_dtypes_in_one_merge(tmp_path: Path) -> None:

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 from merging import merged, raw
+from plans import fetched_plan
 from safetensors.torch import load_file
 
 import hfcart
-from hfcart.errors import (
-    NonFiniteError,
-    VerifyError,
-)
+from hfcart.engine.writing import GroupWriter
+from hfcart.errors import NonFiniteError, VerifyError
 from hfcart.progress import Progress
+from hfcart.system.tensor_files import TensorFiles
+from hfcart.system.work_folder import WorkFolder
+
+
+def test_a_group_is_cast_once_cut_into_its_tensors_and_known_again(four: list[Path], tmp_path: Path) -> None:
+    plan = fetched_plan(four, qkv="fused", dtype="bfloat16", max_shard_size="20KB")
+    group = next(group for group in plan.groups if len(group.names) == 3)
+    value = torch.randn(96, 32, generator=torch.Generator().manual_seed(0))
+    with closing(plan), WorkFolder(tmp_path / "out", ("hfcart.json",), overwrite=False) as folder:
+        folder.begin("fingerprint")
+        with TensorFiles(folder.path, plan.layout) as tensors:
+            writer = GroupWriter(plan, folder, tensors)
+            assert not writer.done and writer.to_do() == (list(plan.groups), [])
+            digests = writer.write(group, value)
+            writer.note({"group": group.key, "sha256": digests})
+            for name, part in zip(group.names, value.bfloat16().split(32), strict=True):
+                assert tensors.read(name) == part.contiguous().view(torch.uint8).numpy().tobytes()
+            again = GroupWriter(plan, folder, tensors)
+            assert again.to_do()[1] == [group] and again.done[group.key]["sha256"] == digests
+            tensors.write(group.names[1], memoryview(bytes(2 * 32 * 32)))  # what is in place is not what was noted
+            assert GroupWriter(plan, folder, tensors).done == {}
 
 
 def test_shards_and_their_index(four: list[Path], tmp_path: Path) -> None:

@@ -46,11 +46,7 @@ from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import UsageError
 from hfcart.formats import markdown
 from hfcart.methods import METHODS
-from hfcart.records import (
-    CardFacts,
-    DatasetRecord,
-    Reference,
-)
+from hfcart.records import CardFacts, DatasetRecord, Reference
 from hfcart.report import merge_card as card
 from hfcart.report.accuracy import accuracy, wilson
 from hfcart.report.merge_card import HUB_LICENSES, front_matter, render_card

@@ -13,9 +13,7 @@ from safetensors.torch import save_file
 from towers import config, weights, write_tower
 
 import hfcart
-from hfcart.errors import (
-    CorruptFileError,
-)
+from hfcart.errors import CorruptFileError
 
 
 def test_a_name_stored_twice_in_two_forms(tmp_path: Path) -> None:

@@ -10,9 +10,7 @@ from safetensors.torch import save_file
 from towers import TINY, weights, write_tower
 
 import hfcart
-from hfcart.errors import (
-    MismatchError,
-)
+from hfcart.errors import MismatchError
 
 
 def test_every_difference_is_in_one_table(tmp_path: Path) -> None:

@@ -11,11 +11,7 @@ from merging import merged, raw
 from towers import config, weights, write_tower
 
 import hfcart
-from hfcart.errors import (
-    CorruptFileError,
-    HfcartError,
-    NotATowerError,
-)
+from hfcart.errors import CorruptFileError, HfcartError, NotATowerError
 
 
 def test_a_folder_that_is_no_tower(tmp_path: Path) -> None:
