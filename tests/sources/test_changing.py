@@ -22,6 +22,7 @@ from hfcart.engine.plan import make_plan
 from hfcart.errors import SourceError
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import make
+from hfcart.sources import pickles
 from hfcart.sources.towers import fetch_all
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import base_of, make_head, open_base
@@ -145,8 +146,6 @@ def test_what_is_merged_is_what_was_hashed(kept: Path, tmp_path: Path, change, m
 
 
 def test_a_pickle_is_held_against_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfcart.sources.towers import pickles
-
     folder = write_tower(tmp_path / "old", 1)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
