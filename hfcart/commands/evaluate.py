@@ -15,10 +15,10 @@ from accelerate.utils import reduce
 from hfcart.commands.merge import merge_aside
 from hfcart.errors import HfcartError, SourceError
 from hfcart.progress import Progress, Within
-from hfcart.recipes.finished_merge import MAX_RECORD, pinned, read_record
+from hfcart.recipes.finished_merge import pinned, read_record
 from hfcart.recipes.merge_recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
-from hfcart.records.file_names import RECORD
+from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.sources.own_tasks import Known, own_tower
 from hfcart.system.environment import current_environment
 from hfcart.tasks.data import Split

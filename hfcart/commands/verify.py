@@ -19,10 +19,10 @@ from hfcart.errors import SourceError, VerifyError
 from hfcart.formats.safetensors_file import LocalFile, TensorSpec, parse_header, sha256_of, strict_json
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import is_finetune_record
-from hfcart.recipes.finished_merge import MAX_RECORD, read_record
+from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.merge_recipe import make
 from hfcart.records import MergeRecord
-from hfcart.records.file_names import RECORD
+from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.results.files import RESULTS
 from hfcart.sources.stores import LocalStore, Store
 from hfcart.sources.towers import open_store

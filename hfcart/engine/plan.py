@@ -36,7 +36,7 @@ _SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
 _BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
 
 
-class Gathered(Protocol):
+class Statistics(Protocol):
     """What a method knows of each source from images of its task, as hfcart.learning.statistics gathers it."""
 
     @property
@@ -85,7 +85,7 @@ class Plan:
     layout: Layout
     parts: BaseParts | None
     tasks: tuple[SourceTask, ...] = ()
-    gathered: Gathered | None = None
+    gathered: Statistics | None = None
 
     @property
     def towers(self) -> tuple[Tower, ...]:
@@ -148,7 +148,7 @@ class Plan:
         none: dict[str, Any] = dict.fromkeys(("adapt", "scale", *(parameter.name for parameter in ADAPTING)))
         return dataclasses.replace(self, recipe=self.recipe.model_copy(update=none | {"coefficients": as_given}))
 
-    def informed(self, gathered: Gathered) -> Plan:
+    def informed(self, gathered: Statistics) -> Plan:
         """This plan with the statistics of images that the method needs."""
         return dataclasses.replace(self, gathered=gathered)
 

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from hfcart.formats import safe_yaml
+from hfcart.formats.front_matter import FRONT_MATTER
 from hfcart.records import CardFacts
 from hfcart.records.repo_id import is_repo_id
 
 MAX_FRONT_MATTER = 1 << 16  # characters; the largest honest ones of vision towers have a few thousand
 MAX_ITEMS = 100  # entries kept of one list
 
-_FRONT_MATTER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LICENSE = re.compile(r"[a-z0-9.+-]{1,64}")
 _URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::\d+)?(?:/[A-Za-z0-9._~/%#?&=+-]*)?")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -60,7 +60,7 @@ def _facts(card: dict[Any, Any]) -> CardFacts:
 
 
 def _front_matter(readme: str) -> dict[Any, Any]:
-    found = _FRONT_MATTER.match(readme[:MAX_FRONT_MATTER])
+    found = FRONT_MATTER.match(readme[:MAX_FRONT_MATTER])
     if found is None:
         return {}
     try:

@@ -14,7 +14,7 @@ from yaml.representer import SafeRepresenter
 from hfcart.formats import safe_yaml
 
 KEY = "model-index"
-_FRONT_MATTER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+FRONT_MATTER = re.compile(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _MAP = "tag:yaml.org,2002:map"
 
 
@@ -36,7 +36,7 @@ def with_results(card: str, name: str, entries: list[dict[str, Any]], source: st
     Raises:
         ValueError: the front matter is not plain YAML that can be edited without a loss; the text says why.
     """
-    found = _FRONT_MATTER.match(card)
+    found = FRONT_MATTER.match(card)
     if found is None:
         return f"---\n{_dump(_new(name, entries))}---\n{card}"
     text = found[1]

@@ -19,7 +19,7 @@ from hfcart.hub._datasets import PinnedDataset, read_dataset_file
 
 FILE = "eval.yaml"
 MAX_FILE = 1 << 16  # bytes
-MAX_TASKS = 1000
+_MOST_TASKS = 1000
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/+-]{0,95}")
 _NAME = re.compile(r"\w[\w .:/+-]{0,95}", re.ASCII)
 
@@ -59,7 +59,7 @@ def benchmark_tasks(repo: str, commit: str) -> list[BenchmarkTask]:
     # Without a framework it is not the file that the Hub documents, but some other tool's.
     if not isinstance(entries, list) or not isinstance(found.get("evaluation_framework"), str):
         return []
-    return [task for entry in entries[:MAX_TASKS] if (task := _task(entry)) is not None]
+    return [task for entry in entries[:_MOST_TASKS] if (task := _task(entry)) is not None]
 
 
 def _task(entry: object) -> BenchmarkTask | None:

@@ -18,7 +18,8 @@ from hfcart.hub._calls import API, call, meaning, unreachable
 from hfcart.hub._fetch import read_small
 from hfcart.hub._http import GaveUp, tries_of
 from hfcart.hub._read import Snapshot, naming_what_is_kept, split_ref
-from hfcart.hub._tree import COMMIT, kept, listing
+from hfcart.hub._tree import kept, listing
+from hfcart.records.check import is_commit
 from hfcart.system.addresses import clean_errors
 from hfcart.system.patience import READ_TIMEOUT
 
@@ -61,12 +62,12 @@ def pin_dataset(ref: str) -> PinnedDataset:
         HubError: the Hub is down, slow or limiting, try after try.
     """
     repo, revision = split_ref(ref)
-    if revision and COMMIT.fullmatch(revision) and kept("dataset", repo, revision) is not None:
+    if revision and is_commit(revision) and kept("dataset", repo, revision) is not None:
         return PinnedDataset(repo, revision, revision)
 
     def ask() -> str:
         found = API.dataset_info(repo, revision=revision, timeout=READ_TIMEOUT).sha
-        if not isinstance(found, str) or not COMMIT.fullmatch(found):
+        if not isinstance(found, str) or not is_commit(found):
             raise ValueError("no commit")
         return found
 
@@ -89,7 +90,7 @@ def _last_meant(place: Path) -> str | None:
         commit = place.read_text(encoding="ascii")
     except (OSError, ValueError):
         return None
-    return commit if COMMIT.fullmatch(commit) else None
+    return commit if is_commit(commit) else None
 
 
 def dataset_files(dataset: PinnedDataset) -> Snapshot:

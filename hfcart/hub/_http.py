@@ -38,7 +38,7 @@ class GaveUp(Exception):
         self.error, self.tries = error, tries
 
 
-class _Work(threading.local):
+class _ThisThread(threading.local):
     """What this thread is doing: its name, whether to stop, bodies that broke off by address, and what it has sent."""
 
     what = "Transferring files"  # in threads that are not ours
@@ -49,7 +49,7 @@ class _Work(threading.local):
         self.broken: dict[str, int] = {}
 
 
-work = _Work()
+work = _ThisThread()
 
 
 @contextmanager

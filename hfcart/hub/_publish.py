@@ -42,11 +42,11 @@ from hfcart.hub._calls import API, CLIENT_ERRORS, call
 from hfcart.hub._fetch import read_small
 from hfcart.hub._http import detail, request_of, root, status_of, work
 from hfcart.hub._read import Snapshot, info, resolve, snapshot_of, split_ref
-from hfcart.hub._tree import COMMIT, tree
-from hfcart.records.file_names import RECORD
+from hfcart.hub._tree import tree
+from hfcart.records.check import is_commit
+from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.system.addresses import without_queries
 
-MAX_RECORD = 1 << 26  # bytes of a target's hfcart.json
 THE_HUBS_OWN = {".gitattributes"}  # what a new repo holds
 DOTTED = (".gitattributes", ".eval_results")  # the only names with a leading dot that are published
 # What from_pretrained, of any framework, may load in place of the new weights.
@@ -58,7 +58,7 @@ WEIGHTS = (
     *("added_tokens.json", "processor_config.json"),
 )
 # What hfcart writes of an evaluation: it is of one set of weights.
-RESULTS = ("results.json", "results/confusion-*.csv", ".eval_results/hfcart-*.yaml", "figures/accuracy.png")
+RESULT_FILES = ("results.json", "results/confusion-*.csv", ".eval_results/hfcart-*.yaml", "figures/accuracy.png")
 _MAKE_PRIVATE = f"Make it private at {constants.ENDPOINT}/{{}}/settings, or choose another name."
 REFUSED = range(400, 500)  # statuses that say the commit was not made, but for these:
 DOUBTFUL = (408, 409, 412, 429)
@@ -287,7 +287,7 @@ def _is_stale(path: str, *, ours: bool) -> bool:
     """
     name = path.rsplit("/", 1)[-1]
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in WEIGHTS) or any(
-        fnmatch.fnmatchcase(path, pattern) for pattern in (*RESULTS, *(OURS if ours else ()))
+        fnmatch.fnmatchcase(path, pattern) for pattern in (*RESULT_FILES, *(OURS if ours else ()))
     )
 
 
@@ -365,7 +365,7 @@ class _Commit:
                 parent_commit=self.parent,
                 create_pr=self.create_pr,
             )
-            if not COMMIT.fullmatch(made.oid):
+            if not is_commit(made.oid):
                 raise ValueError("no commit")
             return made.oid, self.page(str(made.pr_num)) if self.create_pr else None
         except CLIENT_ERRORS as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +12,11 @@ from huggingface_hub.utils import build_hf_headers, httpx, validate_repo_id  # t
 
 from hfcart.errors import CorruptFileError, HubError, UsageError
 from hfcart.hub._calls import API, call, unreachable
-from hfcart.hub._tree import COMMIT, Kind, RepoFile, kept, kept_commits, listing
+from hfcart.hub._tree import Kind, RepoFile, kept, kept_commits, listing
 from hfcart.quoting import quoted
+from hfcart.records.check import is_commit
+from hfcart.records.repo_id import is_revision
 from hfcart.system.patience import READ_TIMEOUT
-
-_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def split_ref(ref: str) -> tuple[str, str | None]:
         named = False
     if not named:
         raise UsageError(f"{quoted(repo, 120)} is not the name of a Hub repo.", hint=hint)
-    if at and not _REVISION.fullmatch(revision):
+    if at and not is_revision(revision):
         raise UsageError(f"{quoted(revision, 120)} cannot be a revision of {repo}.", hint=hint)
     return repo, revision if at else None
 
@@ -76,7 +75,7 @@ def resolve(ref: str) -> Snapshot:
         HubError: the Hub is down, slow or limiting, try after try.
     """
     repo, revision = split_ref(ref)
-    if revision and COMMIT.fullmatch(revision) and (found := kept("model", repo, revision)) is not None:
+    if revision and is_commit(revision) and (found := kept("model", repo, revision)) is not None:
         return Snapshot(repo, revision, revision, found.files, name=found.name or repo)
     return snapshot_of(ref, info(ref))
 
@@ -87,7 +86,7 @@ def info(ref: str) -> ModelInfo:
 
     def ask() -> ModelInfo:
         found = API.model_info(repo, revision=revision, timeout=READ_TIMEOUT)
-        if not isinstance(found.sha, str) or not COMMIT.fullmatch(found.sha):
+        if not isinstance(found.sha, str) or not is_commit(found.sha):
             raise ValueError("no commit")
         return found
 
@@ -102,7 +101,7 @@ def naming_what_is_kept(kind: Kind, ref: str) -> Iterator[None]:
         yield
     except HubError as error:
         repo, revision = split_ref(ref)
-        if revision and COMMIT.fullmatch(revision):
+        if revision and is_commit(revision):
             told = f"That commit is not in the cache; with a network, this gets it: {_download(kind, repo, revision)}"
         elif commits := kept_commits(kind, repo):
             names = ", ".join(f"{repo}@{commit}" for commit in commits[:5])

@@ -17,12 +17,11 @@ from hfcart.errors import CorruptFileError
 from hfcart.hub._assets import assets, write_whole
 from hfcart.hub._calls import call
 from hfcart.quoting import quoted
+from hfcart.records.check import is_commit, is_sha256
 from hfcart.system.patience import READ_TIMEOUT
 
 Kind = Literal["model", "dataset"]
-COMMIT = re.compile(r"[0-9a-f]{40}")
 _GIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def kept_commits(kind: Kind, repo: str) -> list[str]:
     """Commits of a repo whose listing is kept, sorted."""
     folders = (_place(kind, repo), _clients_place(kind, repo))
     names = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.json")}
-    return sorted(name for name in names if COMMIT.fullmatch(name))
+    return sorted(name for name in names if is_commit(name))
 
 
 def _place(kind: Kind, repo: str) -> Path:
@@ -187,7 +186,7 @@ def _clients(data: bytes) -> Kept:
 
 
 def _is_sound(size: object, sha256: object, oid: object) -> bool:
-    lfs = sha256 is None or (isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None)
+    lfs = sha256 is None or (isinstance(sha256, str) and is_sha256(sha256))
     return type(size) is int and size >= 0 and lfs and isinstance(oid, str) and _GIT.fullmatch(oid) is not None
 
 

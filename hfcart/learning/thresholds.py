@@ -87,7 +87,7 @@ def choose(
         SourceError: the base is no whole CLIP model, a dataset is not what it should be, or no image can be decoded.
         MismatchError: the base is not the towers'.
     """
-    work = _Work(plan, folder, preprocessor, device, workers, progress)
+    work = _Choosing(plan, folder, preprocessor, device, workers, progress)
     splits = [work.split(own.found, own.commit) for own in plan.own_tasks]  # all are opened before the first is read
     selected = []
     for place, (tower, split) in enumerate(zip(plan.towers, splits, strict=True)):
@@ -126,7 +126,7 @@ def held_bytes(plan: Plan) -> int:
     return 12 * plan.parameters * min(len(plan.method.chosen.candidates), towers_at_once(plan.parameters))
 
 
-class _Work:
+class _Choosing:
     """What all sources share."""
 
     def __init__(

@@ -11,7 +11,7 @@ from hfcart.methods.contract import FAMILIES, Adaptive, Method, Parameter
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 _ADAPTIVE_NAME = re.compile(r"[a-z][a-z0-9_+]{0,30}")
 _WHERE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_ARXIV = re.compile(r"\d{4}\.\d{4,5}")
+ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 _LONGEST = 2000  # characters of any text
 # Fields of a recipe that no method's parameter may be called.
 TAKEN = frozenset(
@@ -39,7 +39,7 @@ def check(method: Method, others: Sequence[Method], adapting: Sequence[Parameter
         raise ValueError(f"family {method.family!r} is none of {', '.join(FAMILIES)}")
     for field in ("title", "summary", "matrices", "others", "formula", "citation", "note"):
         _text(getattr(method, field), field, empty=field == "note")
-    _name(method.arxiv, _ARXIV, "arxiv")
+    _name(method.arxiv, ARXIV, "arxiv")
     for field in ("matrix_rule", "other_rule", "updates", "fit"):
         if (where := getattr(method, field)) is not None:
             _name(where, _WHERE, field)
@@ -97,7 +97,7 @@ def _adaptive(adaptive: Adaptive) -> None:
     for field in ("title", "formula", "matrices", "citation", "note"):
         _text(getattr(adaptive, field), f"adaptive.{field}", empty=field == "note")
     _name(adaptive.parts, _WHERE, "adaptive.parts")
-    _name(adaptive.arxiv, _ARXIV, "adaptive.arxiv")
+    _name(adaptive.arxiv, ARXIV, "adaptive.arxiv")
     _figures(adaptive.published)
 
 

@@ -25,7 +25,6 @@ from hfcart.records.file_names import RECORD
 from hfcart.records.repo_id import is_repo_id
 
 RECIPE = "recipe.yaml"
-MAX_RECORD = 50_000_000  # bytes
 # What Plan.recorded_recipe writes, besides the method's own parameters.
 _RECORDED = {"sources", "method", "base", "lines", "coefficients"} | {
     name for name, option in OPTIONS.items() if option.recorded != "never"

@@ -16,7 +16,7 @@ from hfcart.records._merge import SourceData, TensorRecord
 from hfcart.records._selection import Selected
 from hfcart.records._sources import DatasetRecord, Environment, SourceRecord
 from hfcart.records._training import TrainedTask
-from hfcart.records.repo_id import is_repo_id
+from hfcart.records.repo_id import is_repo_id, is_revision
 
 TASK_ID = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
 PRECISIONS = ("bfloat16", "float32")
@@ -28,7 +28,6 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # torch's nam
 _TASK = re.compile(TASK_ID)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.+_-]{0,60}")
 _SOLVER = re.compile(r"[a-z]+(?:-[a-z]+){0,3}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
@@ -117,7 +116,7 @@ def faults_of_source(source: SourceRecord) -> Iterator[str]:
         yield "a source is called otherwise than its repo"
     if (source.repo is None) != (source.commit is None) or not is_label(source.label, source.commit):
         yield "a source is neither a Hub repo at a commit nor a folder's name"
-    if source.revision is not None and (source.repo is None or not _REVISION.fullmatch(source.revision)):
+    if source.revision is not None and (source.repo is None or not is_revision(source.revision)):
         yield "the revision of a source is none"
     if not all(is_line(file.name, 255) and "/" not in file.name for file in source.files):
         yield "a file of a source has no plain name"

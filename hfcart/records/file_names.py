@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 RECORD = "hfcart.json"  # of a merge or a fine-tuning
+MAX_RECORD = 50_000_000  # bytes of it
 SWEEP_RECORD = "sweep.json"
 COMPARE_RECORD = "compare.json"
 RECORDS = (RECORD, SWEEP_RECORD, COMPARE_RECORD)

@@ -9,17 +9,16 @@ from typing import Any
 from hfcart.errors import UsageError
 from hfcart.formats.markdown import code, text
 from hfcart.records import DatasetRecord, EvalRecord, FinetuneRecord, SourceRecord
+from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import belongs
-from hfcart.report.merge_card import HUB_LICENSES
+from hfcart.report.merge_card import HUB_LICENSES, LINK
 from hfcart.report.results_section import HUB, accuracy_section, model_index
 from hfcart.report.template import front_matter as as_yaml
 from hfcart.report.template import render
 from hfcart.tasks.task_cards import GROUPS
 
 TEMPLATE = "finetune_card.md.jinja"
-_URL = re.compile(r"https://[A-Za-z0-9.-]+(?:/[A-Za-z0-9._~/%#?&=+-]*)?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def render_finetune_card(record: FinetuneRecord, *, repo: str | None = None, results: EvalRecord | None = None) -> str:
@@ -79,14 +78,14 @@ def _license(base: SourceRecord) -> dict[str, str | None]:
     """The base's licence, where its card states one that the Hub knows, or names and links one of its own."""
     facts = base.facts
     if facts.license == "other":
-        link = facts.license_link if _URL.fullmatch(facts.license_link or "") else None
+        link = facts.license_link if LINK.fullmatch(facts.license_link or "") else None
         name = re.sub(r"[^a-z0-9.-]+", "-", (facts.license_name or "other").lower()).strip("-.")
         return {"license": "other", "license_name": name[:120] or "other", "license_link": link}
     return {"license": facts.license} if facts.license in HUB_LICENSES else {}
 
 
 def _source(source: SourceRecord) -> str:
-    if source.repo and is_repo_id(source.repo) and _COMMIT.fullmatch(source.commit or ""):
+    if source.repo and is_repo_id(source.repo) and is_commit(source.commit):
         page = f"{HUB}/{source.repo}"
         return f"[{text(source.repo)}]({page}) at [`{(source.commit or '')[:7]}`]({page}/tree/{source.commit})"
     return f"{code(source.label)} (a local folder whose weights have sha256 {code(source.sha256[:12])})"
@@ -94,7 +93,7 @@ def _source(source: SourceRecord) -> str:
 
 def _dataset(dataset: DatasetRecord) -> str:
     name = code(dataset.repo)
-    if is_repo_id(dataset.repo) and _COMMIT.fullmatch(dataset.commit):
+    if is_repo_id(dataset.repo) and is_commit(dataset.commit):
         page = f"{HUB}/datasets/{dataset.repo}"
         name = f"[{text(dataset.repo)}]({page}) at [`{dataset.commit[:7]}`]({page}/tree/{dataset.commit})"
     return name + (f", config {code(dataset.config)}" if dataset.config else "") + f", split {code(dataset.split)}"

@@ -18,6 +18,7 @@ from hfcart.clip.tensor_names import layer_and_matrix
 from hfcart.errors import UsageError
 from hfcart.formats.markdown import code, text, words
 from hfcart.methods import METHODS
+from hfcart.methods.declaration import ARXIV
 from hfcart.records import (
     Architecture,
     EvalRecord,
@@ -30,6 +31,7 @@ from hfcart.records import (
     SourceRecord,
     TensorRecord,
 )
+from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import belongs
 from hfcart.report.results_section import HUB, accuracy_section, model_index
@@ -51,11 +53,9 @@ fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 lla
 """
 HUB_LICENSES = frozenset(_LICENSES.split())
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_URL = re.compile(r"https://[A-Za-z0-9.-]+(?:/[A-Za-z0-9._~/%#?&=+-]*)?")
+LINK = re.compile(r"https://[A-Za-z0-9.-]+(?:/[A-Za-z0-9._~/%#?&=+-]*)?")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
-_ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 _CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
 _SIZES = {(384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
 
@@ -161,7 +161,7 @@ def _method_link(method: MethodRecord) -> str:
     """The paper's name for the method, linked."""
     return (
         f"[{text(method.title)}](https://arxiv.org/abs/{method.arxiv})"
-        if _ARXIV.fullmatch(method.arxiv)
+        if ARXIV.fullmatch(method.arxiv)
         else (text(method.title))
     )
 
@@ -218,7 +218,7 @@ def _license_fields(sources: list[SourceRecord], repo: str | None) -> dict[str, 
 
 def _license_link(source: SourceRecord) -> str | None:
     link = source.facts.license_link or ""
-    if _URL.fullmatch(link):
+    if LINK.fullmatch(link):
         return link
     if _FILE.fullmatch(link) and _page(source):
         return f"{_page(source)}/blob/{source.commit}/{link}"
@@ -227,7 +227,7 @@ def _license_link(source: SourceRecord) -> str | None:
 
 def _page(source: SourceRecord) -> str | None:
     """The source's page on the Hub; None for a local folder, or where repo or commit are not what they should be."""
-    if source.repo and is_repo_id(source.repo) and _COMMIT.fullmatch(source.commit or ""):
+    if source.repo and is_repo_id(source.repo) and is_commit(source.commit):
         return f"{HUB}/{source.repo}"
     return None
 
@@ -266,7 +266,7 @@ def _images(data: SourceData) -> dict[str, str]:
 def _seen(data: SourceData | Selected) -> dict[str, str]:
     """What was looked at for a tower, each cell as Markdown."""
     dataset = data.dataset
-    pinned = is_repo_id(dataset.repo) and _COMMIT.fullmatch(dataset.commit) is not None
+    pinned = is_repo_id(dataset.repo) and is_commit(dataset.commit)
     page = f"{HUB}/datasets/{dataset.repo}/tree/{dataset.commit}"
     return {
         "tower": code(data.source, 60),

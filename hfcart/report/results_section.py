@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from hfcart.formats.markdown import code, one_line, text, words
 from hfcart.records import DatasetRecord, EarlierResults, EvalRecord, Reference, TaskResult
+from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import Mean, accuracy, mean_accuracy, mean_reference, normalised, whole_test_split, wilson
 
@@ -15,8 +15,6 @@ TASK_TYPE = "zero-shot-image-classification"
 SOURCE = "hfcart"  # names our results among others'
 PUBLISHED = "†"
 OTHERS = ("pretrained", "average", "individual")  # the towers that a result is set beside
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def model_index(results: EvalRecord, name: str, repo: str | None) -> list[dict[str, Any]]:
@@ -42,7 +40,7 @@ def reported(results: EvalRecord) -> list[TaskResult]:
     return [
         result
         for result in results.results
-        if whole_test_split(result) and is_repo_id(result.dataset.repo) and _COMMIT.fullmatch(result.dataset.commit)
+        if whole_test_split(result) and is_repo_id(result.dataset.repo) and is_commit(result.dataset.commit)
     ]
 
 
@@ -149,7 +147,7 @@ def _dataset(dataset: DatasetRecord, part: str) -> str:
 
 def _pinned(repo: str, commit: str | None, kind: str) -> str:
     """A repo at its commit, linked; by its name alone where it is none of the Hub's."""
-    if not (commit and is_repo_id(repo) and _COMMIT.fullmatch(commit)):
+    if not (commit and is_repo_id(repo) and is_commit(commit)):
         return code(repo)
     page = f"{HUB}/{kind}{repo}"
     return f"[{text(repo)}]({page}) @ [`{commit[:7]}`]({page}/tree/{commit})"

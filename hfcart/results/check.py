@@ -17,9 +17,9 @@ from hfcart.records.check import (
     is_sha256,
     is_task_id,
 )
+from hfcart.tasks.task_cards import MAX_CLASSES
 
 MAX_TASKS = 200
-MAX_CLASSES = 10_000
 
 
 def faults(record: EvalRecord) -> Iterator[str]:

@@ -17,9 +17,8 @@ from hfcart.formats.markdown import one_line
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import read_any
-from hfcart.recipes.finished_merge import MAX_RECORD
 from hfcart.records import RECORD_FORMAT, EvalRecord, FinetuneRecord, MergeRecord
-from hfcart.records.file_names import RECORD
+from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import belongs
 from hfcart.report.finetune_card import render_finetune_card

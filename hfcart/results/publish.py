@@ -11,9 +11,8 @@ from hfcart.errors import CorruptFileError, HfcartError, PublishError, VerifyErr
 from hfcart.formats.front_matter import with_results
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import read_any
-from hfcart.recipes.finished_merge import MAX_RECORD
 from hfcart.records import ClassScore, DatasetRecord, Environment, EvalRecord, TaskResult
-from hfcart.records.file_names import RECORD
+from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.report.accuracy import belongs
 from hfcart.report.results_section import HUB, SOURCE, index_entry, metric_name, reported, share
 from hfcart.results.combine import combine, lesser, warn_of_lesser

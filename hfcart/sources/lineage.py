@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from hfcart.errors import HfcartError, HubError, UsageError
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import read_any
-from hfcart.recipes.finished_merge import MAX_RECORD, pinned
+from hfcart.recipes.finished_merge import pinned
 from hfcart.records import CardFacts, FinetuneRecord, MergeRecord, SourceRecord
-from hfcart.records.file_names import RECORD
+from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.sources.stores import Store
 from hfcart.sources.towers import Tower, known_base
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from hfcart.errors import UsageError
 from hfcart.formats import safe_yaml
 from hfcart.quoting import printable, quoted
-from hfcart.records.repo_id import is_repo_id
+from hfcart.records.check import TASK_ID
+from hfcart.records.repo_id import is_repo_id, is_revision
 from hfcart.system.cards_folder import cards_dir
 
 MAX_CLASSES = 10_000
@@ -35,9 +35,7 @@ _BENCHMARK = (
 # The settings of the papers, in benchmark order: each is the beginning of the next.
 GROUPS: dict[str, tuple[str, ...]] = {str(n): _BENCHMARK[:n] for n in (8, 14, 20)}
 
-_ID = r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$"
 _SPLIT = r"^\w+(?:\.\w+)*$"
-_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}")
 _HINT = "`hfcart tasks show eurosat` shows a card, `hfcart tasks new user/dataset` drafts one."
 
 
@@ -48,7 +46,7 @@ def _one_line(text: str) -> str:
 
 
 Line = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_one_line)]
-Split = Annotated[str, Field(pattern=_SPLIT, max_length=100)]
+SplitName = Annotated[str, Field(pattern=_SPLIT, max_length=100)]
 
 
 class _Card(BaseModel):
@@ -72,8 +70,8 @@ class DatasetRef(_Card):
     repo: str
     config: Line | None = None
     revision: str | None = None
-    test_split: Split = "test"
-    train_split: Split | None = "train"
+    test_split: SplitName = "test"
+    train_split: SplitName | None = "train"
     image_column: Line = "image"
     label_column: Line = "label"
     test_size: int | None = Field(default=None, ge=1)
@@ -88,7 +86,7 @@ class DatasetRef(_Card):
     @field_validator("revision")
     @classmethod
     def _revision_readable(cls, value: str | None) -> str | None:
-        if value is not None and not _REVISION.fullmatch(value):
+        if value is not None and not is_revision(value):
             raise ValueError("expected a branch, a tag, a commit or refs/pr/N")
         return value
 
@@ -103,7 +101,7 @@ class DatasetRef(_Card):
         return self
 
 
-class Published(_Card):
+class PublishedAccuracy(_Card):
     """Published accuracies in per cent: of the pretrained base, and of the tower fine-tuned on this task."""
 
     pretrained: float = Field(ge=0, le=100, strict=False)
@@ -126,13 +124,13 @@ class TaskCard(_Card):
         citation: of the dataset's paper; None where not known for certain.
     """
 
-    id: str = Field(pattern=_ID)
+    id: str = Field(pattern=f"^{TASK_ID}$")
     title: Line
     dataset: DatasetRef
     templates: tuple[Line, ...] = Field(min_length=1, max_length=MAX_PROMPTS, strict=False)
     classnames: tuple[Line, ...] = Field(min_length=2, max_length=MAX_CLASSES, strict=False)
     fine_tuned: dict[str, str] = {}
-    published: dict[str, Published] = {}
+    published: dict[str, PublishedAccuracy] = {}
     note: str = Field(default="", max_length=4000)
     license: Line | None = None
     citation: str | None = Field(default=None, max_length=4000)

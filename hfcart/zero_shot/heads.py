@@ -22,9 +22,8 @@ from hfcart.clip.tensor_names import PROJECTION
 from hfcart.errors import MismatchError, SourceError, UsageError, VerifyError
 from hfcart.progress import Progress, Within
 from hfcart.recipes.finished_finetuning import read_any
-from hfcart.recipes.finished_merge import MAX_RECORD
 from hfcart.records import Architecture, FinetuneRecord, MergeRecord, SourceRecord
-from hfcart.records.file_names import RECORD
+from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.sources.full_clip import read_base_parts
 from hfcart.sources.lineage import base_by_record, unopenable
 from hfcart.sources.preprocessor import clip_default, read_preprocessor

@@ -34,7 +34,7 @@ from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.engine.plan import make_plan
 from hfcart.engine.writing import GroupWriter
 from hfcart.learning.adapt.objective import mean_entropy
-from hfcart.learning.adapt.parts import Parts, lay_out_parts, take_apart
+from hfcart.learning.adapt.parts import PartsFile, lay_out_parts, take_apart
 from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.batches import EveryTask
 from hfcart.methods import ADAPTIVE, METHODS
@@ -186,7 +186,7 @@ def test_the_gradient_is_autograds(local: list[str], tmp_path: Path, fields: dic
         with TensorFiles(folder.path, lay_out_parts(plan)) as tensors:
             take_apart(plan, GroupWriter(plan, folder, tensors), torch.device("cpu"), 2, Progress())
         file = folder.path / "model.safetensors"
-        with Parts(plan, file, torch.device("cpu"), budget=budget) as parts:
+        with PartsFile(plan, file, torch.device("cpu"), budget=budget) as parts:
             generator = torch.Generator().manual_seed(0)
             raw = torch.randn(3, len(parts.adapted), generator=generator, dtype=torch.float64) + 1
             merged = parts.anchors()

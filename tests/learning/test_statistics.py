@@ -19,7 +19,7 @@ from transformers import CLIPModel
 from hfcart.clip.tensor_names import is_matrix
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.learning.statistics import _fisher, _gram
-from hfcart.learning.statistics._store import opened, write
+from hfcart.learning.statistics._store import open_stored, write
 from hfcart.methods.fisher.rule import fisher
 from hfcart.methods.regmean.rule import regmean
 from hfcart.progress import Progress
@@ -226,24 +226,24 @@ def test_statistics_on_disk_are_proven_when_read(tmp_path: Path) -> None:
     values = {"b": torch.rand(3, 4), "a": torch.rand(5)}
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     path = tmp_path / "cache" / "x.safetensors"
-    assert opened(path, shapes) is None
+    assert open_stored(path, shapes) is None
     write(path, values, images=7, undecodable=1, norm=2.5)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    found = opened(path, shapes)
+    found = open_stored(path, shapes)
     assert found is not None and (found.images, found.undecodable, found.norm) == (7, 1, 2.5)
     into = torch.empty(3, 4)
     found.read("b", into)
     found.close()
     assert torch.equal(into, values["b"])
-    assert opened(path, {**shapes, "a": (4,)}) is None and opened(path, {"a": (5,)}) is None
+    assert open_stored(path, {**shapes, "a": (4,)}) is None and open_stored(path, {"a": (5,)}) is None
     good = path.read_bytes()
     for broken in (b"", good[:-4], good[:-1] + bytes([good[-1] ^ 1]), b"\xff" * 40, b"\x02\0\0\0\0\0\0\0{}"):
         path.write_bytes(broken)
-        assert opened(path, shapes) is None
+        assert open_stored(path, shapes) is None
     write(path, values | {"a": torch.full((5,), float("nan"))}, images=7, undecodable=1, norm=2.5)
-    assert opened(path, shapes) is None
+    assert open_stored(path, shapes) is None
     save_file(values, path)
-    assert opened(path, shapes) is None
+    assert open_stored(path, shapes) is None
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

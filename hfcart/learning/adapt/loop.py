@@ -25,7 +25,7 @@ from hfcart.engine.writing import GroupWriter
 from hfcart.errors import HfcartError
 from hfcart.formats.shard_layout import SINGLE
 from hfcart.learning.adapt.objective import mean_entropy
-from hfcart.learning.adapt.parts import Parts, budget_of, lay_out_parts, take_apart
+from hfcart.learning.adapt.parts import PartsFile, budget_of, lay_out_parts, take_apart
 from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.adapt.work import Work, prepare
 from hfcart.learning.batches import Batch, EveryTask, Loader
@@ -92,7 +92,9 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
             with TensorFiles(work_folder.path, lay_out_parts(plan)) as tensors:
                 take_apart(exact, GroupWriter(exact, work_folder, tensors), work.device, workers, progress)
         accelerator.wait_for_everyone()
-        parts = stack.enter_context(Parts(plan, work_path(folder) / SINGLE, work.device, budget=budget_of(work.device)))
+        parts = stack.enter_context(
+            PartsFile(plan, work_path(folder) / SINGLE, work.device, budget=budget_of(work.device))
+        )
         learning = _Learning(work, parts, accelerator, progress)
         learning.resume()
         learning.run()
@@ -102,7 +104,7 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
 class _Learning:
     """Coefficients in, one step after another."""
 
-    def __init__(self, work: Work, parts: Parts, accelerator: Accelerator, progress: Progress) -> None:
+    def __init__(self, work: Work, parts: PartsFile, accelerator: Accelerator, progress: Progress) -> None:
         self._work, self._parts, self._progress = work, parts, progress
         self._accelerator = accelerator
         self._checkpoints = Checkpoints(parts.folder / FOLDER)

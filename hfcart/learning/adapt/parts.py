@@ -112,7 +112,7 @@ def take_apart(plan: Plan, writer: GroupWriter, device: torch.device, number: in
         pool.each("Taking apart", *writer.to_do(), work, reader.bytes_read)
 
 
-class Parts:
+class PartsFile:
     """The file that `take_apart` filled, read part by part. Use as a context manager."""
 
     def __init__(self, plan: Plan, path: Path, device: torch.device, *, budget: int = 0) -> None:
@@ -132,7 +132,7 @@ class Parts:
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._file = -1
 
-    def __enter__(self) -> Parts:
+    def __enter__(self) -> PartsFile:
         """Open the file."""
         self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         return self

@@ -22,7 +22,7 @@ from hfcart.clip.tensor_names import PROJECTION, Group
 from hfcart.engine.plan import Plan
 from hfcart.errors import NonFiniteError, SourceError
 from hfcart.learning.statistics import _fisher, _gram
-from hfcart.learning.statistics._store import Stored, opened, place, write
+from hfcart.learning.statistics._store import Stored, open_stored, place, write
 from hfcart.progress import Progress
 from hfcart.records import SourceData
 from hfcart.sources.preprocessor import clip_default, read_preprocessor
@@ -92,7 +92,7 @@ def gather(plan: Plan, device: torch.device, workers: int, progress: Progress) -
         NonFiniteError: a tower gives NaN or Inf.
         OutputError: the cache cannot be written.
     """
-    work = _Work(plan, device, workers, progress)
+    work = _Gathering(plan, device, workers, progress)
     stored: list[Stored] = []
     try:
         splits = [work.split(own.found, own.commit) for own in plan.own_tasks]
@@ -121,7 +121,7 @@ def gather(plan: Plan, device: torch.device, workers: int, progress: Progress) -
     return Gathered(work.kind, data, known, tuple(stored), work.shapes)
 
 
-class _Work:
+class _Gathering:
     """What all towers share."""
 
     def __init__(self, plan: Plan, device: torch.device, workers: int, progress: Progress) -> None:
@@ -158,10 +158,10 @@ class _Work:
         if self.base and head is not None:
             decides += [self.base.source.sha256, self.base.logit_scale, _digest(head), _digest(self.base.projection)]
         path = place(self.kind, fingerprint(current_environment(self.device), *decides))
-        found = opened(path, self.shapes)
+        found = open_stored(path, self.shapes)
         if found is None:
             self._gather(tower, split, fields, head, path)
-            found = opened(path, self.shapes)
+            found = open_stored(path, self.shapes)
         if found is None:
             raise SourceError(
                 f"The statistics of {tower.label} were written to the cache and cannot be read back.",

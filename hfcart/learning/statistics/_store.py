@@ -81,7 +81,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], *, images: int, undec
         ) from None
 
 
-def opened(path: Path, shapes: Shapes) -> Stored | None:
+def open_stored(path: Path, shapes: Shapes) -> Stored | None:
     """Statistics written before, proven: these tensors, every value finite, and the digest the one written.
 
     Returns:
