@@ -351,7 +351,7 @@ def test_wudi_on_whole_towers(tmp_path: Path) -> None:
         ({"method": "wudi", "lr": float("nan")}, "lr: nan is not a finite number"),
         ({"method": "wudi", "steps": 2.5}, "steps: "),
         ({"method": "wudi", "scale": 1.0}, "wudi has no scale: it takes lr, steps"),
-        ({"method": "wudi", "matrices": "all-2d"}, "all-2d goes with cart, tsv_m, iso_c, iso_cts, not with wudi"),
+        ({"method": "wudi", "matrices": "all-2d"}, "all-2d goes with cart, iso_c, iso_cts, tsv_m, not with wudi"),
         ({"method": "cart", "common": 0.8}, "cart has no common: it takes rank, scale"),
     ],
 )
