@@ -64,7 +64,7 @@ def convert(path: Path, target: Path, where: str) -> None:
                     out.write(header)
                     for tensor in _tensors(state).values():
                         _copy(file, records[tensor.storage.key][0], tensor, out)
-                    half.replace(target)
+                half.replace(target)  # closed, so that whoever opens it finds it whole
             except BaseException:
                 half.unlink(missing_ok=True)
                 raise

@@ -87,6 +87,15 @@ def attributed() -> torch.Tensor:
     return tensor
 
 
+def test_a_converted_file_is_whole_when_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread, with the same pickle of another source, may open it at once."""
+    sizes, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda own, to: (sizes.append(own.stat().st_size), replace(own, to))[1])
+    torch.save({"a": torch.ones(3)}, tmp_path / "w.bin")
+    convert(tmp_path / "w.bin", tmp_path / "w.safetensors", "user/a/w.bin")
+    assert sizes == [(tmp_path / "w.safetensors").stat().st_size]
+
+
 @pytest.mark.parametrize("options", FORMATS)
 @pytest.mark.parametrize("case", PLAIN)
 def test_what_torch_reads_is_what_is_converted(tmp_path: Path, case: str, options: dict) -> None:
