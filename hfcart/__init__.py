@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hfcart.progress import Progress
-    from hfcart.recipes.merge_recipe import LocalSource, Recipe
+    from hfcart.recipes.merge_recipe import Recipe
+    from hfcart.recipes.named import LocalSource
     from hfcart.records import EvalRecord, MergeRecord
 
 __version__ = "0.1.0"

@@ -15,8 +15,9 @@ from hfcart.cli._recipe_options import given_fields, with_recipe_options
 from hfcart.cli.eval import show_results
 from hfcart.errors import UsageError, together
 from hfcart.methods import METHODS
-from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make, read
+from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
 from hfcart.recipes.options import BASICS
+from hfcart.recipes.recipe_files import read
 
 
 @with_recipe_options

@@ -20,7 +20,8 @@ from hfcart.errors import NonFiniteError, UsageError
 from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
 from hfcart.progress import Progress
 from hfcart.quoting import quoted
-from hfcart.recipes.merge_recipe import SourceTask, make
+from hfcart.recipes.merge_recipe import make
+from hfcart.recipes.named import SourceTask
 from hfcart.records import CompareRecord, CompareRow, Environment
 from hfcart.records.file_names import COMPARE_RECORD, RECORDS
 from hfcart.report.compare_table import as_markdown

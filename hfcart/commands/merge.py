@@ -19,7 +19,8 @@ from hfcart.formats.shard_layout import INDEX
 from hfcart.maths.similarity import compare
 from hfcart.progress import Progress
 from hfcart.recipes.finished_merge import RECIPE, method_record
-from hfcart.recipes.merge_recipe import Recipe, as_yaml
+from hfcart.recipes.merge_recipe import Recipe
+from hfcart.recipes.recipe_files import as_yaml
 from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity, TensorRecord
 from hfcart.records.file_names import RECORD, RECORDS
 from hfcart.report.merge_card import render_card

@@ -15,7 +15,8 @@ from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.methods import ADAPTING, METHODS, Method
 from hfcart.progress import Progress
-from hfcart.recipes.merge_recipe import LocalSource, Recipe, SourceTask, parse_size, recorded
+from hfcart.recipes.merge_recipe import Recipe, parse_size, recorded
+from hfcart.recipes.named import LocalSource, SourceTask
 from hfcart.records import Architecture, SourceData
 from hfcart.sources.full_clip import BaseParts, read_base_parts
 from hfcart.sources.headers import read_headers

@@ -12,80 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from hfcart.errors import UsageError
-from hfcart.formats import safe_yaml
 from hfcart.methods import ADAPTING, BROKEN, METHODS, Parameter
-from hfcart.quoting import printable, quoted
+from hfcart.quoting import quoted
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain
+from hfcart.recipes.named import LocalSource, SourceTask
 from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, METHOD, OUTPUT, PUBLISHING, Option
-from hfcart.system.cards_folder import cards_dir
-from hfcart.tasks.task_cards import TaskCard, benchmark_task
 
 # Every method's parameters, and those of `adapt`, by name: fields of the recipe, and options of the command line.
 PARAMETERS = {p.name: p for p in (*ADAPTING, *(p for m in METHODS.values() for p in m.parameters))}
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
-
-
-class LocalSource(BaseModel):
-    """A local folder in a recorded recipe: its base name, and the sha256 its weights must have."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str = Field(min_length=1)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-
-# Fields of a task card that say which images it is about and what may be seen on them.
-_DECIDES = ("id", "title", "dataset", "templates", "classnames")
-
-
-class SourceTask(BaseModel):
-    """The task of one source in a recorded recipe: the id of a benchmark's card or a whole card, and the commit.
-
-    Attributes:
-        task: id of a card that comes with hfcart.
-        card: any other card.
-        commit: of the dataset; None to take what the card says.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    task: str | None = None
-    card: TaskCard | None = None
-    commit: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
-
-    @model_validator(mode="after")
-    def _one_card(self) -> SourceTask:
-        if (self.task is None) == (self.card is None):
-            raise ValueError("expected either the id of a task or a card")
-        if self.task is not None and benchmark_task(self.task) is None:
-            raise ValueError(f"there is no task {quoted(self.task, 80)}")
-        return self
-
-    @property
-    def found(self) -> TaskCard:
-        """The card."""
-        card = self.card or benchmark_task(self.task or "")
-        assert card is not None  # checked above
-        return card
-
-    @classmethod
-    def of(cls, card: TaskCard, commit: str | None) -> SourceTask:
-        """A card in the shortest form that says everything."""
-        if benchmark_task(card.id) == card:
-            return cls(task=card.id, commit=commit)
-        return cls(card=card, commit=commit)
-
-    def plain(self) -> dict[str, Any]:
-        """As YAML and JSON have it; of a card what decides which images it is about, and how they are classified."""
-        found = self.model_dump(mode="json", exclude_defaults=True)
-        if self.card is not None:
-            found["card"] = {k: v for k, v in found["card"].items() if k in _DECIDES}
-        return found
 
 
 class Settings(BaseModel):
@@ -468,50 +407,3 @@ def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:
         return Recipe(**fields)
     except (ValidationError, TypeError) as error:
         raise UsageError(explain(error, where), hint="`hfcart merge --help` lists every field.") from None
-
-
-def as_yaml(fields: dict[str, Any]) -> str:
-    """A recorded recipe as YAML: a line for each field, and one for each tensor's coefficients."""
-    coefficients = fields.get("coefficients")
-    rest = {key: value for key, value in fields.items() if key != "coefficients"}
-    text = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True)
-    if coefficients is None:
-        return text
-    return text + yaml.safe_dump(
-        {"coefficients": coefficients}, sort_keys=False, default_flow_style=None, width=math.inf
-    )
-
-
-def names() -> list[str]:
-    """The recipes that come with hfcart: cards/recipes/<name>.yaml."""
-    return sorted(path.stem for path in (cards_dir() / "recipes").glob("*.yaml"))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The fields of a recipe file, not validated yet (the command line may override some).
-
-    Args:
-        path: a file, or the plain name of a recipe that comes with hfcart. A file of that name goes before it.
-
-    Raises:
-        UsageError: no such recipe; the file cannot be read, is no YAML, or no mapping.
-    """
-    if _NAME.fullmatch(str(path)) and not path.is_file():
-        if str(path) not in names():
-            raise UsageError(
-                f"There is no file {path} here, and no recipe of that name. Known: {', '.join(names())}.",
-                hint="Give the path of a file, or one of these names: hfcart merge --recipe NAME",
-            )
-        path = cards_dir() / "recipes" / f"{path}.yaml"
-    try:
-        fields = safe_yaml.load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"The recipe {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or str(error)
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"The recipe {path} is not valid YAML{place}: {printable(problem, 300)}.") from None
-    if not isinstance(fields, dict) or not all(isinstance(k, str) for k in fields):
-        raise UsageError(f"The recipe {path} is not a mapping of fields to values.")
-    return fields

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from hfcart.errors import UsageError
 from hfcart.quoting import some
-from hfcart.recipes.merge_recipe import LocalSource
+from hfcart.recipes.named import LocalSource
 from hfcart.records import CardFacts
 from hfcart.sources.towers import Tower
 from hfcart.tasks.task_cards import TaskCard, name_of, parts, read_tasks

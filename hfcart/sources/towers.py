@@ -29,7 +29,7 @@ from hfcart.formats.safetensors_file import (
 from hfcart.formats.shard_layout import INDEX, SINGLE
 from hfcart.progress import Progress
 from hfcart.quoting import printable, some
-from hfcart.recipes.merge_recipe import LocalSource
+from hfcart.recipes.named import LocalSource
 from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import weights_sha256

@@ -45,7 +45,8 @@ from hfcart.methods.task_arithmetic.rule import task_arithmetic
 from hfcart.methods.ties.rule import parts as ties_parts
 from hfcart.methods.ties.rule import ties
 from hfcart.progress import Progress
-from hfcart.recipes.merge_recipe import as_yaml, make
+from hfcart.recipes.merge_recipe import make
+from hfcart.recipes.recipe_files import as_yaml
 from hfcart.sources.preprocessor import clip_default
 from hfcart.sources.towers import fetch_all
 from hfcart.system.tensor_files import TensorFiles

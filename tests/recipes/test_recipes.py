@@ -12,7 +12,8 @@ from towers import write_tower
 from hfcart.cli._output import Output
 from hfcart.cli.merge import _recipe
 from hfcart.errors import UsageError
-from hfcart.recipes.merge_recipe import make, names, read
+from hfcart.recipes.merge_recipe import make
+from hfcart.recipes.recipe_files import names, read
 from hfcart.system.cards_folder import cards_dir
 from hfcart.tasks.task_cards import read_tasks
 
