@@ -20,6 +20,7 @@ from hfcart.errors import HfcartError, MismatchError
 from hfcart.progress import Progress
 from hfcart.quoting import MOST, MOST_ROWS, printable, quoted, some
 from hfcart.recipes import merge_recipe as recipe
+from hfcart.recipes import recipe_files
 from hfcart.sources.preprocessor import clip_default, read_preprocessor
 from hfcart.sources.stores import LocalStore
 from hfcart.tasks.task_cards import read_card
@@ -164,7 +165,7 @@ def broken_yaml() -> Iterator[str]:
     yield from (f"a: &{LONG[:1000]} b", f"a: *{LONG[:1000]}", "a: b\n\tc: d", "[" * 50_000, "a: 0x" + "f" * 20_000)
 
 
-@pytest.mark.parametrize("read", [recipe.read, read_card])
+@pytest.mark.parametrize("read", [recipe_files.read, read_card])
 def test_broken_yaml(read: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     for text in broken_yaml():
