@@ -122,10 +122,6 @@ class Settings(BaseModel):
             taken=lambda method: method.takes_tasks,
         ),
     ] = None
-    purpose: Annotated[
-        Literal["research", "production"] | None,
-        Option("What the tower is for.", OUTPUT, recorded="changed"),
-    ] = None
     coefficients: dict[str, list[float]] | None = None
     adapt: Annotated[
         str | Annotated[tuple[SourceTask, ...], Field(strict=False)] | None,
