@@ -40,8 +40,8 @@ FEW = 15  # files that a room can have and still be held in the head
 
 
 def drawn() -> list[str]:
-    """The rooms of the README's tree, from the ground up: what a line below `hfcart/` begins with."""
-    tree = (ROOT / "README.md").read_text().partition("\nhfcart/\n")[2].partition("\n```")[0]
+    """The rooms of CONTRIBUTING's tree, from the ground up: what a line below `hfcart/` begins with."""
+    tree = (ROOT / ".github" / "CONTRIBUTING.md").read_text().partition("\nhfcart/\n")[2].partition("\n```")[0]
     lines = [line for line in tree.splitlines() if line.startswith("  ") and not line.startswith("   ")]
     return [
         name.removesuffix("/").removesuffix(".py")
@@ -76,7 +76,7 @@ def imports(path: Path, *, types: bool = True) -> set[str]:
     return found
 
 
-def test_the_tree_in_the_readme_is_the_house() -> None:
+def test_the_tree_in_contributing_is_the_house() -> None:
     rooms = {room(path) for path in modules()} - {"__init__", "__main__"}
     assert sorted(drawn()) == sorted(rooms)
 
@@ -91,7 +91,7 @@ def test_every_room_says_what_it_is_for_and_is_not_crowded() -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_down_only(path: Path) -> None:
-    """A room imports itself and the rooms drawn above it in the README's tree, which is from the ground up."""
+    """A room imports itself and the rooms drawn above it in CONTRIBUTING's tree, which is from the ground up."""
     own = room(path)
     if own in ("__init__", "__main__"):
         return
