@@ -16,7 +16,7 @@ from hints import ROOT, commands_in, faults
 from running import Commands, Run
 from towers import write_tower
 
-from hfcart.cli._output import typed_here
+from hfcart.cli._shared.output import typed_here
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import together
 
@@ -80,10 +80,10 @@ def test_hints_are_joined_line_by_line() -> None:
 
 def test_an_option_that_a_command_lacks_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     hint = "Name it: --base user/name\nGive --out, or wait. Or free some space.\nThen: hfcart merge a --base b"
-    monkeypatch.setattr("hfcart.cli._output._running", {})
+    monkeypatch.setattr("hfcart.cli._shared.output._running", {})
     assert typed_here(hint) == hint.splitlines()  # from Python
     running = {"name": "hfcart verify", "options": {"--device"}}
-    monkeypatch.setattr("hfcart.cli._output._running", running)
+    monkeypatch.setattr("hfcart.cli._shared.output._running", running)
     assert typed_here(hint) == ["Or free some space.", "Then: hfcart merge a --base b"]
     assert typed_here("Give --base.") == ["What can be said here: hfcart verify --help"]
     assert typed_here("") == []

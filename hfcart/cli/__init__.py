@@ -1,7 +1,7 @@
 """The command line: one file a command, each thin. Importing it imports neither torch nor the Hub's client.
 
-A command is a file here whose name has no underscore before it, with a function of that name. It is imported when it
-is run; to list it, its docstring is enough.
+A command is a file here whose name has no underscore before it, with a function of that name; what commands share is
+in `_shared/`. It is imported when it is run; to list it, its docstring is enough.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Loaded(Mapping[str, Any]):
 
 
 def _load(name: str) -> Any:  # noqa: ANN401 (a command of typer's)
-    from hfcart.cli._output import Command
+    from hfcart.cli._shared.output import Command
 
     module = importlib.import_module(f"hfcart.cli.{name}")
     if hasattr(module, "app"):  # a command with commands of its own

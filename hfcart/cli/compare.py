@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfcart.cli._output import Output, reporting
-from hfcart.cli._params import (
+from hfcart.cli._shared.output import Output, reporting
+from hfcart.cli._shared.params import (
     DEBUG,
     DEVICE,
     JSON,

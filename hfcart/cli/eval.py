@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfcart.cli._output import Output, reporting
-from hfcart.cli._params import (
+from hfcart.cli._shared.output import Output, reporting
+from hfcart.cli._shared.params import (
     CREATE_PR,
     DEBUG,
     DEVICE,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfcart.cli._output import Output, reporting
-from hfcart.cli._params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, QUIET
+from hfcart.cli._shared.output import Output, reporting
+from hfcart.cli._shared.params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, QUIET
 from hfcart.recipes.options import MACHINE, OUTPUT, PUBLISHING
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcart.cli._merge_output import show_plan, show_result
-from hfcart.cli._output import Output, reporting
-from hfcart.cli._params import DEBUG, JSON, QUIET
-from hfcart.cli._recipe_options import given_fields, with_recipe_options
+from hfcart.cli._shared.merge_output import show_plan, show_result
+from hfcart.cli._shared.output import Output, reporting
+from hfcart.cli._shared.params import DEBUG, JSON, QUIET
+from hfcart.cli._shared.recipe_options import given_fields, with_recipe_options
 from hfcart.cli.eval import show_results
 from hfcart.errors import UsageError, together
 from hfcart.methods import METHODS

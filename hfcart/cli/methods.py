@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcart.cli._output import Output, reporting
+from hfcart.cli._shared.output import Output, reporting
 from hfcart.methods import ADAPTING, BROKEN, METHODS, Adaptive, Chosen, Method, Parameter, method_of
 
 _NUMBERS_OF = (

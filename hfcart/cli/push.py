@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hfcart.cli._output import reporting
-from hfcart.cli._params import CREATE_PR, DEBUG, MESSAGE, PRIVATE, QUIET
+from hfcart.cli._shared.output import reporting
+from hfcart.cli._shared.params import CREATE_PR, DEBUG, MESSAGE, PRIVATE, QUIET
 
 
 def push(

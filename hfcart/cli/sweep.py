@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfcart.cli._output import Output, reporting
-from hfcart.cli._params import (
+from hfcart.cli._shared.output import Output, reporting
+from hfcart.cli._shared.params import (
     DEBUG,
     DEVICE,
     JSON,
@@ -21,7 +21,7 @@ from hfcart.cli._params import (
     WORKERS,
     measurement,
 )
-from hfcart.cli._recipe_options import given_fields
+from hfcart.cli._shared.recipe_options import given_fields
 from hfcart.methods import METHODS
 from hfcart.recipes.options import IMAGES
 from hfcart.zero_shot.measurement import Measurement

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfcart.cli._output import Command, Output, reporting
-from hfcart.cli._params import DEBUG
+from hfcart.cli._shared.output import Command, Output, reporting
+from hfcart.cli._shared.params import DEBUG
 
 if TYPE_CHECKING:
     from hfcart.tasks.task_cards import TaskCard

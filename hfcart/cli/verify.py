@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hfcart.cli._output import reporting
-from hfcart.cli._params import DEBUG, QUIET
+from hfcart.cli._shared.output import reporting
+from hfcart.cli._shared.params import DEBUG, QUIET
 
 
 def verify(

@@ -9,7 +9,7 @@ import pytest
 from running import Run
 from towers import write_tower
 
-from hfcart.cli._output import Output
+from hfcart.cli._shared.output import Output
 from hfcart.cli.merge import _recipe
 from hfcart.errors import UsageError
 from hfcart.recipes.merge_recipe import make

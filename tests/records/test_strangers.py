@@ -23,7 +23,7 @@ from towers import TINY, write_tower
 
 import hfcart
 from hfcart import __version__
-from hfcart.cli._output import Output
+from hfcart.cli._shared.output import Output
 from hfcart.clip.architecture import expected_shapes
 from hfcart.commands.verify import run_verify
 from hfcart.errors import HfcartError, VerifyError

@@ -7,7 +7,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from hfcart.cli._output import Output, size
+from hfcart.cli._shared.output import Output, size
 from hfcart.methods import ADAPTING
 
 if TYPE_CHECKING:
