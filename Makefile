@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 # Towers must also load in the last release of transformers 4; it lives beside the environment, not in it.
 COMPAT := .compat
 
-.PHONY: demo test quick lint docs bench clean
+.PHONY: demo test browser quick lint docs bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hfcart demo
 
 test: $(VENV)/.ready $(COMPAT)/.ready
 	$(BIN)/python -m pytest --numprocesses 2
+
+# What people look at is tested in a real browser: Debian's, where there is none (installing it takes root).
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		(apt-get update -qq && apt-get install -y -qq chromium)
 
 # What runs in seconds: rules, formats, records and cards, without a server or a process of its own.
 quick: $(VENV)/.ready

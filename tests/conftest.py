@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jaxtyping import install_import_hook
@@ -24,6 +25,9 @@ from towers import write_tower  # noqa: E402
 from hfcart import errors  # noqa: E402
 from hfcart.demo.embedded_hub.hub import EmbeddedHub  # noqa: E402
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 torch.set_num_threads(1)
 
 _RUNNER = """
@@ -38,7 +42,7 @@ print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
 # What `make quick` runs: in these rooms, whatever draws no examples and, as far as its fixtures and names tell, neither
 # starts a server or a process nor merges.
 _QUICK = {"records", "maths", "formats", "clip", "system", "methods", "report", "recipes", "tasks", "test_house.py"}
-_SLOW_FIXTURES = {"clean_env", "hub", "hfcart", "commands", "clip", "zoo"}
+_SLOW_FIXTURES = {"clean_env", "hub", "hfcart", "commands", "clip", "zoo", "browser"}
 _SLOW_CALLS = {"subprocess", "run", "merge", "merge_folder"}
 
 
@@ -176,3 +180,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path_factory.mktemp("assets")))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, for `browser.tab`: what is looked at there is looked at as people see it."""
+    from browser import started
+
+    with started() as found:
+        yield found
