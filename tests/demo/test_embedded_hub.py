@@ -420,6 +420,34 @@ def test_datasets(hub, client):
     assert not hub.exists("user/data")
 
 
+def test_spaces_are_created_filled_and_read(client, hub):
+    """Made with the SDK that they run on, and with a first card that says so."""
+    out = client("""
+        out["without"] = refused(api.create_repo, "user/app", repo_type="space")
+        out["url"] = api.create_repo("user/app", repo_type="space", space_sdk="gradio")
+        out["first"] = api.list_repo_files("user/app", repo_type="space")
+        api.auth_check("user/app", repo_type="space", write=True)
+        operations = [CommitOperationAdd("app.py", b"print()"), CommitOperationAdd("m.safetensors", b"weights")]
+        made = api.create_commit("user/app", operations, commit_message="m", repo_type="space")
+        info = api.space_info("user/app")
+        out["info"] = [info.sha == made.oid, info.sdk, info.private]
+        path = hf_hub_download("user/app", "app.py", repo_type="space", revision=made.oid)
+        out["app"] = Path(path).read_text()
+        out["refs"] = len(api.list_repo_refs("user/app", repo_type="space").branches)
+        card = "---\\nsdk: gradio\\ncolorFrom: teal\\nshort_description: " + 61 * "x" + "\\nmodels: one\\n---\\n"
+        try:
+            RepoCard(card).validate(repo_type="space")
+        except ValueError as error:
+            out["complaints"] = str(error)
+        out["model"] = refused(api.model_info, "user/app")
+    """)
+    assert out["without"] == ["ValueError", None] and out["first"] == [".gitattributes", "README.md"]
+    assert out["url"] == f"{hub.url}/spaces/user/app" and out["info"] == [True, "gradio", False]
+    assert out["app"] == "print()" and out["refs"] == 1 and out["model"] == ["RepositoryNotFoundError", 404]
+    assert all(word in out["complaints"] for word in ("colorFrom", "short_description", "models"))
+    assert b"sdk: gradio" in hub.files("user/app", repo_type="space")["README.md"]
+
+
 GOOD_CARD = """\
 license: other
 license_name: mixed-1.0

@@ -81,6 +81,43 @@ MODEL_RULES = {
         complaint="must be one of [adapter, merge, quantized, finetune]",
     ),
 }
+SPACE_RULES = {
+    "sdk": Rule(
+        many=False,
+        form=re.compile("gradio|docker|static"),
+        complaint="must be one of [gradio, docker, static]",
+    ),
+    "title": ANY_TEXT,
+    "sdk_version": Rule(
+        many=False,
+        form=re.compile(r"\d+(\.\d+){1,2}"),
+        complaint='with value "{value}" is not a version.',
+    ),
+    "python_version": Rule(
+        many=False,
+        form=re.compile(r"3(\.\d+){0,2}"),
+        complaint='with value "{value}" is not a version of Python 3.',
+    ),
+    "app_file": ANY_TEXT,
+    "short_description": Rule(
+        many=False,
+        form=re.compile(".{1,60}"),
+        complaint="length must be less than or equal to 60 characters long",
+    ),
+    **{
+        side: Rule(
+            many=False,
+            form=re.compile("red|yellow|green|blue|indigo|purple|pink|gray"),
+            complaint="must be one of [red, yellow, green, blue, indigo, purple, pink, gray]",
+        )
+        for side in ("colorFrom", "colorTo")
+    },
+    "models": Rule(
+        one=False,
+        form=_REPO_ID,
+        complaint='with value "{value}" is not valid. Use a model id from https://hf.co/models.',
+    ),
+}
 # The objects in a result of a model-index, all required but the source: their required and optional strings.
 RESULT_PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "task": (("type",), ("name",)),
@@ -127,7 +164,7 @@ def front_matter(content: str) -> dict[str, Any]:
 
 
 def check_card(content: str, kind: str) -> tuple[list[str], list[str]]:
-    """The errors and the warnings for a card of a repo of this kind, model or dataset."""
+    """The errors and the warnings for a card of a repo of this kind: model, dataset or space."""
     found = _FRONT_MATTER.match(content)
     if found is None:
         return [], ["empty or missing yaml metadata in repo card"]
@@ -155,7 +192,7 @@ def _load(text: str) -> object:
 
 
 def _check_metadata(card: dict[str, Any], kind: str) -> Iterator[str]:
-    rules = RULES | (MODEL_RULES if kind == "model" else {})
+    rules = RULES | {"model": MODEL_RULES, "space": SPACE_RULES}.get(kind, {})
     for name, rule in rules.items():
         value = card.get(name)
         if isinstance(value, list) and rule.many:

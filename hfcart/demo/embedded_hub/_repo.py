@@ -12,6 +12,8 @@ from typing import Literal
 from hfcart.errors import HfcartError
 
 Gated = Literal["auto", "manual", False]
+Kind = Literal["model", "dataset", "space"]
+KINDS: dict[str, Kind] = {"models": "model", "datasets": "dataset", "spaces": "space"}  # as addresses spell them
 
 LFS_SIZE = 10_000_000
 LFS_PATTERNS = (
@@ -106,7 +108,7 @@ class Repo:
     """
 
     id: str
-    type: Literal["model", "dataset"]
+    type: Kind
     private: bool = False
     gated: Gated = False
     granted: set[str] = field(default_factory=set)

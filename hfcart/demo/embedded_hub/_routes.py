@@ -10,9 +10,7 @@ from typing import Any
 from hfcart.demo.embedded_hub import _files as files
 from hfcart.demo.embedded_hub._call import Call, Reply, check_gate, reply_json
 from hfcart.demo.embedded_hub._cards import check_card, front_matter
-from hfcart.demo.embedded_hub._repo import Entry, Refusal, Repo
-
-KINDS = {"models": "model", "datasets": "dataset"}
+from hfcart.demo.embedded_hub._repo import KINDS, Entry, Refusal, Repo
 
 
 def answer(call: Call) -> Reply:
@@ -28,9 +26,9 @@ def answer(call: Call) -> Reply:
             return validate_yaml(call)
         case ("POST", "api", "repos", "create"):
             return create_repo(call)
-        case (_, "api", ("models" | "datasets") as kind, namespace, name, *rest):
+        case (_, "api", ("models" | "datasets" | "spaces") as kind, namespace, name, *rest):
             return repo_api(call, call.repo(KINDS[kind], f"{namespace}/{name}"), rest)
-        case (_, "api", ("models" | "datasets"), *_):
+        case (_, "api", ("models" | "datasets" | "spaces"), *_):
             raise Refusal(404, "Repository not found", "RepoNotFound")
         case ("PUT", "lfs-upload", ticket):
             call.store.receive(ticket, call.body)
@@ -39,8 +37,8 @@ def answer(call: Call) -> Reply:
             return files.lfs_batch(call, page_repo(call, "/".join(path).removesuffix(".git")))
         case ("POST", *path, "info", "lfs", "verify"):
             return files.lfs_verify(call, page_repo(call, "/".join(path).removesuffix(".git")))
-        case (("GET" | "HEAD"), "datasets", namespace, name, "resolve", *rest):
-            return files.resolve(call, call.repo("dataset", f"{namespace}/{name}"), rest)
+        case (("GET" | "HEAD"), ("datasets" | "spaces") as kind, namespace, name, "resolve", *rest):
+            return files.resolve(call, call.repo(KINDS[kind], f"{namespace}/{name}"), rest)
         case (("GET" | "HEAD"), namespace, name, "resolve", *rest):
             return files.resolve(call, call.repo("model", f"{namespace}/{name}"), rest)
     raise Refusal(404, "Sorry, we can't find the page you are looking for.")
@@ -48,12 +46,12 @@ def answer(call: Call) -> Reply:
 
 def page_repo(call: Call, path: str) -> Repo:
     """The repo at an address outside /api: models have no prefix."""
-    kind = "dataset" if path.startswith("datasets/") else "model"
-    return call.repo(kind, path.removeprefix("datasets/"))
+    kind, _, repo_id = path.partition("/")
+    return call.repo(KINDS[kind], repo_id) if kind in ("datasets", "spaces") else call.repo("model", path)
 
 
 def repo_api(call: Call, repo: Repo, rest: list[str]) -> Reply:
-    """Everything under /api/models/{id} and /api/datasets/{id}."""
+    """Everything under /api/models/{id}, /api/datasets/{id} and /api/spaces/{id}."""
     match (call.method, *rest):
         case ("GET",):
             return info(call, repo, "main")
@@ -131,7 +129,7 @@ def create_repo(call: Call) -> Reply:
     if existing is not None:
         message = f"You already created this {kind} repo: {repo_id}"
         return reply_json({"error": message, "url": f"{call.url}/{existing.url_path}"}, 409)
-    repo = call.store.create(repo_id, kind, user.name, private=private)
+    repo = call.store.create(repo_id, kind, user.name, private=private, sdk=str(request.get("sdk")))
     return reply_json({"url": f"{call.url}/{repo.url_path}", "name": repo.id, "id": repo.id})
 
 
@@ -162,6 +160,8 @@ def info(call: Call, repo: Repo, revision: str) -> Reply:
     if repo.type == "model":
         facts["modelId"] = repo.id
         facts |= {key: card[key] for key in ("library_name", "pipeline_tag") if isinstance(card.get(key), str)}
+    if repo.type == "space":
+        facts["sdk"] = card.get("sdk")
     if wanted := call.query.get("expand"):
         facts = {key: value for key, value in facts.items() if key in ("id", *wanted)}
     return reply_json({"_id": repo.id, **facts})

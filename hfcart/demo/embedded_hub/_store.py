@@ -18,11 +18,23 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
-from hfcart.demo.embedded_hub._repo import LFS_PATTERNS, Commit, Entry, Gated, Refusal, Repo, User, check_path, is_lfs
+from hfcart.demo.embedded_hub._repo import (
+    KINDS,
+    LFS_PATTERNS,
+    Commit,
+    Entry,
+    Gated,
+    Refusal,
+    Repo,
+    User,
+    check_path,
+    is_lfs,
+)
 
 CHUNK = 1 << 20
 GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS).encode()
 
+SDKS = ("gradio", "docker", "static")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _REF = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)*", re.ASCII)
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,21 +93,29 @@ class Store:
         """The content of a file, to be read in pieces."""
         return self.blob(entry).open("rb")
 
-    def create(self, repo_id: str, kind: str, author: str, *, private: bool = False, gated: Gated = False) -> Repo:
-        """A new repo, with the first commit that the Hub makes itself.
+    def create(
+        self, repo_id: str, kind: str, author: str, *, private: bool = False, gated: Gated = False, sdk: str = ""
+    ) -> Repo:
+        """A new repo, with the first commit that the Hub makes itself; a Space's has a card that says its SDK.
 
         Raises:
-            Refusal: the name is not allowed, or taken.
+            Refusal: the name is not allowed, or taken; or a Space without an SDK.
         """
         if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id or repo_id.endswith((".git", ".")):
             raise Refusal(400, f"Invalid repo name: {repo_id!r}")
-        if kind not in ("model", "dataset"):
+        known = next((each for each in KINDS.values() if each == kind), None)
+        if known is None:
             raise Refusal(400, f"This Hub has no repos of type {kind!r}")
         first = {".gitattributes": self.add_bytes(GITATTRIBUTES)}
+        if known == "space":
+            if sdk not in SDKS:
+                raise Refusal(400, f'"sdk" must be one of [{", ".join(SDKS)}]')
+            card = f"---\ntitle: {repo_id.partition('/')[2]}\nsdk: {sdk}\npinned: false\n---\n"
+            first["README.md"] = self.add_bytes(card.encode())
         with self.lock:
             if (kind, repo_id) in self.repos:
                 raise Refusal(409, f"You already created this {kind} repo: {repo_id}")
-            repo = Repo(repo_id, "model" if kind == "model" else "dataset", private, gated)
+            repo = Repo(repo_id, known, private, gated)
             self.repos[kind, repo_id] = repo
             self._append(repo, "refs/heads/main", None, first, "initial commit", author)
         return repo

@@ -1,7 +1,7 @@
 """A Hub of one's own on 127.0.0.1, for the demo and the tests.
 
 The real clients work against it unchanged when HF_ENDPOINT names it (they read that at import, so in a
-process of their own): repos of models and datasets, branches, tags and pull requests, ranged downloads,
+process of their own): repos of models, datasets and Spaces, branches, tags and pull requests, ranged downloads,
 LFS uploads, commits, tokens, private and gated repos, and the check of model cards. It can be told to fail.
 """
 
@@ -99,9 +99,12 @@ class EmbeddedHub:
     def create(
         self, repo_id: str, repo_type: str = "model", *, private: bool = False, gated: bool | Gated = False
     ) -> None:
-        """A new repo with the Hub's own first commit, which holds .gitattributes. `gated=True` means "manual"."""
+        """A new repo with the Hub's own first commit, which holds .gitattributes. `gated=True` means "manual".
+
+        A Space is one of Gradio, and its first commit has a README.md, too.
+        """
         gate: Gated = "manual" if gated is True else gated
-        self.store.create(repo_id, repo_type, repo_id.partition("/")[0], private=private, gated=gate)
+        self.store.create(repo_id, repo_type, repo_id.partition("/")[0], private=private, gated=gate, sdk="gradio")
 
     def grant(self, repo_id: str, user: str, repo_type: str = "model") -> None:
         """Let a user read a private or gated repo."""
