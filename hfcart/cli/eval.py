@@ -26,7 +26,7 @@ from hfcart.recipes.options import IMAGES, MACHINE, OUTPUT, PUBLISHING
 from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
-    from hfcart.records import EvalRecord, Reference
+    from hfcart.records import EvalRecord
 
 _COMPARE = "Comparison"
 
@@ -149,48 +149,9 @@ def eval(
 
 def show_results(record: EvalRecord, output: Output) -> None:
     """The table of accuracies, its mean, and what qualifies them."""
-    from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference, normalised, wilson
+    from hfcart.report.eval_table import columns, remarks, rows
 
-    others = [n for n in ("pretrained", "average", "individual") if any(getattr(r, n) for r in record.results)]
-    rows = []
-    for result in record.results:
-        low, high = wilson(result.correct, result.n)
-        images = f"{result.n:,}" + (f" of {result.rows:,}" if result.partial else "")
-        own = accuracy(result)
-        rows.append(
-            (
-                result.title,
-                "none" if own is None else f"{100 * own:.1f}",
-                f"{100 * low:.1f} to {100 * high:.1f}",
-                images,
-                *(_figure(getattr(result, name)) for name in others),
-            )
-        )
-    mean = mean_accuracy(record.results)
-    if len(rows) > 1 and mean.value is not None:
-        means = [mean_reference(getattr(r, name) for r in record.results) for name in others]
-        cells = [
-            f"{100 * m.value:.1f}{'*' * bool(m.published)}" if m.value is not None and m.tasks == mean.tasks else ""
-            for m in means
-        ]
-        rows.append((f"mean of {mean.tasks}", f"{100 * mean.value:.1f}", "", "", *cells))
     output.result()
-    output.table(["task", "accuracy %", "95 % interval", "images", *others], rows)
-    ratio = normalised(record.results)
-    if ratio.value is not None:
-        kind = "published, not measured here" if ratio.published else "measured on the same images"
-        output.result(f"Normalised accuracy: {100 * ratio.value:.1f} % of the individual towers' ({kind}).")
-    if any(reference and not reference.measured for r in record.results for reference in _references(r)):
-        output.result("* published for the same base; measured elsewhere.")
-    if any(result.partial for result in record.results):
-        output.result("Partial: samples, not whole splits. Such numbers are no results to quote.")
-    if parts := {result.part for result in record.results} - {"test"}:
-        output.result(f"Measured on {' and '.join(sorted(parts))} images, not on the test split.")
-
-
-def _references(result: object) -> list[Reference | None]:
-    return [getattr(result, name) for name in ("pretrained", "individual", "average")]
-
-
-def _figure(reference: Reference | None) -> str:
-    return "" if reference is None else f"{100 * reference.accuracy:.1f}{'' if reference.measured else '*'}"
+    output.table(columns(record), rows(record))
+    for remark in remarks(record):
+        output.result(remark)

@@ -9,15 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from hfcart.cli._shared.merge_output import show_plan, show_result
-from hfcart.cli._shared.output import Output, reporting
+from hfcart.cli._shared.output import reporting
 from hfcart.cli._shared.params import DEBUG, JSON, QUIET
 from hfcart.cli._shared.recipe_options import given_fields, with_recipe_options
 from hfcart.cli.eval import show_results
-from hfcart.errors import UsageError, together
-from hfcart.methods import METHODS
-from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
+from hfcart.recipes.asked import asked_for
 from hfcart.recipes.options import BASICS
-from hfcart.recipes.recipe_files import read
 
 
 @with_recipe_options
@@ -56,7 +53,7 @@ def merge(
     first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports
     with reporting(quiet=quiet or not first, json=json and first, debug=debug) as output:
         given: dict[str, Any] = {"sources": tuple(sources)} if sources else {}
-        asked = _recipe(recipe, given | given_fields(options), output)
+        asked = asked_for(recipe, given | given_fields(options), output)
         if dry_run:
             from hfcart.commands.merge_and_publish import run_dry
 
@@ -70,31 +67,3 @@ def merge(
         show_result(asked, done.record, done.published, output)
         if done.results is not None:
             show_results(done.results, output)
-
-
-def _recipe(file: Path | None, given: dict[str, Any], output: Output) -> Recipe:
-    recorded = read(file) if file else {}
-    if file and recorded.get("push_to") and "push_to" not in given:
-        output.note(f"{file} asks to publish the result to {recorded['push_to']}.")
-    if method := METHODS.get(given.get("method", "")):
-        # Another method than the file's: what only the file's takes is not asked of it.
-        taken = {name: option.taken is None or option.taken(method) for name, option in OPTIONS.items()}
-        for name in [name for name, fits in taken.items() if not fits]:
-            if recorded.pop(name, None) is not None:
-                output.note(f"{method.name} takes no {name}: the one in {file} is left out.")
-    instead = [("lines", "scale"), ("scale", "lines")]  # each says what the other would
-    used = METHODS.get(str(given.get("method", recorded.get("method"))))
-    if used and used.chosen:
-        instead += [("tasks", used.chosen.parameter), (used.chosen.parameter, "tasks")]
-    for one, other in instead:
-        if one in given and other not in given:
-            recorded.pop(other, None)
-    fields = {**recorded, **given}
-    if not fields.get("sources"):
-        raise UsageError(
-            "There is nothing to merge: no sources were given.",
-            hint=together(
-                "Name them: hfcart merge user/a user/b user/c --out merged", "Or a recipe: hfcart merge --recipe FILE"
-            ),
-        )
-    return make(fields, f"{file} and the command line" if file else "the command line")

@@ -22,7 +22,7 @@ from hfcart.cli._shared.params import (
     measurement,
 )
 from hfcart.cli._shared.recipe_options import given_fields
-from hfcart.methods import METHODS
+from hfcart.recipes.grid import numbers
 from hfcart.recipes.options import IMAGES
 from hfcart.zero_shot.measurement import Measurement
 
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from hfcart.records import SweepRecord
 
 _GRID = "Grid"
-_RANKS = (0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
-_OF_SUMS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-_SCALES = {"cart": (1.0, 1.5, 2.0, 2.5), "task_arithmetic": _OF_SUMS, "consensus": _OF_SUMS}
 
 
 def sweep(
@@ -120,14 +117,12 @@ def sweep(
         from hfcart.commands.sweep import run_sweep
         from hfcart.records.file_names import SWEEP_RECORD
 
-        takes_rank = method not in METHODS or METHODS[method].parameter("rank") is not None
-        ranks = _numbers(rank, "--rank") if rank else (_RANKS if takes_rank else ())
         own = {"threshold": threshold, "agree": agree}
         record = run_sweep(
             sources,
             asked,
-            ranks=ranks,
-            scales=[float(s) for s in _numbers(scale, "--scale")] if scale else _SCALES.get(method, (1.0,)),
+            ranks=_numbers(rank, "--rank") if rank else None,
+            scales=_numbers(scale, "--scale") if scale else None,
             method=method,
             settings=given_fields(own),
             qkv=qkv,
@@ -144,40 +139,20 @@ def sweep(
 
 
 def _numbers(text: str, option: str) -> list[int | float]:
-    """A list with commas, or low:high[:count]: ranks by equal ratios, scales by equal steps."""
     try:
-        if ":" not in text:
-            return [int(part) if part.strip().isdecimal() else float(part) for part in text.split(",")]
-        low, high, *rest = text.split(":")
-        start, end, count = float(low), float(high), int(rest[0]) if rest else (6 if option == "--rank" else 5)
-        if len(rest) > 1 or count < 2 or not 0 < start < end:
-            raise ValueError
-        steps = [i / (count - 1) for i in range(count)]
-        if option == "--rank":
-            return [float(f"{start * (end / start) ** step:.4g}") for step in steps]
-        return [float(f"{start + (end - start) * step:.4g}") for step in steps]
-    except (ValueError, IndexError):
-        raise typer.BadParameter(f"{text!r} is neither a list nor low:high[:count]", param_hint=option) from None
+        return numbers(text, ratios=option == "--rank")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _show(record: SweepRecord, command: list[str], base: str | None, out: Path, output: Output) -> None:
-    best, anchor = record.points[record.best], record.points[0]
+    from hfcart.report.sweep_table import columns, remarks, rows
+
+    best = record.points[record.best]
     output.result()
-    rows = []
-    for row in record.rows():
-        cells = [f"{100 * record.accuracy(point):.1f}" + " *" * (point is best) for point in row]
-        rows.append((_rank(row[0].rank), *cells))
-    output.table(["rank", *(f"scale {scale:g}" for scale in record.scales)], rows)
-    images = sum(record.images)
-    output.result(
-        f"Mean accuracy in % over {len(record.tasks)} task{'s' * (len(record.tasks) != 1)}, "
-        f"{images:,} {record.part} images; "
-        f"the {record.anchor} alone reaches {100 * record.accuracy(anchor):.1f}."
-    )
-    if record.limit:
-        output.result(f"Partial: samples of at most {record.limit} images a task.")
-    if record.part == "test":
-        output.result("Measured on test images: draw the curve, but do not report a setting chosen here.")
+    output.table(columns(record), rows(record))
+    for remark in remarks(record):
+        output.result(remark)
     options = ["--scale", f"{best.scale:g}"]
     if best.rank is not None:
         options = ["--rank", str(best.rank), *options]
@@ -187,9 +162,3 @@ def _show(record: SweepRecord, command: list[str], base: str | None, out: Path, 
     if not record.reverse:
         output.result(f"  best     hfcart merge {shlex.join([*command, *options])}")
     output.result(f"  curve    {out / 'figures' / 'curve.png'}")
-
-
-def _rank(rank: int | float | None) -> str:
-    if rank is None:
-        return "all"
-    return str(rank) if isinstance(rank, int) else f"{100 * rank:g} %"

@@ -27,6 +27,7 @@ from hfcart.maths.low_rank import rank_of
 from hfcart.methods import METHODS, function, keywords_of
 from hfcart.progress import Progress, Within
 from hfcart.quoting import quoted
+from hfcart.recipes.grid import usual_ranks, usual_scales
 from hfcart.recipes.merge_recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
 from hfcart.records.file_names import RECORDS, SWEEP_RECORD
@@ -81,8 +82,8 @@ def run_sweep(
     sources: Sequence[str],
     measurement: Measurement,
     *,
-    ranks: Sequence[int | float] = (),
-    scales: Sequence[float] = (1.0,),
+    ranks: Sequence[int | float] | None = None,
+    scales: Sequence[float] | None = None,
     method: str = "cart",
     settings: Mapping[str, Any] | None = None,
     qkv: str = "split",
@@ -97,8 +98,8 @@ def run_sweep(
         sources: as for a merge.
         measurement: on what, and how. Its base is the method's too, if it needs one; references are not measured. What
             is measured on the test part is for drawing a curve, not for choosing.
-        ranks: fractions in (0, 1] or whole numbers; () for a method without rank.
-        scales: values of λ.
+        ranks: fractions in (0, 1] or whole numbers; () for a method without rank; None for the usual ones.
+        scales: values of λ; None for the usual ones.
         method: one whose result is anchor + λ · update: cart, task_arithmetic or consensus.
         settings: its other parameters, which every point has; the defaults for those that are not given.
         qkv: split or fused.
@@ -112,6 +113,8 @@ def run_sweep(
         HfcartError: a source, the base or a dataset is not what it should be.
         KeyboardInterrupt: with a note; the same command goes on where it stopped.
     """
+    ranks = usual_ranks(method) if ranks is None else ranks
+    scales = usual_scales(method) if scales is None else [float(scale) for scale in scales]
     recipe = _recipe(sources, method, ranks, scales, dict(settings or {}), measurement.base, qkv, reverse)
     machine = measurement.machine()
     with WorkFolder(out, RECORDS, overwrite=overwrite, aside=(CONVERTED,), redone=(CONVERTED, TENSOR_FILES)) as folder:

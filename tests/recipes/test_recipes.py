@@ -9,9 +9,9 @@ import pytest
 from running import Run
 from towers import write_tower
 
-from hfcart.cli._shared.output import Output
-from hfcart.cli.merge import _recipe
 from hfcart.errors import UsageError
+from hfcart.progress import Progress
+from hfcart.recipes.asked import asked_for
 from hfcart.recipes.merge_recipe import make
 from hfcart.recipes.recipe_files import names, read
 from hfcart.system.cards_folder import cards_dir
@@ -95,5 +95,5 @@ def test_the_command_line_overrides_a_named_recipe(hfcart: Run, tmp_path: Path) 
 def test_another_method_takes_only_the_towers_of_a_recipe() -> None:
     for name in names():
         for method in ("average", "model_stock"):
-            asked = _recipe(Path(name), {"method": method}, Output(quiet=True))
+            asked = asked_for(Path(name), {"method": method}, Progress())
             assert asked == make({"sources": asked.sources, "base": asked.base, "qkv": asked.qkv, "method": method})

@@ -1,0 +1,51 @@
+"""What a merge is asked to do, from a recipe file and from what was given beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hfcart.errors import UsageError, together
+from hfcart.methods import METHODS
+from hfcart.progress import Progress
+from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
+from hfcart.recipes.recipe_files import read
+
+
+def asked_for(file: Path | None, given: dict[str, Any], progress: Progress, where: str = "the command line") -> Recipe:
+    """The recipe of a file with the fields given beside it; those go before the file's.
+
+    Args:
+        file: YAML, or the name of a recipe that comes with hfcart; None for none.
+        given: fields, by name.
+        progress: told what of the file is left out, and where it publishes to.
+        where: what gave the fields, for messages.
+
+    Raises:
+        UsageError: no sources, no such file, or a recipe that makes no sense.
+    """
+    recorded = read(file) if file else {}
+    if file and recorded.get("push_to") and "push_to" not in given:
+        progress.note(f"{file} asks to publish the result to {recorded['push_to']}.")
+    if method := METHODS.get(given.get("method", "")):
+        # Another method than the file's: what only the file's takes is not asked of it.
+        taken = {name: option.taken is None or option.taken(method) for name, option in OPTIONS.items()}
+        for name in [name for name, fits in taken.items() if not fits]:
+            if recorded.pop(name, None) is not None:
+                progress.note(f"{method.name} takes no {name}: the one in {file} is left out.")
+    instead = [("lines", "scale"), ("scale", "lines")]  # each says what the other would
+    used = METHODS.get(str(given.get("method", recorded.get("method"))))
+    if used and used.chosen:
+        instead += [("tasks", used.chosen.parameter), (used.chosen.parameter, "tasks")]
+    for one, other in instead:
+        if one in given and other not in given:
+            recorded.pop(other, None)
+    fields = {**recorded, **given}
+    if not fields.get("sources"):
+        raise UsageError(
+            "There is nothing to merge: no sources were given.",
+            hint=together(
+                "Name them: hfcart merge user/a user/b user/c --out merged", "Or a recipe: hfcart merge --recipe FILE"
+            ),
+        )
+    return make(fields, f"{file} and {where}" if file else where)

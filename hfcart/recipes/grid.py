@@ -1,0 +1,45 @@
+"""The grid of a sweep: which ranks and scales, from what was asked."""
+
+from __future__ import annotations
+
+from hfcart.methods import METHODS
+from hfcart.quoting import quoted
+
+_RANKS = (0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
+_OF_SUMS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+_SCALES = {"cart": (1.0, 1.5, 2.0, 2.5), "task_arithmetic": _OF_SUMS, "consensus": _OF_SUMS}
+
+
+def usual_ranks(method: str) -> tuple[float, ...]:
+    """Fractions of the full rank, where none are asked for; () for a method without rank."""
+    return _RANKS if method not in METHODS or METHODS[method].parameter("rank") is not None else ()
+
+
+def usual_scales(method: str) -> tuple[float, ...]:
+    """Values of λ, where none are asked for."""
+    return _SCALES.get(method, (1.0,))
+
+
+def numbers(text: str, *, ratios: bool) -> list[int | float]:
+    """A list with commas, or low:high[:count], which is so many of them evenly apart.
+
+    Args:
+        text: as typed.
+        ratios: whether they are apart by equal ratios (ranks; six unless told) or by equal steps (scales; five).
+
+    Raises:
+        ValueError: neither of the two.
+    """
+    try:
+        if ":" not in text:
+            return [int(part) if part.strip().isdecimal() else float(part) for part in text.split(",")]
+        low, high, *rest = text.split(":")
+        start, end, count = float(low), float(high), int(rest[0]) if rest else (6 if ratios else 5)
+        if len(rest) > 1 or count < 2 or not 0 < start < end:
+            raise ValueError
+        steps = [i / (count - 1) for i in range(count)]
+        if ratios:
+            return [float(f"{start * (end / start) ** step:.4g}") for step in steps]
+        return [float(f"{start + (end - start) * step:.4g}") for step in steps]
+    except (ValueError, IndexError):
+        raise ValueError(f"{quoted(text)} is neither a list nor low:high[:count]") from None
