@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from hfcart.cli._shared.output import Output, reporting
-from hfcart.methods import ADAPTING, BROKEN, METHODS, Adaptive, Chosen, Method, Parameter, method_of
+from hfcart.methods import ADAPTING, ADAPTIVE, BROKEN, METHODS, Adaptive, Chosen, Method, Parameter, method_of
+from hfcart.names import key, spelled
 
 _NUMBERS_OF = (
     "published: mean accuracy over the eight tasks of CART's paper in per cent, ViT-B/32 / ViT-L/14. They are for "
@@ -26,18 +27,21 @@ def methods(
     Example:  hfcart methods ties
     """
     with reporting() as output:
-        named = {m.adaptive.name: m for m in METHODS.values() if m.adaptive} | METHODS
-        if name is not None and name not in named:
-            method_of(name)
+        one = None if name is None or key(name) == "list" else _named(name)
         if json:
-            found: Any = _as_json(named[name]) if name else [_as_json(m) for m in METHODS.values()]
+            found: Any = _as_json(one) if one else [_as_json(m) for m in METHODS.values()]
             output.data(json_module.dumps(found, indent=2, ensure_ascii=False) + "\n")
-        elif name:
-            _show_one(named[name], output)
+        elif one:
+            _show_one(one, output)
         else:
             _show_all(output)
         for broken in BROKEN.values():
             output.warn(f"{broken}.")
+
+
+def _named(name: str) -> Method:
+    adaptive = spelled(name, ADAPTIVE)
+    return METHODS[ADAPTIVE[adaptive]] if adaptive else method_of(name)
 
 
 def _as_json(m: Method) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hfcart.commands.separate_process import Apart, merge_apart
 from hfcart.engine.plan import CONVERTED, Plan, make_plan
 from hfcart.errors import NonFiniteError, UsageError
 from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
+from hfcart.names import key, meant, spelled
 from hfcart.progress import Progress
 from hfcart.quoting import quoted
 from hfcart.recipes.merge_recipe import make
@@ -117,12 +118,8 @@ def run_compare(
         found = quoted(measurement.references)
         raise UsageError(f"--references is {found}, expected one of {', '.join(_REFERENCES)}.")
     tasks, base = measurement.tasks, measurement.base
-    every = not methods or tuple(methods) == ("all",)
-    names = tuple(offered(len(sources), adapted=bool(methods)) if every else dict.fromkeys(methods))
-    if unknown := [name for name in names if name not in (*METHODS, *ADAPTIVE)]:
-        raise UsageError(
-            f"unknown method {quoted(unknown[0])}, expected one of {', '.join((*METHODS, *ADAPTIVE))}, or all."
-        )
+    every = not methods or [key(name) for name in methods] == ["all"]
+    names = tuple(offered(len(sources), adapted=bool(methods)) if every else dict.fromkeys(map(_named, methods)))
     settings = {name: _settings(sources, name, tasks[0]) for name in names}
     machine = measurement.machine()
     with WorkFolder(out, RECORDS, overwrite=overwrite, aside=(CONVERTED,), redone=(CONVERTED,)) as folder:
@@ -157,6 +154,15 @@ def run_compare(
             return record
         finally:
             plan.close()
+
+
+def _named(name: str) -> str:
+    """The name of a method, or of what `adapt` makes of one, however it was spelled. Raises UsageError."""
+    known = (*METHODS, *ADAPTIVE, "all")
+    if (found := spelled(name, known)) in (None, "all"):
+        told = "All stands alone." if found else f"There is no method {quoted(name)}. {meant(name, known)}"
+        raise UsageError(told, hint="`hfcart methods` lists them.")
+    return found
 
 
 def _settings(sources: Sequence[str], name: str, any_task: TaskCard) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from hfcart.engine.writing import GroupWriter
 from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.maths.low_rank import rank_of
-from hfcart.methods import METHODS, function, keywords_of
+from hfcart.methods import METHODS, function, keywords_of, method_of
 from hfcart.progress import Progress, Within
 from hfcart.quoting import quoted
 from hfcart.recipes.grid import usual_ranks, usual_scales
@@ -113,6 +113,7 @@ def run_sweep(
         HfcartError: a source, the base or a dataset is not what it should be.
         KeyboardInterrupt: with a note; the same command goes on where it stopped.
     """
+    method = method_of(method).name
     ranks = usual_ranks(method) if ranks is None else ranks
     scales = usual_scales(method) if scales is None else [float(scale) for scale in scales]
     recipe = _recipe(sources, method, ranks, scales, dict(settings or {}), measurement.base, qkv, reverse)

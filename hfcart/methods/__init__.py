@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hfcart.methods.adaptation import ADAPTING
 from hfcart.methods.contract import Adaptive, Chosen, Measure, Merged, Method, Parameter, Parts, function, keywords_of
-from hfcart.methods.registry import ADAPTIVE, BROKEN, METHODS, behind, method_of
+from hfcart.methods.registry import ADAPTIVE, BROKEN, METHODS, behind, method_of, named
 
 __all__ = [
     "ADAPTING",
@@ -27,4 +27,5 @@ __all__ = [
     "function",
     "keywords_of",
     "method_of",
+    "named",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from importlib.metadata import EntryPoint, entry_points
@@ -13,6 +12,7 @@ from hfcart.errors import UsageError
 from hfcart.methods.adaptation import ADAPTING
 from hfcart.methods.contract import FAMILIES, Method
 from hfcart.methods.declaration import check
+from hfcart.names import meant, spelled
 from hfcart.quoting import printable, quoted
 
 GROUP = "hfcart.methods"  # of entry points: each names a Method
@@ -64,16 +64,31 @@ def behind(name: str) -> Method:
     return METHODS[ADAPTIVE.get(name, name)]
 
 
+def named(name: str) -> str:
+    """The name of a method as it is registered, however it was spelled.
+
+    Raises:
+        ValueError: there is none, or it is a package's that is broken; the sentence says which was meant.
+    """
+    if found := spelled(name, METHODS):
+        return found
+    if name in BROKEN:
+        raise ValueError(f"the method {name} is broken: {BROKEN[name]}")
+    if adaptive := spelled(name, ADAPTIVE):
+        raise ValueError(f"{adaptive} is what --adapt makes of {ADAPTIVE[adaptive]}: give both in its place")
+    raise ValueError(f"unknown method {quoted(name, 80)}. {meant(name, METHODS)}")
+
+
 def method_of(name: str) -> Method:
     """The method of that name.
 
     Raises:
         UsageError: there is none, or a package's that is broken.
     """
-    if name in METHODS:
-        return METHODS[name]
+    if found := spelled(name, METHODS):
+        return METHODS[found]
     if name in BROKEN:
         raise UsageError(f"The method {name} is broken: {BROKEN[name]}.", hint="Update that package, or remove it.")
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), METHODS, n=2)
-    meant = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(METHODS)}."
-    raise UsageError(f"There is no method {quoted(name, 80)}. {meant}", hint="`hfcart methods` lists them.")
+    raise UsageError(
+        f"There is no method {quoted(name, 80)}. {meant(name, METHODS)}", hint="`hfcart methods` lists them."
+    )

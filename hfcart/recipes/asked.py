@@ -7,6 +7,7 @@ from typing import Any
 
 from hfcart.errors import UsageError, together
 from hfcart.methods import METHODS
+from hfcart.names import spelled
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
 from hfcart.recipes.recipe_files import read
@@ -27,14 +28,14 @@ def asked_for(file: Path | None, given: dict[str, Any], progress: Progress, wher
     recorded = read(file) if file else {}
     if file and recorded.get("push_to") and "push_to" not in given:
         progress.note(f"{file} asks to publish the result to {recorded['push_to']}.")
-    if method := METHODS.get(given.get("method", "")):
+    if method := METHODS.get(spelled(str(given.get("method", "")), METHODS) or ""):
         # Another method than the file's: what only the file's takes is not asked of it.
         taken = {name: option.taken is None or option.taken(method) for name, option in OPTIONS.items()}
         for name in [name for name, fits in taken.items() if not fits]:
             if recorded.pop(name, None) is not None:
                 progress.note(f"{method.name} takes no {name}: the one in {file} is left out.")
     instead = [("lines", "scale"), ("scale", "lines")]  # each says what the other would
-    used = METHODS.get(str(given.get("method", recorded.get("method"))))
+    used = METHODS.get(spelled(str(given.get("method", recorded.get("method"))), METHODS) or "")
     if used and used.chosen:
         instead += [("tasks", used.chosen.parameter), (used.chosen.parameter, "tasks")]
     for one, other in instead:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, ValidationError
 
+from hfcart.names import near
 from hfcart.quoting import printable, quoted
 from hfcart.records.repo_id import is_repo_id
 
@@ -41,18 +43,25 @@ OutFolder = Annotated[str, AfterValidator(_folder_of_its_own)]
 HubRepo = Annotated[str, AfterValidator(_hub_repo)]
 
 
-def explain(error: ValidationError | TypeError, where: str) -> str:
-    """Each wrong field once, in a sentence that begins with where the fields come from."""
+def explain(error: ValidationError | TypeError, where: str, known: Iterable[str] = ()) -> str:
+    """Each wrong field once, in a sentence that begins with where the fields come from.
+
+    Args:
+        error: what checking the fields raised.
+        where: the fields come from.
+        known: names of the fields that there are; an unknown one is answered with those that may be meant.
+    """
     if isinstance(error, TypeError):
         return f"{where}: {printable(error, 300)}."
     lines: dict[str, str] = {}
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"][:1])
         if problem["type"] == "extra_forbidden":
-            text = f"unknown field {quoted(name)}"
+            text = f"unknown field {quoted(name)}. {near(name, known)}".rstrip()
         else:
             text = (f"{name}: " if name else "") + problem["msg"].removeprefix("Value error, ")
         lines.setdefault(name, text)
-    shown = [printable(line, 300) for line in lines.values()]
+    shown = [printable(line, 300).rstrip(".") for line in lines.values()]
     more = f"; and {len(shown) - _MOST:,} more" if len(shown) > _MOST else ""
-    return f"In {printable(where, 300)}: " + "; ".join(shown[:_MOST]) + more + "."
+    told = f"In {printable(where, 300)}: " + "; ".join(shown[:_MOST]) + more
+    return told if told.endswith("?") else told + "."

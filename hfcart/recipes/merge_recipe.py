@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from hfcart.errors import UsageError
-from hfcart.methods import ADAPTING, BROKEN, METHODS, Parameter
+from hfcart.methods import ADAPTING, METHODS, Parameter, named
+from hfcart.names import dtype
 from hfcart.quoting import quoted
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain
 from hfcart.recipes.named import LocalSource, SourceTask
@@ -198,11 +199,12 @@ class Settings(BaseModel):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        if value in METHODS:
-            return value
-        if value in BROKEN:
-            raise ValueError(f"the method {value} is broken: {BROKEN[value]}")
-        raise ValueError(f"unknown method {quoted(value)}, expected one of {', '.join(METHODS)}")
+        return named(value)
+
+    @field_validator("dtype", "precision", mode="before")
+    @classmethod
+    def _in_full(cls, value: object) -> object:
+        return dtype(value)
 
     @field_validator("max_shard_size")
     @classmethod
@@ -406,4 +408,5 @@ def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:
     try:
         return Recipe(**fields)
     except (ValidationError, TypeError) as error:
-        raise UsageError(explain(error, where), hint="`hfcart merge --help` lists every field.") from None
+        hint = "`hfcart merge --help` lists every field."
+        raise UsageError(explain(error, where, Recipe.model_fields), hint=hint) from None

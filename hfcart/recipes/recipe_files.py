@@ -11,10 +11,11 @@ import yaml
 
 from hfcart.errors import UsageError
 from hfcart.formats import safe_yaml
+from hfcart.names import meant, spelled
 from hfcart.quoting import printable
 from hfcart.system.cards_folder import cards_dir
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
+_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,60}", re.ASCII)
 
 
 def as_yaml(fields: dict[str, Any]) -> str:
@@ -44,12 +45,13 @@ def read(path: Path) -> dict[str, Any]:
         UsageError: no such recipe; the file cannot be read, is no YAML, or no mapping.
     """
     if _NAME.fullmatch(str(path)) and not path.is_file():
-        if str(path) not in names():
+        found = spelled(str(path), names())
+        if found is None:
             raise UsageError(
-                f"There is no file {path} here, and no recipe of that name. Known: {', '.join(names())}.",
-                hint="Give the path of a file, or one of these names: hfcart merge --recipe NAME",
+                f"There is no file {path} here, and no recipe of that name. {meant(str(path), names())}",
+                hint=f"Give the path of a file, or one of these names: {', '.join(names())}",
             )
-        path = cards_dir() / "recipes" / f"{path}.yaml"
+        path = cards_dir() / "recipes" / f"{found}.yaml"
     try:
         fields = safe_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -6,7 +6,6 @@ prompts, and what is published about the task. Unknown keys, wrong types and emp
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from hfcart.errors import UsageError
 from hfcart.formats import safe_yaml
+from hfcart.names import meant, spelled
 from hfcart.quoting import printable, quoted
 from hfcart.records.check import TASK_ID
 from hfcart.records.repo_id import is_repo_id, is_revision
@@ -246,20 +246,18 @@ def _is_path(name: str) -> bool:
 def _named(name: str) -> list[TaskCard]:
     if name in GROUPS:
         return [_benchmark_task(one) for one in GROUPS[name]]
-    if name in _shipped():
-        return [_benchmark_task(name)]
+    if found := spelled(name, _shipped()):
+        return [_benchmark_task(found)]
     if _is_path(name) and Path(name).is_dir():
         if not (cards := sorted(Path(name).glob("*.yaml"))):
             raise UsageError(f"The folder {name} holds no task card (*.yaml).", hint=_HINT)
         return [read_card(path) for path in cards]
     if _is_path(name):
         return [read_card(Path(name))]
-    known = {key.casefold(): key for key in (*_shipped(), *GROUPS)}
-    close = [known[key] for key in difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)]
-    meant = (
-        f"did you mean {' or '.join(close)}?" if close else f"expected a task, a group ({', '.join(GROUPS)}) or a path."
+    raise UsageError(
+        f"There is no task {quoted(name, 80)}. {meant(name, (*_shipped(), *GROUPS))}",
+        hint="`hfcart tasks` lists the tasks and groups; a path of your own task card (FILE.yaml) is taken too.",
     )
-    raise UsageError(f"There is no task {quoted(name, 80)}: {meant}", hint="`hfcart tasks` lists the tasks and groups.")
 
 
 def read_card(path: Path) -> TaskCard:

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 from hfcart.errors import UsageError
+from hfcart.names import dtype
 from hfcart.quoting import quoted
 from hfcart.records.check import MAX_SAMPLE_SEED, PARTS, PRECISIONS
 
@@ -60,6 +61,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         """Refuse what could not be measured."""
+        object.__setattr__(self, "precision", dtype(self.precision))
         known = {"references": REFERENCES, "precision": ("auto", *PRECISIONS), "part": PARTS}
         for name, values in known.items():
             if (value := getattr(self, name)) not in values:

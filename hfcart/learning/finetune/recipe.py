@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hfcart.errors import UsageError
+from hfcart.names import dtype
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain
 
 # Ilharco et al. 2022 (arXiv 2212.04089) and their released code, which the papers' towers come from.
@@ -58,6 +59,11 @@ class FinetuneRecipe(BaseModel):
     create_pr: bool = False
     commit_message: str | None = None
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _in_full(cls, value: object) -> object:
+        return dtype(value)
+
     @model_validator(mode="after")
     def _fields_fit(self) -> FinetuneRecipe:
         if self.warmup is not None and self.warmup >= self.steps:
@@ -82,4 +88,6 @@ def make(fields: dict[str, Any], where: str = "the command line") -> FinetuneRec
     try:
         return FinetuneRecipe(**fields)
     except (ValidationError, TypeError) as error:
-        raise UsageError(explain(error, where), hint="`hfcart finetune --help` lists every field.") from None
+        raise UsageError(
+            explain(error, where, FinetuneRecipe.model_fields), hint="`hfcart finetune --help` lists every field."
+        ) from None
