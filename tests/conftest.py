@@ -15,7 +15,10 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 # Every annotated shape in the numerical modules is checked on every call of every test.
-_HOOK = install_import_hook(["hfcart.maths.low_rank", "hfcart.maths.moments", "hfcart.methods"], "beartype.beartype")
+_HOOK = install_import_hook(
+    ["hfcart.maths.low_rank", "hfcart.maths.low_rank_batch", "hfcart.maths.moments", "hfcart.methods"],
+    "beartype.beartype",
+)
 
 import torch  # noqa: E402
 from hints import faults  # noqa: E402

@@ -19,7 +19,7 @@ from hfcart.clip.tensor_names import Group
 from hfcart.commands.merge import preprocessor_of
 from hfcart.engine.loop import workers as worker_threads
 from hfcart.engine.plan import CONVERTED, Plan, make_plan
-from hfcart.engine.reading import GroupReader
+from hfcart.engine.reading import GroupReader, Held
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
@@ -188,18 +188,21 @@ def _take_apart(grid: _Grid, writer: GroupWriter, machine: Machine, progress: Pr
     offered = {**grid.plan.settings, "ranks": grid.ranks, "reverse": grid.reverse}
     reader = GroupReader(grid.plan, machine.device)
 
+    def apart(group: Group, held: Held) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        thetas, base = held.to(machine.device)
+        if not grid.updated(group):
+            return other_rule(thetas).tensor.cpu(), []
+        anchor, updates = parts(thetas, **keywords_of(parts, {**offered, "base": base}))
+        return anchor.cpu(), [update.cpu() for update in updates]
+
     def work(group: Group) -> None:
-        thetas, base = reader.stack(group)
-        if grid.updated(group):
-            anchor, updates = parts(thetas, **keywords_of(parts, {**offered, "base": base}))
-        else:
-            anchor, updates = other_rule(thetas).tensor, []
+        anchor, updates = pool.drive(apart, group, reader.read(group))
         digests = writer.write(group, anchor, "anchor.")
         for i, update in enumerate(updates):
             digests |= writer.write(group, update, f"update{i}.")
         writer.note({"group": group.key, "sha256": digests})
 
-    with worker_threads(machine.workers, progress) as pool:
+    with worker_threads(machine.workers, machine.device, progress) as pool:
         pool.each("Decomposing", *writer.to_do(), work, reader.bytes_read)
 
 

@@ -2,6 +2,9 @@
 
 All arithmetic runs in worker threads, with one worker too: a matrix decomposed with two BLAS threads differs in its
 last bits from one decomposed with one, and two threads fighting over two cores are slower than one.
+
+With another device than the CPU the workers read and write, and one more thread does all that is done on the device:
+`driving`.
 """
 
 from __future__ import annotations
@@ -10,26 +13,41 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import ParamSpec, Protocol, TypeVar
 
 import torch
 
 from hfcart.clip.tensor_names import Group
 from hfcart.progress import Progress
 from hfcart.system.allocator import freed_blocks_go_back
-from hfcart.system.device import one_blas_thread
+from hfcart.system.device import full_float32, one_blas_thread
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Drive(Protocol):
+    """Has a piece of work done by the thread that drives the device, and waits for it."""
+
+    def __call__(
+        self, work: Callable[Arguments, Result], /, *args: Arguments.args, **keywords: Arguments.kwargs
+    ) -> Result:
+        """What the work returns, or raises."""
 
 
 class Workers:
     """A pool of worker threads for the groups of one piece of work; `workers` makes it."""
 
-    def __init__(self, pool: ThreadPoolExecutor, number: int, progress: Progress) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, drive: Drive, number: int, progress: Progress) -> None:
         """Take the pool.
 
         Args:
             pool: of one-thread workers.
+            drive: what they call for work on the device.
             number: of them.
             progress: told the bytes of sources done.
         """
+        self.drive = drive
         self._pool = pool
         self._ahead = 2 * number
         self._progress = progress
@@ -80,15 +98,31 @@ class Workers:
 
 
 @contextmanager
-def workers(number: int, progress: Progress) -> Iterator[Workers]:
+def workers(number: int, device: torch.device, progress: Progress) -> Iterator[Workers]:
     """Worker threads for as long as this lasts; on leaving, what has begun is finished and the rest is dropped."""
     pool = ThreadPoolExecutor(number, "merge", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        with freed_blocks_go_back(), one_blas_thread():
-            yield Workers(pool, number, progress)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        progress.finish()
+    with freed_blocks_go_back(), one_blas_thread(), full_float32(), driving(device) as drive:
+        try:
+            yield Workers(pool, drive, number, progress)
+        finally:  # the workers first: they wait for what drives the device
+            pool.shutdown(wait=True, cancel_futures=True)
+            progress.finish()
+
+
+@contextmanager
+def driving(device: torch.device) -> Iterator[Drive]:
+    """For as long as this lasts, what runs work on a device: on the CPU whoever calls it, else one thread for all.
+
+    Several threads that launch many small kernels hold each other up: a hundred products took eight of them fourteen
+    times as long as one. And torch loads its library of decompositions at the first call, which must not be made by two
+    threads at once ("lazy wrapper should be called at most once").
+    """
+    if device.type == "cpu":
+        yield lambda work, /, *args, **keywords: work(*args, **keywords)
+        return
+    # The interpreter runs on while the thread waits for the device, and the workers read and write.
+    with ThreadPoolExecutor(1, "device", initializer=torch.set_num_threads, initargs=(1,)) as one:
+        yield lambda work, /, *args, **keywords: one.submit(work, *args, **keywords).result()
 
 
 def _finish_all(jobs: list[Future[None]], pool: ThreadPoolExecutor) -> None:

@@ -14,7 +14,7 @@ import torch
 from hfcart.clip.tensor_names import PROJECTION, Group
 from hfcart.engine.loop import Workers, workers
 from hfcart.engine.plan import Plan
-from hfcart.engine.reading import GroupReader
+from hfcart.engine.reading import GroupReader, Held
 from hfcart.engine.writing import GroupWriter
 from hfcart.maths.moments import spread_of
 from hfcart.methods import Measure, Merged, function, keywords_of
@@ -38,11 +38,14 @@ def merge_groups(plan: Plan, writer: GroupWriter, device: torch.device, number: 
     """
     reader = GroupReader(plan, device)
     rules = GroupRules(plan, reader, device)
-    with workers(number, progress) as pool:
+    with workers(number, device, progress) as pool:
         known = whole_tower_facts(rules, writer, pool)
 
         def work(group: Group) -> None:
-            merged, spread = (Merged(reader.copied(group)), None) if group.copied else rules.merged(group, known)
+            if group.copied:
+                merged, spread = Merged(reader.copied(group)), None
+            else:
+                merged, spread = pool.drive(rules.merged, group, reader.read(group), known)
             low_rank = merged.rank is not None
             writer.note(
                 {
@@ -66,26 +69,31 @@ def whole_tower_facts(rules: GroupRules, writer: GroupWriter, pool: Workers) -> 
         return {}
     if writer.facts is not None:
         return writer.facts
-    groups, size = [group for group in plan.groups if not group.copied], rules.reader.bytes_read
+    groups = [group for group in plan.groups if not group.copied]
     known: dict[str, Any] = {}
+
+    def total(measure: Callable[[Group, Held], torch.Tensor]) -> torch.Tensor:
+        reader = rules.reader
+        return pool.total(groups, lambda group: pool.drive(measure, group, reader.read(group)), reader.bytes_read)
+
     if plan.method.fit:
         fit = function(plan.method.fit)
         passes = fit(**keywords_of(fit, plan.settings))
         try:
             measure = next(passes)
             while True:
-                measure = passes.send(pool.total(groups, functools.partial(rules.measured, measure), size))
+                measure = passes.send(total(functools.partial(rules.measured, measure)))
         except StopIteration as end:
             known = end.value
     if plan.recipe.lines is not None:
-        sums = pool.total(groups, functools.partial(rules.norms, known), size)
+        sums = total(functools.partial(rules.norms, known))
         known = {**known, "alpha": alpha_of(sums, len(plan.towers))}
     writer.note_facts(known)
     return known
 
 
 class GroupRules:
-    """The method's rules on the groups of a plan. Several threads may use it."""
+    """The method's rules on the groups of a plan. What drives the device calls them."""
 
     def __init__(self, plan: Plan, reader: GroupReader, device: torch.device) -> None:
         """Load the rules.
@@ -100,24 +108,24 @@ class GroupRules:
         self._device = device
         self._matrix_rule, self._other_rule = plan.method.load()
 
-    def merged(self, group: Group, known: dict[str, Any]) -> tuple[Merged, list[list[float]]]:
-        """What becomes of a group, and the inner products of the towers' distances from the centre."""
-        thetas, base = self.reader.stack(group)
+    def merged(self, group: Group, held: Held, known: dict[str, Any]) -> tuple[Merged, list[list[float]]]:
+        """What becomes of a group, and the inner products of the towers' distances from the centre; on the CPU."""
+        thetas, base = held.to(self._device)
         merged = self._rule(group)(thetas, **self._keywords(group, base, known))
         beta = self.plan.recipe.lines
         if beta is not None and base is not None:
             by = factor(group.key, self.plan.architecture.num_hidden_layers, known["alpha"], beta)
             merged = merged._replace(tensor=scaled(merged.tensor, base, by))
-        return merged, spread_of(thetas, base).tolist()
+        spread = spread_of(thetas, base)
+        return merged._replace(tensor=merged.tensor.cpu()), spread.tolist()
 
-    def measured(self, measure: Measure, group: Group) -> torch.Tensor:
+    def measured(self, measure: Measure, _: Group, held: Held) -> torch.Tensor:
         """A group's part of a statistic of the whole towers."""
-        thetas, base = self.reader.stack(group)
-        return measure(thetas, base)  # type: ignore[no-any-return]
+        return measure(*held.to(self._device))  # type: ignore[no-any-return]
 
-    def norms(self, known: dict[str, Any], group: Group) -> torch.Tensor:
+    def norms(self, known: dict[str, Any], group: Group, held: Held) -> torch.Tensor:
         """A group's part of the norms that LiNeS compares: of the summed task vectors, and of the merged one."""
-        thetas, base = self.reader.stack(group)
+        thetas, base = held.to(self._device)
         assert base is not None  # a method of task vectors has one
         return norms(thetas, base, self._rule(group)(thetas, **self._keywords(group, base, known)).tensor)
 

@@ -19,12 +19,13 @@ import torch
 
 from hfcart.clip.models import vision_model
 from hfcart.clip.tensor_names import PROJECTION, Group
+from hfcart.engine.loop import driving
 from hfcart.engine.plan import Plan
-from hfcart.engine.reading import GroupReader
+from hfcart.engine.reading import GroupReader, Held
 from hfcart.methods import Chosen, function
 from hfcart.progress import Progress
 from hfcart.records import Selected, SelectionRecord
-from hfcart.system.device import Machine, one_blas_thread
+from hfcart.system.device import Machine, full_float32, one_blas_thread
 from hfcart.system.disk import explain_os_errors
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
@@ -217,19 +218,22 @@ class _Choosing:
         entry: their number changes no bit."""
         made: list[dict[str, torch.Tensor]] = [{} for _ in values]
 
+        def candidates(held: Held) -> list[torch.Tensor]:
+            thetas, base = held.to(self.machine.device)
+            settings = ({self.chosen.parameter: value} for value in values)
+            return [self._candidate(thetas, base=base, task=place, **setting).cpu() for setting in settings]
+
         def one(group: Group) -> None:
-            thetas, base = self._reader.stack(group)
             rows = [self.plan.shapes[name][0] for name in group.names]
-            for value, tensors in zip(values, made, strict=True):
-                whole = self._candidate(thetas, base=base, task=place, **{self.chosen.parameter: value}).cpu()
-                tensors.update(zip(group.names, whole.split(rows) if len(rows) > 1 else [whole], strict=True))
+            for whole, tensors in zip(drive(candidates, self._reader.read(group)), made, strict=True):
+                tensors.update(zip(group.names, torch.split(whole, rows) if len(rows) > 1 else [whole], strict=True))
 
         groups = [group for group in self.plan.groups if not group.copied and group.names != (PROJECTION,)]
         pool = ThreadPoolExecutor(self.machine.workers, "choose", initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            with one_blas_thread():
+        with one_blas_thread(), full_float32(), driving(self.machine.device) as drive:
+            try:
                 list(pool.map(one, groups))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
         # The model has copies of them: each candidate's go as soon as it stands.
         return [vision_model(self.plan.architecture, made.pop(0)) for _ in values]

@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-_CHUNK = 1 << 16  # elements; in float64 half a mebibyte, which stays in second-level cache
+
+def run_of(device: torch.device) -> int:
+    """Entries of a tensor to take at once: on the CPU what stays in second-level cache, elsewhere few steps."""
+    return 1 << (16 if device.type == "cpu" else 20)
 
 
 def double_home(device: torch.device) -> torch.device:
@@ -30,16 +33,17 @@ def mean_of(thetas: Float[Tensor, " task *shape"]) -> tuple[Float[Tensor, " *sha
     home = double_home(thetas.device)
     flat = thetas.reshape(len(thetas), -1)
     high, low = torch.empty_like(flat[0]), torch.empty_like(flat[0])
-    for start in range(0, flat.shape[1], _CHUNK):
-        part = flat[:, start : start + _CHUNK].to(home)
+    run = run_of(thetas.device)
+    for start in range(0, flat.shape[1], run):
+        part = flat[:, start : start + run].to(home)
         # The first row starts the sum, not a zero: 0.0 + -0.0 would lose a sign and one source its bytes.
         total = part[0].to(torch.float64, copy=True)
         for row in part[1:]:
             total.add_(row)
         total.div_(len(part))
-        high[start : start + _CHUNK] = total
+        high[start : start + run] = total
         total.sub_(total.to(flat.dtype))
-        low[start : start + _CHUNK] = total
+        low[start : start + run] = total
     return high.reshape(thetas.shape[1:]), low.reshape(thetas.shape[1:])
 
 
@@ -58,12 +62,26 @@ def spread_of(
     flat = thetas.reshape(len(thetas), -1)
     reference = flat[0] if base is None else base.reshape(-1)
     others = flat[1:] if base is None else flat
+    run, home = run_of(thetas.device), double_home(thetas.device)
+    if home.type != "cpu":  # float64 is as fast there, and needs no look at each product
+        return _spread_in_float64(reference, others, run)
     total = torch.zeros(len(others) + 1, len(others) + 1, dtype=torch.float64)
-    for start in range(0, flat.shape[1], _CHUNK):
-        part = reference[start : start + _CHUNK]
-        rows = torch.cat([part[None], others[:, start : start + _CHUNK] - part])
+    for start in range(0, flat.shape[1], run):
+        part = reference[start : start + run]
+        rows = torch.cat([part[None], others[:, start : start + run] - part])
         products = rows @ rows.T
         if not bool(torch.isfinite(products).all()):  # squares beyond float32, of weights beyond 1e19
             products = rows.to("cpu", torch.float64) @ rows.to("cpu", torch.float64).T
         total += products.to("cpu", torch.float64)
     return total
+
+
+def _spread_in_float64(
+    reference: Float[Tensor, " entry"], others: Float[Tensor, "other entry"], run: int
+) -> Float64[Tensor, "row row"]:
+    total = torch.zeros(len(others) + 1, len(others) + 1, dtype=torch.float64, device=others.device)
+    for start in range(0, len(reference), run):
+        part = reference[start : start + run].double()
+        rows = torch.cat([part[None], others[:, start : start + run] - part])
+        total.addmm_(rows, rows.T)
+    return total.cpu()

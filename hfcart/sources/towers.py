@@ -34,7 +34,7 @@ from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import weights_sha256
 from hfcart.sources.stores import SMALL, LocalStore, Store
-from hfcart.system.threads import in_parallel
+from hfcart.system.threads import default_workers, in_parallel
 
 # Towers that others are fine-tuned from, by (hidden_size, num_hidden_layers, patch_size, image_size).
 _KNOWN_BASES = {
@@ -308,7 +308,7 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
             progress.finish()
     progress.step("Checking digests")
     files = [(tower, name) for tower in towers if tower.record is None for name in tower.weights]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(default_workers()) as pool:
         digests = list(pool.map(lambda file: _digest(*file), files))
     for tower in towers:
         if tower.record is None:

@@ -79,6 +79,20 @@ class Machine:
 
 
 @contextmanager
+def full_float32() -> Iterator[None]:
+    """Have products of float32 matrices computed in float32: TF32, and bfloat16 inside of them, keep fewer digits.
+
+    It is one setting for the whole process; what it was is put back.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Hold the process's OpenBLAS and the calling thread's torch at one thread each.
 

@@ -14,6 +14,7 @@ import torch
 
 from hfcart import __version__
 from hfcart.maths.low_rank import default_solver
+from hfcart.maths.low_rank_batch import NAME, is_batched
 from hfcart.records import Environment
 
 
@@ -27,7 +28,7 @@ def current_environment(device: torch.device) -> Environment:
         platform=f"{platform.system()} {platform.machine()}",
         device=device.type,
         processor=name,
-        solver=default_solver(device),
+        solver=NAME if is_batched(device) else default_solver(device),
     )
 
 

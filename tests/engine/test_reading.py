@@ -32,7 +32,7 @@ def test_a_stack_is_the_group_of_every_tower_in_float32(tmp_path: Path, qkv: str
         reader = GroupReader(plan, torch.device("cpu"))
         places = set()
         for group in plan.groups:
-            thetas, zero = reader.stack(group)
+            thetas, zero = reader.read(group)
             places.add(thetas.data_ptr())
             names = group.names
             stored = [torch.cat([weights(i)[name].half() for name in names]) for i in (1, 2)]
@@ -41,7 +41,7 @@ def test_a_stack_is_the_group_of_every_tower_in_float32(tmp_path: Path, qkv: str
             assert reader.shape(group) == zero.shape and reader.bytes_read(group) == 2 * 2 * zero.numel()
         assert len(places) == 1  # one buffer, again and again
         with ThreadPoolExecutor(1) as pool:  # and another for each thread
-            assert pool.submit(reader.stack, plan.groups[0]).result()[0].data_ptr() not in places
+            assert pool.submit(reader.read, plan.groups[0]).result()[0].data_ptr() not in places
 
 
 def test_all_forms_and_dtypes_in_one_merge(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hfcart.clip.tensor_names import Group
 from hfcart.engine.loop import workers
 from hfcart.engine.merging import GroupRules, whole_tower_facts
 from hfcart.engine.plan import Plan
-from hfcart.engine.reading import GroupReader
+from hfcart.engine.reading import GroupReader, Held
 from hfcart.engine.writing import GroupWriter
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.maths.low_rank import rank_of
@@ -90,22 +90,25 @@ def take_apart(plan: Plan, writer: GroupWriter, device: torch.device, number: in
     parts = function(plan.method.adaptive.parts)
     _, other_rule = plan.method.load()
     reader = GroupReader(plan, device)
-    with workers(number, progress) as pool:
+    with workers(number, device, progress) as pool:
         known = whole_tower_facts(GroupRules(plan, reader, device), writer, pool)
+
+        def apart(group: Group, held: Held) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            """The anchor and the factors, on the CPU."""
+            thetas, base = held.to(device)
+            offered = {**plan.settings, **known, "base": base, "key": group.key}
+            if not plan.has_coefficients(group):
+                return other_rule(thetas, **keywords_of(other_rule, offered)).tensor.cpu(), None, None
+            found = parts(thetas, **keywords_of(parts, offered))
+            return found.anchor.cpu(), found.left.cpu(), None if found.right is None else found.right.cpu()
 
         def work(group: Group) -> None:
             digests: dict[str, str] = {}
             if not group.copied:
-                thetas, base = reader.stack(group)
-                offered = {**plan.settings, **known, "base": base, "key": group.key}
-                if plan.has_coefficients(group):
-                    found = parts(thetas, **keywords_of(parts, offered))
-                    digests |= writer.write_whole(f"left.{group.key}", found.left)
-                    if found.right is not None:
-                        digests |= writer.write_whole(f"right.{group.key}", found.right)
-                    anchor = found.anchor
-                else:
-                    anchor = other_rule(thetas, **keywords_of(other_rule, offered)).tensor
+                anchor, left, right = pool.drive(apart, group, reader.read(group))
+                for side, factor in (("left", left), ("right", right)):
+                    if factor is not None:
+                        digests |= writer.write_whole(f"{side}.{group.key}", factor)
                 digests |= writer.write(group, anchor, "anchor.")
             writer.note({"group": group.key, "sha256": digests})
 

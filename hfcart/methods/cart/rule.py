@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfcart.maths.low_rank import LowRank, rank_of, truncated_svd
+from hfcart.maths.low_rank_batch import is_batched, truncated_svds
 from hfcart.maths.moments import mean_of
 from hfcart.methods.contract import Merged, Parts
 
@@ -63,6 +64,8 @@ def _approximated(
     k = rank_of(rank, *thetas.shape[1:])
     high, low = mean_of(thetas)
     # θ̄ = high + low to twice the precision: subtracting both keeps small task vectors exact in float32.
+    if is_batched(thetas.device):
+        return high, low, truncated_svds((thetas - high).sub_(low), k)
     return high, low, [truncated_svd((theta - high).sub_(low), k) for theta in thetas]
 
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from hfcart.maths.moments import run_of
 from hfcart.methods.contract import Merged
 from hfcart.methods.shared.task_vectors import (
-    CHUNK,
     agreeing,
     disjoint_mean,
     generator_of,
@@ -49,7 +49,7 @@ def della(
     rows = len(base) if base.ndim > 1 else 1
     start, stack = base.reshape(rows, -1), thetas.reshape(len(thetas), rows, -1)
     out = torch.empty_like(start)
-    step = max(1, CHUNK // start.shape[1])
+    step = max(1, run_of(base.device) // start.shape[1])
     for begin in range(0, rows, step):
         part = slice(begin, begin + step)
         kept = _pruned([task_vector(theta[part], start[part]) for theta in stack], streams, density, epsilon)

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfcart.maths.moments import double_home, mean_of
+from hfcart.maths.moments import double_home, mean_of, run_of
 from hfcart.methods.contract import Merged
-from hfcart.methods.shared.task_vectors import CHUNK, onto
+from hfcart.methods.shared.task_vectors import onto
 
 
 def fisher(
@@ -40,8 +40,9 @@ def fisher(
     high, low = (mean.reshape(-1) for mean in mean_of(thetas))
     flat, weights = thetas.reshape(len(thetas), -1), fishers.reshape(len(thetas), -1)
     out = torch.empty_like(high)
-    for start in range(0, len(high), CHUNK):
-        part = slice(start, start + CHUNK)
+    run = run_of(thetas.device)
+    for start in range(0, len(high), run):
+        part = slice(start, start + run)
         rest = low[part].to(home).double()
         total, update = torch.zeros_like(rest), torch.zeros_like(rest)
         for theta, weight, norm in zip(flat[:, part], weights[:, part], norms, strict=True):

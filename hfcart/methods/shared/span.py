@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hfcart.maths.moments import double_home
-from hfcart.methods.shared.task_vectors import CHUNK
+from hfcart.maths.moments import double_home, run_of
 
 
 def combine(thetas: Float[Tensor, " task *shape"], weights: Sequence[float]) -> Float[Tensor, " *shape"]:
@@ -17,17 +16,19 @@ def combine(thetas: Float[Tensor, " task *shape"], weights: Sequence[float]) -> 
     flat = thetas.reshape(len(thetas), -1)
     out = torch.empty_like(flat[0])
     factors = torch.tensor(weights, dtype=torch.float64, device=double_home(thetas.device))
-    for begin in range(0, len(out), CHUNK):
-        part = flat[:, begin : begin + CHUNK].to(factors.device).double()
-        out[begin : begin + CHUNK] = (part * factors[:, None]).sum(0)
+    run = run_of(thetas.device)
+    for begin in range(0, len(out), run):
+        part = flat[:, begin : begin + run].to(factors.device).double()
+        out[begin : begin + run] = (part * factors[:, None]).sum(0)
     return out.reshape(thetas.shape[1:])
 
 
 def inner_products(thetas: Float[Tensor, " task *shape"]) -> Float64[Tensor, "task task"]:
-    """⟨θ_s, θ_t⟩ in float64, on the CPU."""
+    """⟨θ_s, θ_t⟩ in float64, brought to the CPU."""
     flat = thetas.reshape(len(thetas), -1)
-    total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
-    for begin in range(0, flat.shape[1], CHUNK):
-        part = flat[:, begin : begin + CHUNK].cpu().double()
+    home, run = double_home(thetas.device), run_of(thetas.device)
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=home)
+    for begin in range(0, flat.shape[1], run):
+        part = flat[:, begin : begin + run].to(home).double()
         total += part @ part.T
-    return total
+    return total.cpu()

@@ -9,9 +9,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from hfcart.maths.moments import double_home
-
-CHUNK = 1 << 16  # elements taken at once: temporaries of T times that in float64 stay small
+from hfcart.maths.moments import double_home, run_of
 
 
 def task_vector(theta: Float[Tensor, " *shape"], base: Float[Tensor, " *shape"]) -> Float64[Tensor, " *shape"]:
@@ -56,8 +54,9 @@ def chunks_of(
     """The task vectors of one tensor, a run of entries at a time."""
     home = double_home(base.device)
     flat, start = thetas.reshape(len(thetas), -1), base.reshape(-1)
-    for begin in range(0, len(start), CHUNK):
-        part = slice(begin, min(begin + CHUNK, len(start)))
+    run = run_of(base.device)
+    for begin in range(0, len(start), run):
+        part = slice(begin, min(begin + run, len(start)))
         yield flat[:, part].to(home).double().sub_(start[part].to(home)), part
 
 

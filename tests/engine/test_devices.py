@@ -1,0 +1,196 @@
+"""Merges whose algebra is done on a device: as on the CPU, driven by one thread, and waited for as seldom as stated."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from devices import DEVICES, merged_on, working
+from plans import fetched_plan
+from pretended import PRETENDED, pretending
+from towers import TINY, weights, write_tower
+
+from hfcart.engine import reading
+from hfcart.engine.loop import driving
+from hfcart.errors import NonFiniteError
+from hfcart.methods import METHODS
+
+CPU = torch.device("cpu")
+SMALL = {**TINY, "num_hidden_layers": 1}
+ALONE = [name for name, method in METHODS.items() if method.statistics is None]
+# How often the host may wait for the device, for each group: its result, its distances, and what else it must know.
+RESULT = 2
+WAITS = {"cart": 1, "average": 0, "linear": 0, "task_arithmetic": 0}
+
+
+@pytest.fixture
+def towers(tmp_path: Path) -> list[Path]:
+    return [write_tower(tmp_path / f"t{i}", i, SMALL) for i in (1, 2, 3)]
+
+
+def updates(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """How far from the average of the towers: relative to whole weights a wrong merge is a right one."""
+    return {
+        n: t.double() - torch.stack([weights(i, SMALL)[n].double() for i in (1, 2, 3)]).mean(0)
+        for n, t in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("name", ALONE)
+def test_every_method_merges_there_as_on_the_cpu(
+    tmp_path: Path, towers: list[Path], name: str, device: torch.device
+) -> None:
+    base = str(write_tower(tmp_path / "t0", 0, SMALL))
+    fields = {"method": name, "base": base}
+    some = towers[: METHODS[name].exactly or 3]
+    expected, _, there = merged_on(CPU, some, tmp_path / "cpu", **fields)
+    found, waits, lines = merged_on(device, some, tmp_path / "device", **fields)
+    for (tensor, update), other in zip(updates(expected).items(), updates(found).values(), strict=True):
+        assert (update - other).norm() <= 1e-4 * update.norm() + 1e-7 * expected[tensor].double().norm(), tensor
+    for line, other in zip(lines, there, strict=True):
+        assert line["rank"] == other["rank"] and line["fallback"] == other["fallback"]
+        assert line["energy"] == pytest.approx(other["energy"], abs=1e-6)
+        assert torch.allclose(torch.tensor(line["spread"]), torch.tensor(other["spread"]), rtol=1e-5)
+    if device == PRETENDED and name in WAITS:
+        matrices = sum(line["rank"] is not None for line in lines)
+        assert sum(waits.values()) == RESULT * len(lines) + WAITS[name] * matrices
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("fields", [{"qkv": "fused", "rank": 3}, {"rank": 1.0}, {"rank": 3, "dtype": "bfloat16"}])
+def test_cart_in_all_its_forms(tmp_path: Path, device: torch.device, fields: dict[str, object]) -> None:
+    big = {**TINY, "hidden_size": 160, "intermediate_size": 320, "num_hidden_layers": 1}  # large enough to iterate
+    towers = [write_tower(tmp_path / f"t{i}", i, big) for i in (1, 2, 3, 4)]
+    expected, _, _ = merged_on(CPU, towers, tmp_path / "cpu", method="cart", scale=1.5, **fields)
+    found, _, _ = merged_on(device, towers, tmp_path / "device", method="cart", scale=1.5, **fields)
+    for name, tensor in expected.items():
+        mean = torch.stack([weights(i, big)[name].double() for i in (1, 2, 3, 4)]).mean(0)
+        rounding = 1e-7 if tensor.dtype == torch.float32 else 1e-3
+        error = (tensor.double() - found[name].double()).norm()
+        assert error <= 1e-4 * (tensor.double() - mean).norm() + rounding * mean.norm(), name
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_lines_after_two_passes(tmp_path: Path, towers: list[Path], device: torch.device) -> None:
+    fields = {"method": "ties", "base": str(write_tower(tmp_path / "t0", 0, SMALL)), "lines": 0.5}
+    expected, _, _ = merged_on(CPU, towers, tmp_path / "cpu", **fields)
+    found, _, _ = merged_on(device, towers, tmp_path / "device", **fields)
+    for name, tensor in expected.items():
+        assert torch.allclose(tensor, found[name], rtol=1e-5, atol=1e-7), name
+
+
+def test_one_thread_drives_the_device() -> None:
+    """Also when many ask at once; what fails fails where it was asked for, and the others go on."""
+
+    def work(number: int) -> tuple[int, str]:
+        if number == 3:
+            raise ValueError("three")
+        return number, threading.current_thread().name
+
+    found: dict[int, object] = {}
+    with driving(PRETENDED) as drive:
+
+        def ask(number: int) -> None:
+            try:
+                found[number] = drive(work, number)
+            except ValueError as error:
+                found[number] = str(error)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found.pop(3) == "three"
+    assert found == {number: (number, "device_0") for number in (0, 1, 2, 4, 5, 6, 7)}
+    with driving(CPU) as drive:
+        assert drive(work, 1) == (1, threading.current_thread().name)
+
+
+@pytest.mark.parametrize("device", [CPU, *DEVICES], ids=str)
+def test_a_failure_ends_all_of_it_and_the_journal_is_true(
+    tmp_path: Path, towers: list[Path], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hfcart.engine.merging as merging
+
+    spread, calls = merging.spread_of, iter(range(1000))
+
+    def breaking(*arguments: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 5:
+            raise NonFiniteError("broke on the device")
+        return spread(*arguments)
+
+    monkeypatch.setattr(merging, "spread_of", breaking)
+    with pytest.raises(NonFiniteError, match="broke on the device"):
+        merged_on(device, towers, tmp_path / "m", method="cart")
+    assert not [t for t in threading.enumerate() if t.name.startswith(("merge", "device"))]
+    monkeypatch.setattr(merging, "spread_of", spread)
+    begun = (tmp_path / "m.partial" / "journal.jsonl").read_text().count('"group"')
+    assert begun < 20
+    found, _, lines = merged_on(device, towers, tmp_path / "m", method="cart")  # goes on, and the digests hold
+    again, _, _ = merged_on(device, towers, tmp_path / "n", method="cart")
+    assert all(torch.equal(found[name], again[name]) for name in again) and len(lines) == len(again)
+
+
+def test_the_guard_refuses_what_a_device_refuses() -> None:
+    with pretending() as waits:
+        there = torch.ones(3).to(PRETENDED)
+        with pytest.raises(AssertionError, match="on the device and off it"):
+            there + torch.ones(3)
+        assert (there * 2 + torch.tensor(1.0)).sum().item() == 9.0
+        assert bool((there == 1).all()) and there.cpu().tolist() == [1.0, 1.0, 1.0]
+        there[1:] = 5
+        assert torch.equal(there.cpu(), torch.tensor([1.0, 5.0, 5.0]))
+        assert set(waits) == {"_local_scalar_dense", "_to_copy"}
+        thread = threading.Thread(target=lambda: there.cpu())
+        before = waits["_to_copy"]
+        thread.start()
+        thread.join()
+        assert waits["_to_copy"] == before + 1
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_full_float32_whatever_was_asked_for(tmp_path: Path, towers: list[Path], device: torch.device) -> None:
+    """TF32 left on by somebody else: the same bytes, and it is on again afterwards."""
+    expected, _, _ = merged_on(device, towers, tmp_path / "plain", method="cart")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found, _, _ = merged_on(device, towers, tmp_path / "tf32", method="cart")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_setting_for_products_is_put_back(
+    tmp_path: Path, towers: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    read = reading.GroupReader.read
+
+    def watched(self: reading.GroupReader, *arguments: object) -> object:
+        seen.append(torch.get_float32_matmul_precision())
+        return read(self, *arguments)
+
+    monkeypatch.setattr(reading.GroupReader, "read", watched)
+    torch.set_float32_matmul_precision("high")
+    try:
+        merged_on(PRETENDED, towers, tmp_path / "m", method="average")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}
+
+
+def test_the_whole_stack_goes_over_in_one_piece(towers: list[Path]) -> None:
+    plan = fetched_plan(towers)
+    with closing(plan), working(PRETENDED):
+        reader = reading.GroupReader(plan, PRETENDED)
+        held = reader.read(plan.groups[0])
+        there = held.to(PRETENDED)
+        assert held.thetas.device == CPU and there.thetas.device == PRETENDED and there.base is None
+        assert torch.equal(there.thetas.cpu(), held.thetas)
