@@ -16,7 +16,7 @@ from hfcart.recipes.options import MACHINE, OUTPUT, PUBLISHING
 if TYPE_CHECKING:
     from hfcart.hub import Published
     from hfcart.learning.finetune.recipe import FinetuneRecipe
-    from hfcart.records import FinetuneRecord
+    from hfcart.records import FinetuneRecord, Validation
 
 _TRAINING = "Training"
 
@@ -85,6 +85,30 @@ def finetune(
         int | None,
         typer.Option(metavar="STEPS", help="Between two checkpoints. Default: 100.", rich_help_panel=OUTPUT),
     ] = None,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Between two looks at the validation images; 0: never. Default: a fifth of the steps.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="last|best",
+            help="Which step's weights: the last, or the best in validation. Default: last.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="trackio|tensorboard|wandb",
+            help="Log losses and accuracy there as well. Can be repeated.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     push_to: Annotated[
         str | None,
         typer.Option(metavar="USER/NAME", help="Publish the result there, in one commit.", rich_help_panel=PUBLISHING),
@@ -132,6 +156,9 @@ def finetune(
             "out": out,
             "overwrite": overwrite,
             "save_every": save_every,
+            "validate_every": validate_every,
+            "keep": keep,
+            "track": None if track is None else tuple(track),
             "push_to": push_to,
             "private": private,
             "create_pr": create_pr,
@@ -147,6 +174,22 @@ def finetune(
             _show_result(recipe, record, published, output)
 
 
+def _accuracies(seen: Validation, kept: int, keep: str) -> list[str]:
+    """What the validation images say of the step that was kept, and whether another one was better."""
+    from hfcart.report.accuracy import described
+
+    after, best = seen.at(kept), seen.best
+    assert after is not None and best is not None  # the last step and every candidate were looked at
+    why = "the best" if keep == "best" else "the last"
+    lines = [
+        f"  accuracy {described(seen, after)} on validation images after step {kept}, {why}",
+        f"           {described(seen, seen.looks[0])} before; 95 % intervals in brackets",
+    ]
+    if seen.accuracy(best) > seen.accuracy(after):
+        lines.append(f"           step {best.step} had {described(seen, best)}: --keep best would keep it")
+    return lines
+
+
 def _show_result(recipe: FinetuneRecipe, record: FinetuneRecord, published: Published | None, output: Output) -> None:
     if output.json:
         output.data(record.to_json())
@@ -157,6 +200,9 @@ def _show_result(recipe: FinetuneRecipe, record: FinetuneRecord, published: Publ
     folder = shlex.quote(str(recipe.folder))
     output.result()
     output.result(f"Fine-tuned {record.sources[0].label} on {tasks}, {losses}: {recipe.folder}")
+    if record.curve and (seen := record.curve.validation):
+        for line in _accuracies(seen, record.curve.kept, recipe.keep):
+            output.result(line)
     output.result(f"  card     {recipe.folder / 'README.md'}")
     if published is None:
         output.result(f"  load     {record.model_class}.from_pretrained({json_module.dumps(str(recipe.folder))})")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+
 from accelerate import Accelerator
 
 from hfcart.commands.push import run_push
 from hfcart.hub import Published, check_target, set_notifier
 from hfcart.learning.finetune.loop import finetune
 from hfcart.learning.finetune.recipe import FinetuneRecipe
+from hfcart.learning.finetune.tracking import check_trackers
 from hfcart.progress import Progress
 from hfcart.records import FinetuneRecord
 from hfcart.records.file_names import RECORDS
@@ -37,9 +40,12 @@ def run_finetune(recipe: FinetuneRecipe, progress: Progress) -> tuple[FinetuneRe
         HfcartError: see hfcart.errors; among others, when the training diverges.
         KeyboardInterrupt: with a note that says how to go on.
     """
+    check_trackers(recipe.track)
     refuse_existing(recipe.folder, RECORDS, overwrite=recipe.overwrite)
     # Precision and device are this module's own affair: accelerate's are one setting for the whole process.
     accelerator = Accelerator(mixed_precision="no", device_placement=False)
+    if accelerator.num_processes > 1:
+        atexit.register(accelerator.end_training)  # its threads must be gone before the interpreter is
     target = None
     tasks = read_tasks(recipe.tasks)  # an unknown one is refused before the work
     if not accelerator.is_main_process:

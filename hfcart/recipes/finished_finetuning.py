@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,10 +16,11 @@ from hfcart.formats.markdown import one_line
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.recipes.finished_merge import adapter, read_record
 from hfcart.recipes.merge_check import SMALL_FILES, faults_of_architecture, name_of
-from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, SourceRecord, TrainingRecord
+from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, SourceRecord, TrainingCurve, TrainingRecord
 from hfcart.records.check import (
     MOST,
     PRECISIONS,
+    faults_of_curve,
     faults_of_environment,
     faults_of_files,
     faults_of_source,
@@ -87,6 +89,9 @@ def _faults(record: FinetuneRecord) -> Iterator[str]:
         yield from faults_of_task(task)
     yield from _faults_of_recipe(record, base)
     yield from _faults_of_training(record.method, len(record.tasks))
+    if record.curve is not None:
+        yield from faults_of_curve(record.curve, record.recipe["steps"], len(record.tasks))
+        yield from _faults_of_keeping(record.recipe, record.curve)
     yield from faults_of_architecture(record.architecture)
     yield from faults_of_tensors(record.tensors, expected_shapes(record.architecture, projection=False))
     if record.model_class != MODEL_CLASS or record.dtype != "float32":
@@ -102,18 +107,28 @@ def _faults(record: FinetuneRecord) -> Iterator[str]:
 def _faults_of_recipe(record: FinetuneRecord, base: SourceRecord) -> Iterator[str]:
     """The card's command is made of the recipe."""
     recipe = record.recipe
-    if set(recipe) != {"base", "tasks", "precision", *_NUMBERS}:
+    numbers = _NUMBERS if record.curve is None else {**_NUMBERS, "validate_every": int}
+    if set(recipe) - {"keep"} != {"base", "tasks", "precision", *numbers}:
         yield "its recipe has not the fields of a fine-tuning"
         return
     if recipe["base"] != name_of(base) or recipe["tasks"] != [task.task for task in record.tasks]:
         yield "its recipe has another base or other tasks"
     if recipe["precision"] not in PRECISIONS:
         yield "its precision is neither float32 nor bfloat16"
-    for name, kind in _NUMBERS.items():
+    for name, kind in numbers.items():
         value = recipe[name]
         most = MAX_TRAINING_SEED if name == "seed" else MOST
         if type(value) not in (int, kind) or not 0 <= value < most:
             yield f"its {name} is no number in range"
+
+
+def _faults_of_keeping(recipe: dict[str, Any], curve: TrainingCurve) -> Iterator[str]:
+    """The card says which step was kept, and why."""
+    best = curve.validation and curve.validation.best
+    if bool(recipe["validate_every"]) != bool(best) or recipe.get("keep") not in ("last", "best"):
+        yield "it says neither when it was validated nor what it kept"
+    elif curve.kept != (best.step if best and recipe["keep"] == "best" else recipe["steps"]):
+        yield "it did not keep the step that it says"
 
 
 def _faults_of_training(method: TrainingRecord, tasks: int) -> Iterator[str]:

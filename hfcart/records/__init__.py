@@ -11,7 +11,14 @@ from hfcart.records._results import ClassScore, EarlierResults, EvalRecord, Refe
 from hfcart.records._search import CompareRecord, CompareRow, SweepPoint, SweepRecord
 from hfcart.records._selection import Selected, SelectionRecord
 from hfcart.records._sources import Architecture, CardFacts, DatasetRecord, Environment, FileRecord, SourceRecord
-from hfcart.records._training import FinetuneRecord, TrainedTask, TrainingRecord
+from hfcart.records._training import (
+    FinetuneRecord,
+    Look,
+    TrainedTask,
+    TrainingCurve,
+    TrainingRecord,
+    Validation,
+)
 
 __all__ = [
     "AdaptationRecord",
@@ -27,6 +34,7 @@ __all__ = [
     "EvalRecord",
     "FileRecord",
     "FinetuneRecord",
+    "Look",
     "MergeRecord",
     "MethodRecord",
     "RECORD_FORMAT",
@@ -41,5 +49,7 @@ __all__ = [
     "TaskResult",
     "TensorRecord",
     "TrainedTask",
+    "TrainingCurve",
     "TrainingRecord",
+    "Validation",
 ]

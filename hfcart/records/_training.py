@@ -57,6 +57,62 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
+class Look:
+    """One look at the validation images.
+
+    Attributes:
+        step: after how many steps; 0 is the base's own tower.
+        correct: images that were put into their class, one number a task.
+    """
+
+    step: int
+    correct: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How a tower in training did on images that it does not learn from.
+
+    Attributes:
+        images: how many of them could be decoded, one number a task.
+        looks: by step; the first is before the training.
+    """
+
+    images: tuple[int, ...]
+    looks: tuple[Look, ...]
+
+    def accuracy(self, look: Look) -> float:
+        """Mean over the tasks of the accuracy in [0, 1], each task counting once."""
+        return sum(c / n for c, n in zip(look.correct, self.images, strict=True)) / len(self.images)
+
+    @property
+    def best(self) -> Look | None:
+        """The look with the highest mean accuracy after a step of training, the first of equals; None without one."""
+        return max((look for look in self.looks if look.step), key=self.accuracy, default=None)
+
+    def at(self, step: int) -> Look | None:
+        """The look after so many steps, if there was one."""
+        return next((look for look in self.looks if look.step == step), None)
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """How a training went: what its figure is drawn from.
+
+    Attributes:
+        steps: the last step of each stretch that a loss is the mean of, ascending; the last is that of the training.
+        losses: mean training loss of each stretch, rounded to 6 decimals.
+        kept: the step whose weights were written.
+        validation: what was seen on the validation images; None if nobody looked.
+    """
+
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    kept: int
+    validation: Validation | None
+
+
+@dataclass(frozen=True)
 class FinetuneRecord:
     """Everything a stranger needs to trust and repeat a fine-tuning; written as hfcart.json.
 
@@ -72,6 +128,7 @@ class FinetuneRecord:
         tensors: one record per tensor, in output order.
         environment: versions and device.
         files: sha256 of every file of the folder but hfcart.json itself, README.md, figures and results.
+        curve: loss and validation accuracy over the steps; None in records of before there was one.
     """
 
     recipe: dict[str, Any]
@@ -85,9 +142,10 @@ class FinetuneRecord:
     tensors: tuple[TensorRecord, ...]
     environment: Environment
     files: dict[str, str]
+    curve: TrainingCurve | None = None
     kind: str = "finetune"
     format: int = RECORD_FORMAT
 
     def to_json(self) -> str:
         """Canonical JSON: same record, same bytes."""
-        return canonical_json(self)
+        return canonical_json(self, leave=() if self.curve else ("curve",))

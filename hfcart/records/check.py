@@ -15,7 +15,7 @@ from hfcart.records._adaptation import AdaptedTask
 from hfcart.records._merge import SourceData, TensorRecord
 from hfcart.records._selection import Selected
 from hfcart.records._sources import DatasetRecord, Environment, SourceRecord
-from hfcart.records._training import TrainedTask
+from hfcart.records._training import TrainedTask, TrainingCurve, Validation
 from hfcart.records.repo_id import is_repo_id, is_revision
 
 TASK_ID = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
@@ -24,6 +24,9 @@ PARTS = ("test", "validation", "train")
 MOST = 10**12  # of anything that is counted
 MAX_SAMPLE_SEED = 1 << 64  # and all below may draw a sample of images
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # torch's name -> safetensors'
+
+MOST_LOSSES = 100  # of a training's curve
+MOST_LOOKS = 1_000  # at the validation images; one before the first step and one after the last come to that
 
 _TASK = re.compile(TASK_ID)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -108,6 +111,35 @@ def faults_of_task(task: AdaptedTask | SourceData | Selected | TrainedTask) -> I
     if not (0 <= task.images <= MOST and 0 <= task.undecodable <= MOST):
         yield "a count is out of range"
     yield from faults_of_dataset(task.dataset)
+
+
+def faults_of_curve(curve: TrainingCurve, steps: int, tasks: int) -> Iterator[str]:
+    """What cannot be true of the curve of a training of so many steps on so many tasks."""
+    if not 1 <= len(curve.steps) == len(curve.losses) <= MOST_LOSSES:
+        yield "its curve has not the points of one"
+        return
+    if list(curve.steps) != sorted({step for step in curve.steps if step > 0}) or curve.steps[-1] != steps:
+        yield "the steps of its curve are not those of its training"
+    if not all(0 <= loss <= MOST for loss in curve.losses):
+        yield "a loss of its curve is out of range"
+    if not 1 <= curve.kept <= steps:
+        yield "the step that it kept is none of its training"
+    if curve.validation is not None:
+        yield from _faults_of_validation(curve.validation, steps, tasks)
+
+
+def _faults_of_validation(validation: Validation, steps: int, tasks: int) -> Iterator[str]:
+    looks, images = validation.looks, validation.images
+    if not 1 <= len(looks) <= MOST_LOOKS + 2 or len(images) != tasks:
+        yield "it was validated too often, or on other tasks"
+        return
+    if [look.step for look in looks] != sorted({look.step for look in looks if 0 <= look.step <= steps}):
+        yield "the steps it was validated after are not those of its training"
+    if not all(1 <= count <= MOST for count in images):
+        yield "a number of its validation images is out of range"
+    for look in looks:
+        if len(look.correct) != tasks or not all(0 <= c <= n for c, n in zip(look.correct, images, strict=True)):
+            yield "more validation images are right than there are"
 
 
 def faults_of_source(source: SourceRecord) -> Iterator[str]:

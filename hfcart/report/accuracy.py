@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hfcart.records import EvalRecord, FinetuneRecord, MergeRecord, Reference, TaskResult
+from hfcart.records import EvalRecord, FinetuneRecord, Look, MergeRecord, Reference, TaskResult, Validation
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution: both sides together leave out 5 %
 
@@ -49,6 +49,33 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     half = _Z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
     # At the ends the formula gives 0 and 1, and rounding may miss them by a bit.
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
+
+
+def mean_interval(counts: Iterable[tuple[int, int]]) -> tuple[float, float]:
+    """The 95 % interval of a mean of independent shares, from Wilson's of each (Zou and Donner, Stat. Med. 27, 2008).
+
+    Args:
+        counts: successes and trials of each, at least one pair; of a single pair it is Wilson's own interval.
+
+    Returns:
+        (low, high) in [0, 1].
+    """
+    shares = [(c / n if n else 0.5, *wilson(c, n)) for c, n in counts]
+    mean = math.fsum(share for share, _, _ in shares) / len(shares)
+    below = math.hypot(*(share - low for share, low, _ in shares)) / len(shares)
+    above = math.hypot(*(high - share for share, _, high in shares)) / len(shares)
+    return mean - below, mean + above
+
+
+def look_interval(validation: Validation, look: Look) -> tuple[float, float]:
+    """The 95 % interval of a look's mean accuracy, in [0, 1]."""
+    return mean_interval(zip(look.correct, validation.images, strict=True))
+
+
+def described(validation: Validation, look: Look) -> str:
+    """A look's mean accuracy with its 95 % interval, for people: "88.1 % (86.6 to 89.5)"."""
+    low, high = look_interval(validation, look)
+    return f"{100 * validation.accuracy(look):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def accuracy(result: TaskResult) -> float | None:

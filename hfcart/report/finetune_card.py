@@ -11,7 +11,7 @@ from hfcart.formats.markdown import code, text
 from hfcart.records import DatasetRecord, EvalRecord, FinetuneRecord, SourceRecord
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
-from hfcart.report.accuracy import belongs
+from hfcart.report.accuracy import belongs, described
 from hfcart.report.merge_card import HUB_LICENSES, LINK
 from hfcart.report.results_section import HUB, accuracy_section, model_index
 from hfcart.report.template import front_matter as as_yaml
@@ -45,6 +45,7 @@ def render_finetune_card(record: FinetuneRecord, *, repo: str | None = None, res
         local=base.repo is None,
         license=base.facts.license,
         tasks=[(task, _dataset(task.dataset)) for task in record.tasks],
+        validation=_validation(record),
         own=[task.task for task in record.tasks if task.task not in max(GROUPS.values(), key=len)],
         accuracy=accuracy_section(results) if results else None,
         command=_command(record),
@@ -72,6 +73,22 @@ def finetune_front_matter(
         name = repo.partition("/")[2] if repo else "-".join(["finetune", *(task.task for task in record.tasks[:3])])
         metadata["model-index"] = model_index(results, name, repo)
     return {key: value for key, value in metadata.items() if value}
+
+
+def _validation(record: FinetuneRecord) -> dict[str, Any] | None:
+    """What the card says of the validation; None if nobody looked."""
+    curve = record.curve
+    if curve is None or curve.validation is None:
+        return None
+    seen = curve.validation
+    kept, best = seen.at(curve.kept), seen.best
+    return {
+        "images": sum(seen.images),
+        "looks": len(seen.looks) - 1,
+        "before": described(seen, seen.looks[0]),
+        "after": described(seen, kept) if kept else None,
+        "better": (best.step, described(seen, best)) if best and kept and best.correct != kept.correct else None,
+    }
 
 
 def _license(base: SourceRecord) -> dict[str, str | None]:

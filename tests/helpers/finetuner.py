@@ -8,6 +8,7 @@ Usage: python finetuner.py JOBS, a JSON file with a list of {"fields": {...}, "k
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,11 +17,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hfcart.clip.models  # noqa: F401 (once, before the forks)
+import hfcart.clip.models
+import hfcart.learning.batches
+import hfcart.zero_shot.scoring
 from hfcart.commands.finetune import run_finetune
 from hfcart.errors import HfcartError
 from hfcart.learning.finetune.recipe import make
 from hfcart.progress import Progress
+
+SEEN: dict[str, set[str]] = {"learned": set(), "validated": set()}  # digests of the images that were decoded
+
+
+def watch(module: Any, name: str) -> None:
+    """Note the digest of every image that a module decodes."""
+    decode = module.decode
+
+    def noting(data: bytes) -> Any:
+        SEEN[name].add(hashlib.sha256(data).hexdigest())
+        return decode(data)
+
+    module.decode = noting
 
 
 class Told(Progress):
@@ -38,12 +54,14 @@ class Told(Progress):
 
 def train(fields: dict[str, Any], report: Path) -> None:
     told = Told()
+    watch(hfcart.learning.batches, "learned")
+    watch(hfcart.zero_shot.scoring, "validated")
     try:
         run_finetune(make(fields), told)
         error = None
     except HfcartError as failure:
         error = [type(failure).__name__, failure.message, failure.hint]
-    report.write_text(json.dumps({"error": error, "lines": told.lines}))
+    report.write_text(json.dumps({"error": error, "lines": told.lines, **{k: sorted(v) for k, v in SEEN.items()}}))
 
 
 def attempt(fields: dict[str, Any], kill: int | None, report: Path) -> dict[str, Any]:

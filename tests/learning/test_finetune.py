@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from hfcart.formats.card_facts import card_facts
 from hfcart.learning.batches import Mixture
 from hfcart.learning.finetune.objective import example_losses, learning_rate, weights
 from hfcart.learning.finetune.recipe import make
+from hfcart.learning.finetune.state import TrainingState
 from hfcart.recipes.finished_finetuning import is_finetune_record, read_finetune_record
 from hfcart.report.finetune_card import render_finetune_card
 from hfcart.system.checkpoints import Checkpoints
@@ -35,6 +38,7 @@ TOKEN = "hf_user_secret"
 WARM, COLD = ["red", "green", "blue"], ["yellow", "purple", "cyan", "red"]
 COLD_COLOURS = [3, 4, 5, 0]
 KILLS = [3, 9, 20, 33]
+BEST_KILLS, TRACKED_KILLS = [2, 15, 38], [6, 24]
 
 Jobs = Callable[..., list[dict[str, Any]]]
 
@@ -109,6 +113,23 @@ def world(tmp_path_factory: pytest.TempPathFactory, clean_env: dict[str, str]) -
             "joint": {"tasks": ["warm.yaml", "cold.yaml"]},
             "one-step": everything,
             "one-joint-step": {**everything, "tasks": ["warm.yaml,cold.yaml"], "batch_size": 76},
+            "blind": {"validate_every": 0},
+            "best": {"keep": "best", "validate_every": 4, "lr": 3e-3},
+            **{
+                f"best-kill-{step}": {
+                    "out": "best-killed", "keep": "best", "validate_every": 4, "lr": 3e-3, "save_every": 1, "kill": step
+                }
+                for step in BEST_KILLS
+            },
+            "best-resumed": {
+                "out": "best-killed", "keep": "best", "validate_every": 4, "lr": 3e-3, "save_every": 3, "workers": 1,
+            },
+            **{
+                f"tracked-kill-{step}": {"out": "tracked", "track": ["tensorboard"], "save_every": 6, "kill": step}
+                for step in TRACKED_KILLS
+            },
+            "tracked": {"track": ["tensorboard"]},
+            "untracked": {"track": ["wandb"], "steps": 2},
             "spoilt": {"tasks": ["spoilt.yaml"]},
             "diverged": {"lr": 1e30, "save_every": 2, "warmup": 0},
             # Weight decay so strong that it turns the weights around and makes them 29 times as large, every step.
@@ -289,7 +310,7 @@ def test_workers_and_checkpoints_change_nothing(world: World) -> None:
     assert contents(world.root / "again") == contents(world.root / "plain")
     assert set(contents(world.root / "plain")) == {
         *("README.md", "config.json", "hfcart.json", "model.safetensors", "preprocessor_config.json"),
-        "results/training.csv",
+        *("results/training.csv", "figures/training.png"),
     }
     other = contents(world.root / "other-order")
     assert other["model.safetensors"] != contents(world.root / "plain")["model.safetensors"]
@@ -342,6 +363,164 @@ def test_the_command_on_the_card_makes_it_again(world: World) -> None:
     assert make({"base": args[2], "tasks": ("warm",), **typed}).model_dump(include=set(typed)) == typed
     recorded = world.record("plain")["recipe"]
     assert typed == {k: v for k, v in recorded.items() if k not in ("base", "tasks")}
+
+
+# ------------------------------------------------------------------------------------------------- validation
+
+
+def digests(rows: Iterator[int] | Any) -> set[str]:
+    return {hashlib.sha256(png(image(i % 3, 1_000_003 + i))).hexdigest() for i in rows}
+
+
+def test_validation_sees_the_seeded_split_and_nothing_else(world: World) -> None:
+    from hfcart.tasks.data import part_rows
+
+    held_out, learned = digests(part_rows("validation", 60)), digests(part_rows("train", 60))
+    assert len(held_out) == 6 and len(learned) == 54 and not held_out & learned
+    assert set(world.results["plain"]["validated"]) == held_out
+    assert set(world.results["plain"]["learned"]) == learned
+    assert world.results["blind"]["validated"] == []
+    assert not [r for r in world.hub.requests if "/resolve/" in r.path and "/test-" in r.path]
+
+
+def test_it_is_validated_a_few_times_and_at_no_cost_to_the_weights(world: World) -> None:
+    seen = world.record("plain")["curve"]["validation"]
+    assert [look["step"] for look in seen["looks"]] == [0, 8, 16, 24, 32, 40] and seen["images"] == [6]
+    lines = world.results["plain"]["lines"]
+    assert "6 validation images, looked at 6 times: about 2 % more work (--validate-every 0 leaves it out)." in lines
+    shown = [line for line in lines if "validation accuracy" in line]
+    assert len(shown) == 6 and shown[-1].startswith("Step 40 of 40: validation accuracy 100.0 % (61.0 to 100.0)")
+    blind = world.record("blind")
+    assert blind["curve"]["validation"] is None and blind["curve"]["kept"] == 40
+    plain, other = contents(world.root / "plain"), contents(world.root / "blind")
+    assert plain["model.safetensors"] == other["model.safetensors"]
+    assert plain["results/training.csv"] == other["results/training.csv"]
+    assert "Validation images were not looked at" in other["README.md"].decode()
+
+
+def test_keep_best_keeps_the_best_step_and_says_so(world: World, hfcart: Run) -> None:
+    assert world.results["best"]["error"] is None
+    data = (world.root / "best" / "hfcart.json").read_bytes()
+    record = read_finetune_record(data, "hfcart.json")
+    curve = record.curve
+    assert curve is not None and curve.validation is not None
+    accuracies = {look.step: curve.validation.accuracy(look) for look in curve.validation.looks[1:]}
+    assert list(accuracies) == list(range(4, 41, 4))
+    best = max(accuracies.values())
+    assert curve.kept == min(step for step, value in accuracies.items() if value == best) < 40
+    card = (world.root / "best" / "README.md").read_text()
+    assert f"**Kept: step {curve.kept}**, the best in validation of 10" in card
+    assert "](figures/training.png)" in card and render_finetune_card(record) == card
+    # `hfcart eval` counts the same of the weights that were written.
+    shutil.copytree(world.root / "best", world.root / "measured")
+    evaluated = ["eval", "measured", "--tasks", "warm.yaml", "--part", "validation", "--json"]
+    done = hfcart(*evaluated, hub=world.hub, cwd=world.root)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["results"]
+    look = curve.validation.at(curve.kept)
+    assert look is not None and (sum(score["correct"] for score in result["classes"]),) == look.correct
+
+
+def test_the_best_weights_are_a_copy_and_come_back_from_a_checkpoint() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    state = TrainingState(model, lr=0.1, weight_decay=0)
+    held = []
+    for step, correct in enumerate([5, 3, 8, 8, 7]):
+        if step:
+            model(torch.ones(1, 3)).sum().backward()
+            state.optimizer.step()
+            state.step = step
+            state.history.append((1.0, 1.0))
+        held.append({name: p.detach().clone() for name, p in state.parameters.items()})
+        state.look((correct,), (9,), keep_best=True)
+    assert state.validation is not None and state.validation.best is not None and state.validation.best.step == 2
+    other = TrainingState(torch.nn.Linear(3, 2), lr=0.1, weight_decay=0)
+    other.restore(4, state.checkpoint())
+    for found in (state, other):
+        assert found.best is not None and found.validation == state.validation
+        assert all(torch.equal(found.best[name], tensor) for name, tensor in held[2].items())
+
+
+def test_the_best_step_survives_kills(world: World) -> None:
+    for step in BEST_KILLS:
+        assert world.results[f"best-kill-{step}"]["killed"]
+    assert any(line.startswith("Resuming: ") for line in world.results["best-resumed"]["lines"])
+    assert contents(world.root / "best-killed") == contents(world.root / "best")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"kept": 39},
+        {"steps": [], "losses": []},
+        {"losses": [-1.0] * 40},
+        {"steps": [*range(2, 41), 40]},
+        {"steps": list(range(1, 102)), "losses": [0.5] * 101},
+        {"validation": None},
+        {"validation": {"images": [6], "looks": []}},
+        {"validation": {"images": [0], "looks": [{"step": 40, "correct": [0]}]}},
+        {"validation": {"images": [6], "looks": [{"step": 40, "correct": [7]}]}},
+        {"validation": {"images": [6], "looks": [{"step": 40, "correct": [3, 3]}]}},
+        {"validation": {"images": [6], "looks": [{"step": 41, "correct": [3]}]}},
+        {"validation": {"images": [6, 6], "looks": [{"step": 40, "correct": [3, 3]}]}},
+        {"validation": {"images": [6], "looks": [{"step": i, "correct": [3]} for i in range(1, 1004)]}},
+    ],
+)
+def test_a_curve_that_no_training_has_is_refused(world: World, spoil: dict[str, Any]) -> None:
+    record = world.record("plain")
+    record["curve"] |= spoil
+    with pytest.raises(VerifyError, match="is not a record of a fine-tuning"):
+        read_finetune_record(json.dumps(record).encode(), "hfcart.json")
+
+
+def test_a_record_of_before_there_was_a_curve_is_read_as_it_is(world: World) -> None:
+    record = world.record("plain")
+    del record["curve"], record["recipe"]["validate_every"], record["recipe"]["keep"]
+    data = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    old = read_finetune_record(data.encode(), "hfcart.json")
+    assert old.curve is None and old.to_json() == data
+    assert "figures/training.png" not in render_finetune_card(old)
+
+
+# --------------------------------------------------------------------------------------------------- tracking
+
+
+def test_tensorboard_has_every_point_once_also_after_kills(world: World) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    assert all(world.results[f"tracked-kill-{step}"]["killed"] for step in TRACKED_KILLS)
+    assert any(line.startswith("Resuming: ") for line in world.results["tracked"]["lines"])
+    (run,) = [path for path in (world.root / "runs").iterdir() if path.name.startswith("tracked-")]
+    assert f"Logging to tensorboard: run {run.name}." in world.results["tracked"]["lines"]
+    points: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(run.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                points.setdefault(value.tag, []).append((event.step, value.tensor.float_val[0]))
+    assert len(list(run.glob("events.out.tfevents.*"))) == 3  # one a process
+    losses, steps = world.losses("plain"), list(range(1, 41))
+    found = dict(points["train/loss"])
+    # A kill may cost the point of that very moment, never double one.
+    for tag, values in points.items():
+        assert len({step for step, _ in values}) == len(values), tag
+    assert set(found) <= set(steps) and len(found) >= 40 - len(TRACKED_KILLS)
+    assert [found[step] for step in found] == pytest.approx([losses[step - 1] for step in found], rel=1e-5)
+    looks = world.record("plain")["curve"]["validation"]["looks"]
+    expected = {look["step"]: look["correct"][0] / 6 for look in looks}
+    accuracy = dict(points["validation/accuracy"])
+    assert accuracy == pytest.approx({step: expected[step] for step in accuracy}) and len(accuracy) >= 4
+    assert {"train/learning_rate", "train/gradient_norm"} < set(points)
+    # It changed nothing of the result, and lies outside of it.
+    assert contents(world.root / "tracked") == contents(world.root / "plain")
+    assert not (world.root / "runs").joinpath("plain").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_one_sentence(world: World) -> None:
+    kind, message, hint = world.results["untracked"]["error"]
+    assert kind == "UsageError"
+    assert message == "--track wandb needs the package wandb, which is not installed here."
+    assert hint == "pip install wandb" and not (world.root / "untracked.partial").exists()
 
 
 # ------------------------------------------------------------------------------------------- kills and failures
@@ -423,6 +602,11 @@ def test_two_processes_agree_with_one(world: World) -> None:
     assert done.returncode == 0, done.stderr
     assert world.record("two")["method"]["processes"] == 2
     assert world.losses("two") == pytest.approx(world.losses("one"), rel=1e-4)
+    looks = [world.record(name)["curve"]["validation"] for name in ("one", "two")]
+    assert looks[0]["images"] == looks[1]["images"] == [6, 2]
+    for alone, shared in zip(looks[0]["looks"], looks[1]["looks"], strict=True):
+        assert alone["step"] == shared["step"]
+        assert all(abs(a - b) <= 1 for a, b in zip(alone["correct"], shared["correct"], strict=True))
     one, two = (load_file(world.root / name / "model.safetensors") for name in ("one", "two"))
     base = load_file(world.base / "model.safetensors")
     moved = sum((one[name] - base[name]).square().sum() for name in one)
@@ -444,6 +628,10 @@ def test_two_processes_agree_with_one(world: World) -> None:
         ({"epochs": 3}, "unknown field 'epochs'"),
         ({"out": "x.partial"}, "unfinished work"),
         ({"push_to": "name"}, "expected user/name"),
+        ({"keep": "first"}, "keep: "),
+        ({"keep": "best", "validate_every": 0}, "keep best needs validation"),
+        ({"validate_every": 1}, "validate_every 1 would look 2,000 times, expected at most 1,000"),
+        ({"track": ("mlflow",)}, "track: Input should be 'trackio'"),
     ],
 )
 def test_a_wrong_recipe_is_refused(fields: dict[str, Any], found: str) -> None:
@@ -467,7 +655,11 @@ def test_from_the_command_line_to_a_merge(world: World, hfcart: Run) -> None:
     done = hfcart(*args, "--push-to", "user/cold-tower", "--json", hub=world.hub, cwd=world.root)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == world.record("cold-tower")
-    assert "Step 30 of 30: loss " in done.stderr and "hfcart eval user/cold-tower --tasks cold" in done.stderr
+    assert "Step 30 of 30: loss " in done.stderr and " on validation images after step 30, the last" in done.stderr
+    assert (
+        "figures/training.png" in world.hub.files("user/cold-tower", "main")
+        and "hfcart eval user/cold-tower --tasks cold" in done.stderr
+    )
     there = world.hub.files("user/cold-tower", "main")
     assert there["model.safetensors"] == (world.root / "cold-tower" / "model.safetensors").read_bytes()
     assert there["README.md"].decode().startswith("---\n") and b"# cold-tower\n" in there["README.md"]

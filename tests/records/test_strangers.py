@@ -41,6 +41,7 @@ from hfcart.records import (
     EvalRecord,
     FileRecord,
     FinetuneRecord,
+    Look,
     MergeRecord,
     Reference,
     Selected,
@@ -49,7 +50,9 @@ from hfcart.records import (
     SourceRecord,
     TensorRecord,
     TrainedTask,
+    TrainingCurve,
     TrainingRecord,
+    Validation,
 )
 from hfcart.report.finetune_card import render_finetune_card
 from hfcart.report.merge_card import render_card
@@ -168,7 +171,6 @@ def tuned() -> FinetuneRecord:
         for name, shape in expected_shapes(arch, projection=False).items()
     )
     numbers = {"lr": 1e-5, "weight_decay": 0.1, "steps": 50, "batch_size": 16, "seed": 0, "max_grad_norm": 1.0}
-    numbers["warmup"] = 5
     return FinetuneRecord(
         {
             "base": f"{base.repo}@{base.commit}",
@@ -176,6 +178,8 @@ def tuned() -> FinetuneRecord:
             **numbers,
             "warmup": 5,
             "precision": "float32",
+            "validate_every": 25,
+            "keep": "best",
         },
         TrainingRecord("joint", "AdamW", (0.9, 0.999), 1e-8, "cosine", 1, 2.5, 0.5),
         (base,),
@@ -190,6 +194,9 @@ def tuned() -> FinetuneRecord:
         tensors,
         own.environment,
         own.files,
+        TrainingCurve(
+            (25, 50), (2.5, 0.5), 25, Validation((90, 9), (Look(0, (20, 2)), Look(25, (80, 8)), Look(50, (79, 8))))
+        ),
     )
 
 

@@ -17,12 +17,14 @@ from hfcart.learning.finetune.plan import FinetunePlan
 from hfcart.learning.finetune.state import BETAS, EPSILON, TrainingState
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import MODEL_CLASS, OPTIMIZER, RULE
-from hfcart.records import Environment, FinetuneRecord, TensorRecord, TrainedTask, TrainingRecord
+from hfcart.records import Environment, FinetuneRecord, TensorRecord, TrainedTask, TrainingCurve, TrainingRecord
+from hfcart.records.check import MOST_LOSSES
 from hfcart.records.file_names import RECORD
 from hfcart.report.finetune_card import render_finetune_card
 from hfcart.sources.preprocessor import FILE as PREPROCESSOR
 from hfcart.sources.preprocessor import to_json
 from hfcart.system.checkpoints import FOLDER as CHECKPOINTS
+from hfcart.system.disk import explain_os_errors
 from hfcart.system.tensor_files import TensorFiles, read_back
 from hfcart.system.work_folder import WorkFolder
 
@@ -60,8 +62,13 @@ def finish(
         environment: versions and device.
         progress: told of the stages.
     """
+    from hfcart.report.plots import draw_training  # matplotlib's memory must not add to the training's own
+
     progress.step("Writing the tower and reading it back")
-    digests, weights = {}, state.weights()
+    best = state.validation and state.validation.best
+    kept = best.step if best and plan.recipe.keep == "best" else state.step
+    digests, weights = {}, state.weights() if kept == state.step else state.best
+    assert weights is not None  # of the best step, if that was asked for
     for name in plan.shapes:
         flat: Any = weights[name].contiguous().reshape(-1).view(torch.uint8).numpy()
         digests[name] = tensors.write(name, memoryview(flat))
@@ -70,8 +77,11 @@ def finish(
         folder.add(name, data)
         files[name] = hashlib.sha256(data).hexdigest()
     folder.add(LOG, training_log(plan, state.history))
-    record = _record(plan, state, processes, environment, digests, files)
+    curve = TrainingCurve(*_stretches(state.history), kept, state.validation)
+    record = _record(plan, state, processes, environment, digests, files, curve)
     folder.add(RECORD, record.to_json().encode())
+    with explain_os_errors(folder.path):
+        draw_training(curve, record.tasks, folder.path)
     folder.add("README.md", render_finetune_card(record, repo=plan.recipe.push_to).encode())
     shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
     folder.commit()
@@ -95,6 +105,7 @@ def _record(
     environment: Environment,
     digests: dict[str, str],
     files: dict[str, str],
+    curve: TrainingCurve,
 ) -> FinetuneRecord:
     undecodable = state.undecodable(len(plan.tasks))
     return FinetuneRecord(
@@ -115,6 +126,17 @@ def _record(
         ),
         environment=environment,
         files=dict(sorted(files.items())),
+        curve=curve,
+    )
+
+
+def _stretches(history: Sequence[tuple[float, float]]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Ends of stretches of steps that are about equally long, and the mean loss of each."""
+    count = min(MOST_LOSSES, len(history))
+    ends = [len(history) * (i + 1) // count for i in range(count)]
+    losses = [loss for loss, _ in history]
+    return tuple(ends), tuple(
+        round(sum(losses[start:end]) / (end - start), 6) for start, end in zip([0, *ends], ends, strict=False)
     )
 
 

@@ -18,16 +18,19 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
 from hfcart.clip.pixels import normalised
-from hfcart.errors import HfcartError, SourceError, UsageError
+from hfcart.errors import HfcartError, NonFiniteError, SourceError, UsageError
 from hfcart.learning.batches import Batch, Loader, Mixture
 from hfcart.learning.finetune.folder import LOG, finish, training_log
 from hfcart.learning.finetune.objective import example_losses, learning_rate, weights
 from hfcart.learning.finetune.plan import FinetunePlan, make_finetune_plan
 from hfcart.learning.finetune.recipe import FinetuneRecipe
 from hfcart.learning.finetune.state import TrainingState
+from hfcart.learning.finetune.tracking import Tracking
+from hfcart.learning.finetune.validation import cost, count_correct
 from hfcart.progress import Progress
 from hfcart.records import FinetuneRecord
 from hfcart.records.file_names import RECORDS
+from hfcart.report.accuracy import described
 from hfcart.system.allocator import keep_freed_blocks
 from hfcart.system.checkpoints import FOLDER, Checkpoints
 from hfcart.system.device import choose_device, precision_for
@@ -55,13 +58,16 @@ def finetune(recipe: FinetuneRecipe, accelerator: Accelerator, progress: Progres
         images = sum(len(split) for split in plan.splits)
         epochs = recipe.steps * recipe.batch_size / images
         progress.note(f"{images:,} training images: {recipe.steps:,} steps see each about {epochs:.3g} times.")
+        if plan.validation:
+            progress.note(cost(plan))
         environment = current_environment(device)
         if folder is not None:
             folder.begin(plan.fingerprint(environment, accelerator.num_processes))
             tensors = stack.enter_context(TensorFiles(folder.path, plan.layout))
         training = _Training(plan, accelerator, device, folder, progress)
         training.resume()
-        training.run()
+        with Tracking(folder, plan, progress) as tracking:
+            training.run(tracking)
         record = None
         if folder is not None and tensors is not None:
             record = finish(folder, tensors, plan, training.state, accelerator.num_processes, environment, progress)
@@ -101,10 +107,10 @@ class _Training:
         self._plan, self._recipe, self._progress = plan, recipe, progress
         self._accelerator, self._device, self._folder = accelerator, device, folder
         self._checkpoints = Checkpoints(folder.path / FOLDER) if folder else None
-        tower: Any = plan.tower.model
-        tower.to(device)
-        self.state = TrainingState(tower, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self._model, self._optimizer = accelerator.prepare(tower, self.state.optimizer)
+        self._tower: Any = plan.tower.model
+        torch.nn.Module.to(self._tower, device)
+        self.state = TrainingState(self._tower, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self._model, self._optimizer = accelerator.prepare(self._tower, self.state.optimizer)
         self._projection = plan.base.projection.to(device)
         self._heads = [values.to(device) for values in plan.heads]
         self._order = Mixture([len(split) for split in plan.splits], recipe.seed)
@@ -116,10 +122,10 @@ class _Training:
         if self._checkpoints and (found := self._checkpoints.newest()):
             state.restore(*found)
         (told,) = broadcast_object_list([state.told()])
-        if told[0] == 0:
+        if told["step"] == 0:
             return
         if not self._accelerator.is_main_process:
-            state.expect(*told)
+            state.expect(**told)
         for tensor in state.shared():
             broadcast(tensor)
         for step in range(state.step):
@@ -130,7 +136,7 @@ class _Training:
             }
         self._progress.note(f"Resuming: {state.step} of {self._recipe.steps} steps are done already.")
 
-    def run(self) -> None:
+    def run(self, tracking: Tracking) -> None:
         """Train from the current step to the last. Raises HfcartError if it diverges."""
         recipe, accelerator, start = self._recipe, self._accelerator, self.state.step
         loader = Loader(
@@ -147,11 +153,14 @@ class _Training:
         self._progress.start("Fine-tuning", recipe.steps, "steps")
         try:
             self._progress.advance(start)
+            if start == 0:
+                self._validate(tracking)
             with contextlib.closing(loader.batches(start, recipe.steps)) as batches:
                 for batch in batches:
                     self._train(batch, save=self.state.step > start and self.state.step % recipe.save_every == 0)
                     self._progress.advance(1)
                     self._report()
+                    self._validate(tracking)
         finally:
             self._progress.finish()
         self._refuse_unreadable(1)
@@ -235,6 +244,25 @@ class _Training:
             f"(learning rate {self._rate(step):.3g}); {kept}.",
             hint=f"Try a lower --lr than {self._recipe.lr:g}, or a longer --warmup, with --overwrite to start anew.",
         )
+
+    def _validate(self, tracking: Tracking) -> None:
+        """Look at the validation images if it is time to, and log what is known of this step."""
+        state, recipe = self.state, self._recipe
+        every, step = recipe.validation_steps, state.step
+        if every and (step % every == 0 or step == recipe.steps):
+            try:
+                correct, images = count_correct(self._plan, self._tower, self._accelerator, self._device)
+            except NonFiniteError:
+                raise self._diverged("what the tower makes of a validation image after the update") from None
+            self._progress.note(f"Step {step} of {recipe.steps}: validation accuracy {self._look(correct, images)}")
+        tracking.log(step, state, self._rate(max(0, step - 1)))
+
+    def _look(self, correct: tuple[int, ...], images: tuple[int, ...]) -> str:
+        look = self.state.look(correct, images, keep_best=self._recipe.keep == "best")
+        seen = self.state.validation
+        assert seen is not None
+        best = ", the best so far" if seen.best is look and len(seen.looks) > 2 else ""
+        return described(seen, look) + best
 
     def _save(self) -> None:
         if self._folder and self._checkpoints:

@@ -35,6 +35,7 @@ class FinetunePlan:
         tower: what is trained.
         tasks: one card a task.
         splits: their training images, in the same order.
+        validation: their validation images, in the same order; none if nothing is to be validated.
         heads: their zero-shot heads, classes × projection width, rows of unit length.
         precision: float32 or bfloat16.
     """
@@ -44,6 +45,7 @@ class FinetunePlan:
     tower: LoadedTower
     tasks: list[TaskCard]
     splits: list[Split]
+    validation: list[Split]
     heads: list[torch.Tensor]
     precision: str
 
@@ -71,6 +73,8 @@ class FinetunePlan:
             "tasks": [task.id for task in self.tasks],
             **{name: getattr(self.recipe, name) for name in _NUMBERS},
             "warmup": self.recipe.warmup_steps,
+            "validate_every": self.recipe.validation_steps,
+            "keep": self.recipe.keep,
             "precision": self.precision,
         }
 
@@ -93,5 +97,6 @@ def make_finetune_plan(recipe: FinetuneRecipe, precision: str, progress: Progres
     base = open_base(recipe.base, progress)
     tower = load_tower(base.again, progress)  # the very commit whose projection was read
     splits = [open_split(task, "train", streaming=False, progress=progress) for task in tasks]
+    validation = [split.part_beside("validation") for split in splits if recipe.validation_steps]
     heads = [make_head(base, task, progress) for task in tasks]
-    return FinetunePlan(recipe, base, tower, tasks, splits, heads, precision)
+    return FinetunePlan(recipe, base, tower, tasks, splits, validation, heads, precision)

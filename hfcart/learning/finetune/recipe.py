@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hfcart.errors import UsageError
 from hfcart.names import dtype
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain
+from hfcart.records.check import MOST_LOOKS
 
 # Ilharco et al. 2022 (arXiv 2212.04089) and their released code, which the papers' towers come from.
 WARMUP = 500
@@ -31,6 +32,9 @@ class FinetuneRecipe(BaseModel):
             where the device computes with it, else float32.
         max_grad_norm: gradients of a larger L2 norm are scaled down to it; 0 for no limit.
         save_every: steps between two checkpoints.
+        validate_every: steps between two looks at the validation images; 0 for none; None for a fifth of the steps.
+        keep: the weights of the last step, or of the best validated one: highest mean accuracy, the first of equals.
+        track: what the training is logged to, by accelerate's trackers; nothing by default.
         workers: threads that decode images; None for one a core, at most 8.
 
     Raises:
@@ -50,6 +54,9 @@ class FinetuneRecipe(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     max_grad_norm: float = Field(default=1.0, ge=0, strict=False, allow_inf_nan=False)
     save_every: int = Field(default=100, ge=1)
+    validate_every: int | None = Field(default=None, ge=0)
+    keep: Literal["last", "best"] = "last"
+    track: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = Field(default=(), strict=False)
     workers: int | None = Field(default=None, ge=1, le=256)
     device: Device = "auto"
     out: OutFolder | None = None
@@ -68,6 +75,13 @@ class FinetuneRecipe(BaseModel):
     def _fields_fit(self) -> FinetuneRecipe:
         if self.warmup is not None and self.warmup >= self.steps:
             raise ValueError(f"warmup {self.warmup} leaves nothing of {self.steps} steps: expected less")
+        if self.keep == "best" and not self.validation_steps:
+            raise ValueError("keep best needs validation: validate_every is 0, expected at least 1")
+        if self.validation_steps and self.steps // self.validation_steps > MOST_LOOKS:
+            raise ValueError(
+                f"validate_every {self.validation_steps} would look {self.steps // self.validation_steps:,} times, "
+                f"expected at most {MOST_LOOKS:,}"
+            )
         if self.create_pr and self.push_to is None:
             raise ValueError("create_pr needs push_to")
         return self
@@ -76,6 +90,11 @@ class FinetuneRecipe(BaseModel):
     def warmup_steps(self) -> int:
         """`warmup`, or its default: 500 as published, and never more than a quarter of a short training."""
         return min(WARMUP, self.steps // 4) if self.warmup is None else self.warmup
+
+    @property
+    def validation_steps(self) -> int:
+        """`validate_every`, or its default: five times in a training. 0 for never."""
+        return -(-self.steps // 5) if self.validate_every is None else self.validate_every
 
     @property
     def folder(self) -> Path:

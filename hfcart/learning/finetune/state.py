@@ -1,13 +1,15 @@
-"""A training at one step, to be saved and restored: weights, AdamW's moments, losses, broken images met."""
+"""A training at one step, to be saved and restored: weights, AdamW's moments, losses, broken images, validation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hfcart.clip.tensor_names import canonical
+from hfcart.records import Look, Validation
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch's own defaults, as published
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -22,6 +24,8 @@ class TrainingState:
         step: steps done.
         history: loss and gradient norm of each.
         broken: (task number, index) of the images that could not be decoded.
+        validation: what was seen on the validation images so far; None before the first look.
+        best: weights of the best step so far, on the CPU, by canonical name; None where they are not kept.
     """
 
     def __init__(self, model: nn.Module, *, lr: float, weight_decay: float) -> None:
@@ -34,26 +38,32 @@ class TrainingState:
         self.step = 0
         self.history: list[tuple[float, float]] = []
         self.broken: set[tuple[int, int]] = set()
+        self.validation: Validation | None = None
+        self.best: dict[str, Tensor] | None = None
 
     def checkpoint(self) -> dict[str, Tensor]:
         """All of it as tensors on the CPU; there must have been a step."""
         tensors = {
             "history": torch.tensor(self.history, dtype=torch.float64),
             "broken": torch.tensor(sorted(self.broken), dtype=torch.int64).reshape(-1, 2),
+            **{f"best/{name}": tensor for name, tensor in (self.best or {}).items()},
         }
+        if self.validation is not None:
+            looks = [[look.step, *look.correct] for look in self.validation.looks]
+            tensors["looks"] = torch.tensor([[0, *self.validation.images], *looks], dtype=torch.int64)
         for name, parameter in self.parameters.items():
             tensors[f"weight/{name}"] = parameter.detach().cpu()
             for key in _MOMENTS:
                 tensors[f"{key}/{name}"] = self.optimizer.state[parameter][key].cpu()
         return tensors
 
-    def told(self) -> tuple[int, list[tuple[float, float]], set[tuple[int, int]]]:
+    def told(self) -> dict[str, Any]:
         """What of the state is no large tensor, for `expect` in another process."""
-        return self.step, self.history, self.broken
+        return {name: getattr(self, name) for name in ("step", "history", "broken", "validation")}
 
-    def expect(self, step: int, history: list[tuple[float, float]], broken: set[tuple[int, int]]) -> None:
+    def expect(self, step: int, **told: Any) -> None:  # noqa: ANN401 (as `told` gives them)
         """Be at `step`, with moments that are still to be filled in (through `shared`)."""
-        self.step, self.history, self.broken = step, history, broken
+        vars(self).update(step=step, **told)
         if step == 0:
             return
         state = {
@@ -65,7 +75,14 @@ class TrainingState:
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Be what `checkpoint` gave after `step` steps."""
         history = [(loss, norm) for loss, norm in tensors["history"].tolist()]
-        self.expect(step, history, {(task, index) for task, index in tensors["broken"].tolist()})
+        broken = {(task, index) for task, index in tensors["broken"].tolist()}
+        validation = None
+        if "looks" in tensors:
+            (_, *images), *looks = tensors["looks"].tolist()
+            validation = Validation(tuple(images), tuple(Look(after, tuple(correct)) for after, *correct in looks))
+        self.expect(step, history=history, broken=broken, validation=validation)
+        best = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
+        self.best = best or None
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weight/{name}"])
@@ -77,6 +94,15 @@ class TrainingState:
         for parameter in self.parameters.values():
             yield parameter.data
             yield from (self.optimizer.state[parameter][key] for key in _MOMENTS)
+
+    def look(self, correct: tuple[int, ...], images: tuple[int, ...], *, keep_best: bool) -> Look:
+        """Note how the tower of this step did on the validation images; keep its weights if none before did better."""
+        look = Look(self.step, correct)
+        looks = self.validation.looks if self.validation else ()
+        self.validation = Validation(images, (*looks, look))
+        if keep_best and self.validation.best is look:
+            self.best = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+        return look
 
     def finite(self) -> bool:
         """Whether no weight is NaN or Inf."""

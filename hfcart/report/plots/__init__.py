@@ -7,5 +7,6 @@ come with matplotlib. The object-oriented API is used throughout, so no state is
 from hfcart.report.plots._accuracy import ACCURACY, draw_accuracy
 from hfcart.report.plots._merge import draw_figures
 from hfcart.report.plots._search import COMPARISON, draw_compare, draw_sweep
+from hfcart.report.plots._training import draw_training
 
-__all__ = ["ACCURACY", "COMPARISON", "draw_accuracy", "draw_compare", "draw_figures", "draw_sweep"]
+__all__ = ["ACCURACY", "COMPARISON", "draw_accuracy", "draw_compare", "draw_figures", "draw_sweep", "draw_training"]

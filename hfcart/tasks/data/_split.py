@@ -64,6 +64,14 @@ class Split:
             numbers = [numbers[i] for i in sorted(random.Random(seed).sample(range(self.rows), limit))]
         self._numbers = numbers
 
+    def part_beside(self, part: Part) -> Split:
+        """Another part of the same split of the dataset: train and validation share the train split.
+
+        Raises:
+            SourceError: the split has too few rows for it.
+        """
+        return Split(self.task, part, self._source, _numbers(part, self._source), limit=None, seed=0)
+
     def decides(self) -> list[Any]:
         """What decides which examples these are and how they are scored, as JSON holds it: a part of fingerprints."""
         return [self.task.sha256, dataclasses.asdict(self.dataset), self.part, len(self), self.seed]
@@ -176,10 +184,14 @@ def open_split(
             source.open(columns, builder, promised=promised_rows(whole, split), progress=progress)
         else:
             source.keep(columns, builder, progress)
+    return Split(task, part, source, _numbers(part, source), limit=limit, seed=seed)
+
+
+def _numbers(part: Part, source: Source) -> Sequence[int]:
     numbers = part_rows(part, source.rows)
     if not numbers:
         raise SourceError(f"{sentence(source.name)} has {source.rows} rows: nothing is there for the {part} part.")
-    return Split(task, part, source, numbers, limit=limit, seed=seed)
+    return numbers
 
 
 def part_rows(part: Part, rows: int) -> Sequence[int]:
