@@ -58,11 +58,11 @@ def test_every_command_in_the_helps_and_the_documents_is_one() -> None:
 @pytest.mark.parametrize(
     ("hint", "wrong"),
     [
-        ("Run `hfcart push m --to user/m`, or wait.", False),
-        ("To go on: hfcart push m --to user/m", False),
-        ("To go on: hfcart push m --to user/m. The folder is intact.", True),
-        ("To go on: hfcart push 'a b' --to user/m", False),
-        ("To go on: hfcart push a b --to user/m", True),
+        ("Run `hfcart push m --push-to user/m`, or wait.", False),
+        ("To go on: hfcart push m --push-to user/m", False),
+        ("To go on: hfcart push m --push-to user/m. The folder is intact.", True),
+        ("To go on: hfcart push 'a b' --push-to user/m", False),
+        ("To go on: hfcart push a b --push-to user/m", True),
         ("Run `hfcart push m`.", True),
         ("Give --nowhere.", True),
         ("Try hfcart evaluate or `hfcart evaluate`.", True),
@@ -80,10 +80,10 @@ def test_hints_are_joined_line_by_line() -> None:
 
 def test_an_option_that_a_command_lacks_is_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     hint = "Name it: --base user/name\nGive --out, or wait. Or free some space.\nThen: hfcart merge a --base b"
-    monkeypatch.setattr("hfcart.cli._shared.output._running", {})
+    monkeypatch.setattr("hfcart.cli._shared.output.running", {})
     assert typed_here(hint) == hint.splitlines()  # from Python
     running = {"name": "hfcart verify", "options": {"--device"}}
-    monkeypatch.setattr("hfcart.cli._shared.output._running", running)
+    monkeypatch.setattr("hfcart.cli._shared.output.running", running)
     assert typed_here(hint) == ["Or free some space.", "Then: hfcart merge a --base b"]
     assert typed_here("Give --base.") == ["What can be said here: hfcart verify --help"]
     assert typed_here("") == []
@@ -174,7 +174,7 @@ def test_other_messages(zoo: EmbeddedHub, commands: Commands, hfcart: Run, tmp_p
     assert merged.returncode == drafted.returncode == to_pr.returncode == 0, (merged.stderr, to_pr.stderr)
     card = tmp_path / "my merge" / "recipe.yaml"
     card.write_text(card.read_text() + "\n")
-    (changed,) = commands(zoo, [["push", "my merge", "--to", "user/merged"]])
+    (changed,) = commands(zoo, [["push", "my merge", "--push-to", "user/merged"]])
     assert changed.returncode == 1
     typed = [line for each in (no_split, drafted, to_pr, changed) for line in proposed(each.stdout + each.stderr)]
     assert [line[0] for line in typed] == ["tasks", "tasks", "verify", "merge"]

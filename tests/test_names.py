@@ -13,7 +13,7 @@ from hfcart.methods import METHODS, method_of
 from hfcart.names import dtype, meant, near, spelled
 from hfcart.recipes.merge_recipe import make
 from hfcart.recipes.recipe_files import names, read
-from hfcart.tasks.task_cards import _shipped, read_tasks
+from hfcart.tasks.task_cards import read_tasks, shipped
 from hfcart.zero_shot.measurement import Measurement
 
 TWO = {"sources": ("user/a", "user/b")}
@@ -29,7 +29,7 @@ def test_case_hyphens_and_underscores_do_not_matter() -> None:
             assert method_of(typed).name == _named(typed) == method
         need = {"tasks": ("8",)} if METHODS[method].statistics else {}
         assert make({**TWO, "method": method.upper().replace("_", "-"), **need}).method == method
-    for task in _shipped():
+    for task in shipped():
         assert all(read_tasks([typed])[0].id == task for typed in spellings(task))
     for name in names():
         assert all(read(Path(typed.strip())) == read(Path(name)) for typed in spellings(name))
@@ -37,7 +37,7 @@ def test_case_hyphens_and_underscores_do_not_matter() -> None:
 
 
 def test_no_two_names_are_spelled_alike() -> None:
-    for known in (list(METHODS), list(_shipped()), names()):
+    for known in (list(METHODS), list(shipped()), names()):
         assert [spelled(name, known) for name in known] == known
         assert [spelled(name.upper(), known) for name in known] == known
 

@@ -7,6 +7,7 @@ in `_shared/`. It is imported when it is run; to list it, its docstring is enoug
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import pkgutil
 import sys
@@ -15,16 +16,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from hfcart import __version__
+from hfcart.cli._shared.command import Group, as_shown
 
 _FOLDER = Path(__file__).parent
 # In the order in which --help lists them; a command that is not here comes after these.
-_ORDER = ("merge", "eval", "sweep", "compare", "finetune", "push", "verify", "methods", "tasks", "demo")
+_ORDER = ("merge", "eval", "sweep", "compare", "finetune", "push", "verify", "methods", "tasks", "demo", "help")
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """hfcart's commands. Listing them imports none of them."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 (what Typer knows of the group)
@@ -34,9 +36,19 @@ class Commands(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 (typer's own classes are not public)
         """Print the help, each command with the first paragraph of its docstring."""
+        with self._only_listed():
+            super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:  # noqa: ANN401
+        """Complete the name of a command."""
+        with self._only_listed():
+            return super().shell_complete(ctx, incomplete)
+
+    @contextlib.contextmanager
+    def _only_listed(self) -> Iterator[None]:
         loaded, self.commands = self.commands, {name: _listed(name) for name in self.commands}
         try:
-            super().format_help(ctx, formatter)
+            yield
         finally:
             self.commands = loaded
 
@@ -62,14 +74,17 @@ class _Loaded(Mapping[str, Any]):
 
 
 def _load(name: str) -> Any:  # noqa: ANN401 (a command of typer's)
-    from hfcart.cli._shared.output import Command
+    from hfcart.cli._shared.command import Command
+    from hfcart.cli._shared.completion import completed
 
     module = importlib.import_module(f"hfcart.cli.{name}")
     if hasattr(module, "app"):  # a command with commands of its own
         own = module.app
+        for each in own.registered_commands:
+            completed(each.callback)
     else:
         own = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-        own.command(name, cls=Command)(getattr(module, name))
+        own.command(name, cls=Command)(completed(getattr(module, name)))
     command: Any = typer.main.get_command(own)
     command.name = name
     return command
@@ -85,13 +100,12 @@ def _listed(name: str) -> TyperCommand:
 app = typer.Typer(
     name="hfcart",
     cls=Commands,
-    help="Merge fine-tuned CLIP vision towers from the Hugging Face Hub into one tower, ready to publish.",
-    epilog="Start with: hfcart demo",
+    help="Merge fine-tuned CLIP vision towers from the Hugging Face Hub into one tower, ready to publish."
+    "\n\nExamples:\nhfcart demo\nhfcart merge user/a user/b user/c --push-to user/merged\nhfcart help merge",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": as_shown},
 )
 
 
@@ -113,6 +127,6 @@ def _root(
 def main() -> None:
     """Entry point of the console script and of `python -m hfcart`."""
     try:
-        app()
+        app(prog_name="hfcart")
     except KeyboardInterrupt:  # before a command's own handler stands
         sys.exit(130)

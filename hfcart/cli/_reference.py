@@ -13,7 +13,6 @@ import typer
 
 from hfcart.cli import app
 from hfcart.methods import METHODS, Method
-from hfcart.recipes.merge_recipe import OPTIONS, PARAMETERS
 
 README, REFERENCE = Path("README.md"), Path(".github/REFERENCE.md")
 _BEGIN, _END = "<!-- methods: made by `make docs` -->", "<!-- end of methods -->"
@@ -35,7 +34,9 @@ def reference() -> str:
     parts = ["# Reference", "", "Made from the declarations in the code by `make docs`.", ""]
     for name, command in sorted(_commands(root, "hfcart"), key=lambda found: found[0]):
         parts += [f"## `{name}`", "", _sentences(command.help), ""]
-        rows = [row for parameter in command.params if (row := _row(name, parameter))]
+        if command.examples:
+            parts += ["```bash", _sentences(command.examples), "```", ""]
+        rows = [row for parameter in command.params if (row := _row(parameter))]
         if rows:
             parts += ["| option | meaning | default |", "|---|---|---|", *rows, ""]
     parts += ["## Parameters of the methods", "", "| parameter | of | default | meaning |", "|---|---|---|---|"]
@@ -62,18 +63,15 @@ def _commands(group: Any, name: str) -> list[tuple[str, Any]]:  # noqa: ANN401 (
     return found
 
 
-def _row(command: str, parameter: Any) -> str | None:  # noqa: ANN401 (Typer's classes)
+def _row(parameter: Any) -> str | None:  # noqa: ANN401 (Typer's classes)
     written = (
         ", ".join(f"`{option}`" for option in parameter.opts if option.startswith("-")) or f"`{parameter.metavar}`"
     )
     if parameter.name == "help" or not getattr(parameter, "help", None):
         return None
-    meaning, default = parameter.help, parameter.default
-    option = OPTIONS.get(parameter.name) if command == "hfcart merge" and parameter.name not in PARAMETERS else None
-    if option is not None and option.more:
-        meaning = f"{meaning} {option.more}"
-    shown = "" if default is None or default is False or callable(default) else str(default)
-    return f"| {written} | {_cell(meaning)} | {shown} |"
+    meaning, _, default = parameter.help.partition(" Default: ")
+    more = getattr(parameter, "more", "")
+    return f"| {written} | {_cell(f'{meaning} {more}'.strip())} | {_cell(default.removesuffix('.'))} |"
 
 
 def _paper(m: Method) -> str:

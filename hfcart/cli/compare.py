@@ -17,12 +17,13 @@ from hfcart.cli._shared.params import (
     NO_STREAMING,
     PRECISION,
     QUIET,
+    SOURCES,
     TASKS,
     WORKERS,
     measurement,
 )
 from hfcart.methods import ADAPTIVE, behind
-from hfcart.recipes.options import IMAGES
+from hfcart.recipes.options import BASICS, IMAGES, OUTPUT
 from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -30,44 +31,51 @@ if TYPE_CHECKING:
 
 
 def compare(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for `hfcart merge`.")
-    ],
+    sources: SOURCES,
     tasks: TASKS,
     methods: Annotated[
         str,
         typer.Option(
-            metavar="NAMES",
-            help="Such as cart,average,cart++ (`hfcart methods` lists them), or all. Default: all that take these "
-            "sources and learn no coefficients, which takes long on a CPU.",
+            metavar="METHODS",
+            help="Such as cart,average,cart++, or all. Default: all that learn nothing.\f`hfcart methods` lists them. "
+            "The default is all that take these sources and learn no coefficients, which takes long on a CPU.",
             show_default=False,
+            rich_help_panel=BASICS,
         ),
     ] = "",
     base: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="The CLIP model with the text tower, and the base of methods that need one, as for `hfcart merge`.",
+            help="The CLIP model with the text tower. Default: by cards or shape.\fThe base of methods that need one, "
+            "too, as for `hfcart merge`.",
+            rich_help_panel=BASICS,
         ),
     ] = None,
     references: Annotated[
         str,
         typer.Option(
-            metavar="measured|none", help="Measure the base, and each task's own tower, beside the merges, or not."
+            metavar="measured|none",
+            help="The base and each task's own tower, or not.",
+            rich_help_panel=IMAGES,
         ),
     ] = "measured",
     part: Annotated[
         str,
         typer.Option(
             metavar="test|validation|train",
-            help="Which images. Choose a method on validation images, report it on test images.",
+            help="Which images.\fChoose a method on validation images, report it on test images.",
             rich_help_panel=IMAGES,
         ),
     ] = Measurement.part,
     limit: LIMIT = Measurement.limit,
     no_streaming: NO_STREAMING = False,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("compare"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison.")] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=BASICS)] = Path(
+        "compare"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier comparison.", rich_help_panel=OUTPUT)
+    ] = False,
     device: DEVICE = Measurement.device,
     precision: PRECISION = Measurement.precision,
     workers: WORKERS = None,
@@ -75,9 +83,11 @@ def compare(
     json: JSON = False,
     debug: DEBUG = False,
 ) -> None:
-    """Find the best method: merge with each, measure all on the same images, print one table.
+    """Find the best method: merge with each, measure all on the same images.
 
-    Example:  hfcart compare user/a user/b user/c --tasks 8 --methods cart,average,ties
+    Examples:
+        hfcart compare user/a user/b user/c --tasks 8 --methods cart,average,ties
+        hfcart compare user/a user/b user/c --tasks 8 --part validation --limit 500
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
         asked = measurement(

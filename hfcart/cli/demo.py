@@ -9,16 +9,23 @@ import typer
 
 from hfcart.cli._shared.output import reporting
 from hfcart.cli._shared.params import DEBUG, QUIET
+from hfcart.recipes.options import BASICS
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to put everything.")] = Path("hfcart-demo"),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to put everything.", rich_help_panel=BASICS)
+    ] = Path("hfcart-demo"),
     quiet: QUIET = False,
     debug: DEBUG = False,
 ) -> None:
-    """See it work without a network: a Hub on this machine, a tiny CLIP and six towers trained now, and their merge.
+    """See it work without a network: a tiny CLIP, six towers of it, and their merge.
 
-    Takes a few minutes on two cores. Every number it prints was measured in that run.
+    A Hub on this machine, towers trained now: a few minutes on two cores. Every number is measured in that run.
+
+    Examples:
+        hfcart demo
+        hfcart demo --out /tmp/hfcart-demo
     """
     with reporting(quiet=quiet, debug=debug) as output:
         from hfcart.demo.tour import run_demo

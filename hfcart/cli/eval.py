@@ -22,13 +22,11 @@ from hfcart.cli._shared.params import (
     WORKERS,
     measurement,
 )
-from hfcart.recipes.options import IMAGES, MACHINE, OUTPUT, PUBLISHING
+from hfcart.recipes.options import BASICS, IMAGES, MACHINE, OUTPUT
 from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
     from hfcart.records import EvalRecord
-
-_COMPARE = "Comparison"
 
 
 def eval(
@@ -43,15 +41,16 @@ def eval(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="The CLIP model with the text tower. Default: what the tower's record or card says, "
-            "else the openai/clip-vit-* of its shape.",
+            help="The CLIP model with the text tower. Default: by card or shape.\fWhat the tower's record or card "
+            "says, else the openai/clip-vit-* of its shape.",
+            rich_help_panel=BASICS,
         ),
     ] = None,
     part: Annotated[
         str,
         typer.Option(
             metavar="test|validation|train",
-            help="Which images. Validation is a seeded tenth of the train split: choose settings there.",
+            help="Which images.\fValidation is a seeded tenth of the train split: choose settings there.",
             rich_help_panel=IMAGES,
         ),
     ] = Measurement.part,
@@ -62,29 +61,31 @@ def eval(
         str,
         typer.Option(
             metavar="none|published|measured",
-            help="Compare with the task cards' published figures, or with the base, the plain average and each "
+            help="What to compare with.\fThe task cards' published figures, or the base, the plain average and each "
             "task's own tower, measured on the same images (of a merge that hfcart made).",
-            rich_help_panel=_COMPARE,
+            rich_help_panel=IMAGES,
         ),
     ] = Measurement.references,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where to write the results. Default: a merged folder itself, else ./NAME-results.",
-            rich_help_panel=OUTPUT,
+            help="Where to write. Default: a merged folder itself, else ./NAME-results.",
+            rich_help_panel=BASICS,
         ),
     ] = None,
     push: Annotated[
         bool,
-        typer.Option("--push", help="Put the results into the Hub repo, in one commit.", rich_help_panel=PUBLISHING),
+        typer.Option(
+            "--push", help="Put the results into the tower's Hub repo, in one commit.", rich_help_panel=BASICS
+        ),
     ] = False,
     create_pr: CREATE_PR = False,
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite",
-            help="Let a sample replace the result of a whole split, in the folder and in the repo.",
+            help="Let a sample replace a whole split's result, in folder and repo.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
@@ -94,7 +95,7 @@ def eval(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Images a forward pass; changes no number. Default: 16 on a CPU, else 256.", rich_help_panel=MACHINE
+            help="Images a forward pass. Default: 16 on a CPU, else 256.\fChanges no number.", rich_help_panel=MACHINE
         ),
     ] = None,
     workers: WORKERS = None,
@@ -104,9 +105,10 @@ def eval(
 ) -> None:
     """Measure a tower's zero-shot accuracy on Hub datasets.
 
-    Example:  hfcart eval user/merged --tasks sun397,eurosat --push
-
-    Several GPUs or machines:  accelerate launch -m hfcart eval user/merged --tasks 8
+    Examples:
+        hfcart eval user/merged --tasks sun397,eurosat --push
+        hfcart eval ./merged --tasks 8 --limit 500
+        accelerate launch -m hfcart eval user/merged --tasks 8
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
         asked = measurement(

@@ -11,29 +11,27 @@ import typer
 
 from hfcart.cli._shared.output import Output, reporting
 from hfcart.cli._shared.params import CREATE_PR, DEBUG, JSON, MESSAGE, PRIVATE, QUIET
-from hfcart.recipes.options import MACHINE, OUTPUT, PUBLISHING
+from hfcart.recipes.options import BASICS, MACHINE, OUTPUT
+from hfcart.recipes.options import TRAINING as _TRAINING
 
 if TYPE_CHECKING:
     from hfcart.hub import Published
     from hfcart.learning.finetune.recipe import FinetuneRecipe
     from hfcart.records import FinetuneRecord, Validation
 
-_TRAINING = "Training"
-
 
 def finetune(
     base: Annotated[
         str,
-        typer.Argument(
-            metavar="BASE", help="The CLIP model whose vision tower is trained: user/name[@revision], or a folder."
-        ),
+        typer.Argument(metavar="BASE", help="The CLIP model: user/name, user/name@revision, or a folder."),
     ],
-    task: Annotated[
+    tasks: Annotated[
         list[str],
         typer.Option(
-            "--task",
-            metavar="NAME",
-            help="A task, a group or a task card's path (`hfcart tasks` lists them). Several train one tower jointly.",
+            metavar="TASKS",
+            help="A task or your own card; several train one tower jointly.\fA task, a group or a task card's path "
+            "(`hfcart tasks` lists them).",
+            rich_help_panel=BASICS,
         ),
     ],
     lr: Annotated[
@@ -46,11 +44,13 @@ def finetune(
         int | None,
         typer.Option(
             metavar="STEPS",
-            help="Linear warm-up before the cosine. Default: 500, at most a quarter of the steps.",
+            help="Linear warm-up. Default: 500, at most a quarter of the steps.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Default: 2000.", rich_help_panel=_TRAINING)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the optimiser. Default: 2000.", rich_help_panel=_TRAINING)
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Images a step, over all processes. Default: 128.", rich_help_panel=_TRAINING),
@@ -62,20 +62,20 @@ def finetune(
         str | None,
         typer.Option(
             metavar="auto|float32|bfloat16",
-            help="Of the forward pass. auto: bfloat16 where the device computes with it.",
+            help="Of the forward pass. Default: auto.\fauto: bfloat16 where the device computes with it.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     max_grad_norm: Annotated[
         float | None,
-        typer.Option(help="Scale larger gradients down to this norm; 0: never. Default: 1.", rich_help_panel=_TRAINING),
+        typer.Option(help="Larger gradients are scaled down to it; 0: never. Default: 1.", rich_help_panel=_TRAINING),
     ] = None,
     out: Annotated[
         str | None,
         typer.Option(
             metavar="FOLDER",
             help="Where to write. Default: the name in --push-to, else ./finetuned.",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=BASICS,
         ),
     ] = None,
     overwrite: Annotated[
@@ -89,7 +89,7 @@ def finetune(
         int | None,
         typer.Option(
             metavar="STEPS",
-            help="Between two looks at the validation images; 0: never. Default: a fifth of the steps.",
+            help="Between validations; 0: never. Default: a fifth of the steps.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -97,7 +97,7 @@ def finetune(
         str | None,
         typer.Option(
             metavar="last|best",
-            help="Which step's weights: the last, or the best in validation. Default: last.",
+            help="The last step, or the best in validation. Default: last.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -105,13 +105,13 @@ def finetune(
         list[str] | None,
         typer.Option(
             metavar="trackio|tensorboard|wandb",
-            help="Log losses and accuracy there as well. Can be repeated.",
+            help="Log losses and accuracy there.\fCan be repeated.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     push_to: Annotated[
         str | None,
-        typer.Option(metavar="USER/NAME", help="Publish the result there, in one commit.", rich_help_panel=PUBLISHING),
+        typer.Option(metavar="USER/NAME", help="Publish the result there, in one commit.", rich_help_panel=BASICS),
     ] = None,
     private: PRIVATE = False,
     create_pr: CREATE_PR = False,
@@ -131,12 +131,14 @@ def finetune(
     json: JSON = False,
     debug: DEBUG = False,
 ) -> None:
-    """Fine-tune a CLIP vision tower on one task, or on several jointly, with the text side frozen.
+    """Fine-tune a CLIP vision tower on one task or several, the text side frozen.
 
-    A killed training goes on when the same command is run again. Several processes:
-    accelerate launch -m hfcart finetune BASE --task NAME
+    A killed training goes on when the same command is run again.
 
-    Example:  hfcart finetune openai/clip-vit-base-patch32 --task sun397 --push-to user/clip-sun397
+    Examples:
+        hfcart finetune openai/clip-vit-base-patch32 --tasks sun397 --push-to user/clip-sun397
+        hfcart finetune ./clip --tasks cars.yaml,eurosat --steps 4000 --out both
+        accelerate launch -m hfcart finetune ./clip --tasks svhn
     """
     first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports
     with reporting(quiet=quiet or not first, json=json and first, debug=debug) as output:
@@ -144,7 +146,7 @@ def finetune(
 
         given: dict[str, Any] = {
             "base": base,
-            "tasks": tuple(task),
+            "tasks": tuple(tasks),
             "lr": lr,
             "weight_decay": weight_decay,
             "warmup": warmup,
@@ -207,7 +209,7 @@ def _show_result(recipe: FinetuneRecipe, record: FinetuneRecord, published: Publ
     if published is None:
         output.result(f"  load     {record.model_class}.from_pretrained({json_module.dumps(str(recipe.folder))})")
         output.result(f"  measure  hfcart eval {folder} --tasks {given}")
-        output.result(f"  publish  hfcart push {folder} --to user/name")
+        output.result(f"  publish  hfcart push {folder} --push-to user/name")
     else:
         at = published.revision
         load = f'"{recipe.push_to}"' + (f', revision="{at}"' if at else "")

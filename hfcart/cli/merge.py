@@ -22,15 +22,16 @@ def merge(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SOURCE...",
-            help="Hub repos (user/name, or user/name@branch, tag, commit or refs/pr/N) and local folders, in any mix.",
+            metavar="SOURCE",
+            help="Hub repos (user/name, user/name@revision) and local folders, in any mix.\fA revision is a branch, a "
+            "tag, a commit or refs/pr/N.",
             show_default=False,
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE|NAME",
+            metavar="RECIPE",
             help="YAML with these options as fields, or a name such as vit-b-32-8-cart.",
             rich_help_panel=BASICS,
         ),
@@ -48,7 +49,10 @@ def merge(
 ) -> None:
     """Merge fine-tuned CLIP vision towers into one, and publish it.
 
-    Example:  hfcart merge user/a user/b user/c --rank 0.08 --push-to user/merged
+    Examples:
+        hfcart merge user/a user/b user/c --rank 8% --push-to user/merged
+        hfcart merge user/a ./b --method ties --base user/base --out merged --dry-run
+        hfcart merge --recipe vit-b-32-8-cart
     """
     first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports
     with reporting(quiet=quiet or not first, json=json and first, debug=debug) as output:

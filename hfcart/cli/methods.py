@@ -19,12 +19,14 @@ _NUMBERS_OF = (
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, with all there is to know.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="METHOD", help="One method, with all there is to know.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the list, or the one, as JSON.")] = False,
 ) -> None:
     """List the merge methods: what they do, what they need, their parameters and papers.
 
-    Example:  hfcart methods ties
+    Examples:
+        hfcart methods
+        hfcart methods ties
     """
     with reporting() as output:
         one = None if name is None or key(name) == "list" else _named(name)

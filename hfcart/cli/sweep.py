@@ -17,81 +17,92 @@ from hfcart.cli._shared.params import (
     NO_STREAMING,
     PRECISION,
     QUIET,
+    SOURCES,
     TASKS,
     WORKERS,
     measurement,
 )
 from hfcart.cli._shared.recipe_options import given_fields
 from hfcart.recipes.grid import numbers
-from hfcart.recipes.options import IMAGES
+from hfcart.recipes.options import BASICS, IMAGES, MERGED, METHOD, OUTPUT
 from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
     from hfcart.records import SweepRecord
 
-_GRID = "Grid"
-
 
 def sweep(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Hub repos and local folders, as for `hfcart merge`.")
-    ],
+    sources: SOURCES,
     tasks: TASKS,
     method: Annotated[
         str,
-        typer.Option(help="cart, or task_arithmetic or consensus (which have scales only).", rich_help_panel=_GRID),
+        typer.Option(
+            metavar="METHOD", help="cart; task_arithmetic and consensus have scales only.", rich_help_panel=BASICS
+        ),
     ] = "cart",
     rank: Annotated[
         str | None,
         typer.Option(
             metavar="RANKS",
-            help="0.02,0.08,1.0 names them; 0.02:0.5 is six of them evenly apart by ratio, 0.02:0.5:10 ten. "
-            "Default: 2, 4, 8, 16, 32 and 100 %.",
-            rich_help_panel=_GRID,
+            help="Such as 0.02,8%,1.0 or 2%:50%:10. Default: 2, 4, 8, 16, 32, 100 %.\f0.02,0.08,1.0 names them; "
+            "0.02:0.5 is six of them evenly apart by ratio, 0.02:0.5:10 ten.",
+            rich_help_panel=BASICS,
         ),
     ] = None,
     scale: Annotated[
         str | None,
         typer.Option(
             metavar="SCALES",
-            help="1,1.5,2 names them; 0.5:2.5 is five of them evenly apart, 0.5:2.5:9 nine. "
-            "Default: 1 to 2.5 for cart, 0.1 to 0.6 for the others.",
-            rich_help_panel=_GRID,
+            help="Such as 1,1.5,2 or 0.5:2.5:9. Default: the method's usual ones.\f1,1.5,2 names them; 0.5:2.5 is "
+            "five of them evenly apart, 0.5:2.5:9 nine. The usual ones: 1 to 2.5 for cart, 0.1 to 0.6 for the others.",
+            rich_help_panel=BASICS,
         ),
     ] = None,
     threshold: Annotated[
         str | None,
         typer.Option(
-            metavar="X or X,X,...", help="Of consensus, at every point: as for `hfcart merge`.", rich_help_panel=_GRID
+            metavar="X or X,X", help="consensus: as for `hfcart merge`, at every point.", rich_help_panel=METHOD
         ),
     ] = None,
     agree: Annotated[
-        int | None, typer.Option(help="Of consensus, at every point: as for `hfcart merge`.", rich_help_panel=_GRID)
+        int | None, typer.Option(help="consensus: as for `hfcart merge`, at every point.", rich_help_panel=METHOD)
     ] = None,
     reverse: Annotated[
         bool,
         typer.Option(
-            "--reverse", help="Keep the lowest singular directions in place of the top.", rich_help_panel=_GRID
+            "--reverse", help="Keep the lowest singular directions in place of the top.", rich_help_panel=MERGED
         ),
     ] = False,
     qkv: Annotated[
-        str, typer.Option(metavar="split|fused", help="As for `hfcart merge`.", rich_help_panel=_GRID)
+        str,
+        typer.Option(
+            metavar="split|fused", help="Merge q, k and v as three matrices, or as one.", rich_help_panel=MERGED
+        ),
     ] = "split",
     base: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="The CLIP model with the text tower, as for `hfcart eval`.")
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="The CLIP model with the text tower. Default: by cards or shape.",
+            rich_help_panel=BASICS,
+        ),
     ] = None,
     part: Annotated[
         str,
         typer.Option(
             metavar="validation|test|train",
-            help="Which images. What is chosen on test images is no result.",
+            help="Which images.\fWhat is chosen on test images is no result.",
             rich_help_panel=IMAGES,
         ),
     ] = "validation",
     limit: LIMIT = Measurement.limit,
     no_streaming: NO_STREAMING = False,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")] = Path("sweep"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier sweep.")] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=BASICS)] = Path(
+        "sweep"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier sweep.", rich_help_panel=OUTPUT)
+    ] = False,
     device: DEVICE = Measurement.device,
     precision: PRECISION = Measurement.precision,
     workers: WORKERS = None,
@@ -99,9 +110,11 @@ def sweep(
     json: JSON = False,
     debug: DEBUG = False,
 ) -> None:
-    """Find the best rank and scale: one decomposition, every point of a grid measured on validation images.
+    """Find the best rank and scale: a grid of them, measured on validation images.
 
-    Example:  hfcart sweep user/a user/b user/c --tasks 8 --rank 0.02:0.5 --scale 0.5:2.5
+    Examples:
+        hfcart sweep user/a user/b user/c --tasks 8
+        hfcart sweep user/a user/b user/c --tasks 8 --rank 0.02:0.5 --scale 0.5:2.5
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
         asked = measurement(

@@ -9,21 +9,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfcart.cli._shared.output import Command, Output, reporting
+from hfcart.cli._shared.command import Command, Group
+from hfcart.cli._shared.output import Output, reporting
 from hfcart.cli._shared.params import DEBUG
+from hfcart.recipes.options import BASICS, OUTPUT
 
 if TYPE_CHECKING:
     from hfcart.tasks.task_cards import TaskCard
 
-app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, add_completion=False)
-_JSON = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+app = typer.Typer(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, add_completion=False)
+_JSON = Annotated[bool, typer.Option("--json", help="Print it as JSON.", rich_help_panel=OUTPUT)]
 
 
 @app.callback(invoke_without_command=True)
 def tasks(context: typer.Context, json: _JSON = False) -> None:
-    """List the tasks that towers can be evaluated and fine-tuned on; show one; draft a card for a new one."""
-    if context.invoked_subcommand is not None:
-        return
+    """List the tasks; show one; draft a card for a new one.
+
+    Examples:
+        hfcart tasks
+        hfcart tasks show eurosat
+        hfcart tasks new user/dataset
+    """
+    if context.invoked_subcommand is None:
+        list_(json)
+
+
+@app.command("list", cls=Command)
+def list_(json: _JSON = False) -> None:
+    """List the tasks: the same as `hfcart tasks`.
+
+    Examples:
+        hfcart tasks list
+    """
     with reporting() as output:
         from hfcart.tasks.task_cards import all_tasks
 
@@ -44,10 +61,15 @@ def tasks(context: typer.Context, json: _JSON = False) -> None:
 
 @app.command(cls=Command)
 def show(
-    names: Annotated[list[str], typer.Argument(metavar="TASK...", help="Tasks, groups (8, 14, 20) or YAML files.")],
+    names: Annotated[list[str], typer.Argument(metavar="TASK", help="Tasks, groups (8, 14, 20) or YAML files.")],
     json: _JSON = False,
 ) -> None:
-    """Show everything a task card holds; checks a card of your own."""
+    """Show everything a task card holds; checks a card of your own.
+
+    Examples:
+        hfcart tasks show eurosat
+        hfcart tasks show cars.yaml --json
+    """
     with reporting() as output:
         from hfcart.tasks.task_cards import read_tasks
 
@@ -63,13 +85,24 @@ def show(
 @app.command(cls=Command)
 def new(
     dataset: Annotated[str, typer.Argument(metavar="USER/DATASET", help="A Hub dataset, or user/name@revision.")],
-    config: Annotated[str | None, typer.Option(metavar="NAME", help="The dataset's configuration.")] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The dataset's configuration.", rich_help_panel=BASICS)
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write it. Default: the dataset's name, .yaml.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where to write it. Default: the dataset's name, .yaml.", rich_help_panel=BASICS
+        ),
     ] = None,
     debug: DEBUG = False,
 ) -> None:
-    """Draft a task card from a dataset's features and README, to be checked, and used wherever a task is asked for."""
+    """Draft a task card from a dataset's features and README.
+
+    It is to be checked by you, and then used wherever a task is asked for.
+
+    Examples:
+        hfcart tasks new user/dataset --out cars.yaml
+    """
     with reporting(debug=debug) as output:
         from hfcart import hub
         from hfcart.errors import OutputError, UsageError

@@ -7,17 +7,27 @@ from typing import Annotated
 import typer
 
 from hfcart.cli._shared.output import reporting
-from hfcart.cli._shared.params import DEBUG, QUIET
+from hfcart.cli._shared.params import DEBUG, DEVICE, QUIET
+from hfcart.recipes.options import MACHINE
 
 
 def verify(
-    target: Annotated[str, typer.Argument(metavar="FOLDER|USER/NAME", help="A merge: a folder, or a Hub repo.")],
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.")] = "auto",
-    stream: Annotated[bool, typer.Option("--stream", help="Read the sources by ranged requests.")] = False,
+    target: Annotated[
+        str, typer.Argument(metavar="TOWER", help="A merge: a folder, or a Hub repo (user/name, user/name@revision).")
+    ],
+    device: DEVICE = "auto",
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read the sources by ranged requests.", rich_help_panel=MACHINE)
+    ] = False,
     quiet: QUIET = False,
     debug: DEBUG = False,
 ) -> None:
-    """Repeat a merge from its record: pull the pinned sources, merge again, and compare the bytes."""
+    """Repeat a merge from its record, and compare the bytes.
+
+    Examples:
+        hfcart verify user/merged
+        hfcart verify ./merged --stream
+    """
     with reporting(quiet=quiet, debug=debug) as output:
         from hfcart.commands.verify import run_verify
 

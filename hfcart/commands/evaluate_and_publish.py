@@ -114,7 +114,7 @@ def _check_target(ref: str, measurement: Measurement, *, local: bool, create_pr:
     if local:
         raise UsageError(
             f"{ref} is a folder: --push puts results into the Hub repo that was evaluated.",
-            hint=f"Evaluate the folder, then publish it: hfcart push {shlex.quote(ref)} --to user/name",
+            hint=f"Evaluate the folder, then publish it: hfcart push {shlex.quote(ref)} --push-to user/name",
         )
     repo, at, _ = ref.partition("@")
     progress.step(f"Checking {repo}")

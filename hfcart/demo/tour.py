@@ -106,7 +106,7 @@ class _Commands:
         self._progress.step(f"Fine-tuning {len(tasks)} towers, one a task, two at a time")
         options = [part for name, value in FINETUNE.items() for part in (f"--{name}", value)]
         train = ["finetune", f"{_USER}/base", *options]
-        commands = [[*train, "--task", f"tasks/{task}.yaml", "--push-to", f"{_USER}/tower-{task}"] for task in tasks]
+        commands = [[*train, "--tasks", f"tasks/{task}.yaml", "--push-to", f"{_USER}/tower-{task}"] for task in tasks]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(self._beside, commands))
         towers = [f"{_USER}/tower-{task}" for task in tasks]
@@ -121,7 +121,7 @@ class _Commands:
         cart = ["--rank", str(best["rank"]), "--scale", f"{best['scale']:g}", "--out", "merged"]
         self._run_both(["merge", *towers, *arithmetic], ["merge", *towers, *cart])
         self._run(["eval", "merged", "--tasks", cards, "--references", "measured"])
-        self._run(["push", "merged", "--to", f"{_USER}/merged"])
+        self._run(["push", "merged", "--push-to", f"{_USER}/merged"])
         self._run(["verify", f"{_USER}/merged"])
         self._python(_LOAD)
 

@@ -264,7 +264,7 @@ def publish(
 def push_command(folder: Path, repo: str, private: bool, create_pr: bool, overwrite: bool) -> str:
     """The command that publishes a folder, to be typed."""
     flags = " --private" * private + " --create-pr" * create_pr + " --overwrite" * overwrite
-    return f"hfcart push {shlex.quote(str(folder))} --to {repo}{flags}"
+    return f"hfcart push {shlex.quote(str(folder))} --push-to {repo}{flags}"
 
 
 def publishable(folder: Path) -> list[str]:

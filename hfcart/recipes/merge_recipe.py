@@ -34,15 +34,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     sources: tuple[str | LocalSource, ...] = Field(min_length=1, strict=False)
-    method: Annotated[str, Option("The merge method; `hfcart methods` lists them.", BASICS)] = "cart"
+    method: Annotated[str, Option("The merge method; `hfcart methods` lists them.", BASICS, metavar="METHOD")] = "cart"
     base: Annotated[
         str | LocalSource | None,
         Option(
-            "The pretrained tower, for methods that need one.",
+            "The pretrained tower, where one is needed.",
             BASICS,
-            "Also for --full-clip. What the sources' cards say, else the openai/clip-vit-* of their shape.",
+            "By methods, and by --full-clip. What the sources' cards say, else the openai/clip-vit-* of their shape.",
             metavar="SOURCE",
-            default="what the cards or the shape tell",
+            default="by cards or shape",
         ),
     ] = None
     out: Annotated[
@@ -119,7 +119,7 @@ class Settings(BaseModel):
             "The tasks that the sources were fine-tuned on, as `hfcart eval` takes them: each source finds its own by "
             "the cards, SOURCE=TASK says it. With consensus, each --threshold is chosen by accuracy on labelled "
             "validation images of its task.",
-            metavar="NAMES",
+            metavar="TASKS",
             taken=lambda method: method.takes_tasks,
         ),
     ] = None
@@ -127,12 +127,12 @@ class Settings(BaseModel):
     adapt: Annotated[
         str | Annotated[tuple[SourceTask, ...], Field(strict=False)] | None,
         Option(
-            "Learn a coefficient for each tower and tensor on these tasks.",
+            "Learn coefficients on unlabelled images of these tasks.",
             ADAPTATION,
-            "On unlabelled images of these tasks (as `hfcart eval` takes them), in place of --scale, where they begin. "
+            "One for each tower and tensor; tasks as `hfcart eval` takes them. In place of --scale, where they begin. "
             "With cart that is CART++, with task_arithmetic AdaMerging, with ties AdaMerging++. Takes --steps, --lr "
             "and --seed.",
-            metavar="NAMES",
+            metavar="TASKS",
             taken=lambda method: method.adaptive is not None,
         ),
     ] = None
@@ -140,9 +140,9 @@ class Settings(BaseModel):
         Literal["train", "validation", "test"],
         Option("Which images.", ADAPTATION, "The papers take test images; the card then says so."),
     ] = "train"
-    adapt_per: Annotated[
-        Literal["tensor", "task"], Option("A coefficient for each tower and tensor, or for each tower.", ADAPTATION)
-    ] = "tensor"
+    adapt_per: Annotated[Literal["tensor", "task"], Option("For each tensor, or for each tower.", ADAPTATION)] = (
+        "tensor"
+    )
     batch_size: Annotated[int, Field(ge=1, le=100_000), Option("Images of each task in a batch.", ADAPTATION)] = 16
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
@@ -159,7 +159,7 @@ class Settings(BaseModel):
             "Then measure the result on these tasks, for its card.",
             OUTPUT,
             "As `hfcart eval` takes them.",
-            metavar="NAMES",
+            metavar="TASKS",
         ),
     ] = None
     private: Annotated[bool, Option("Make the repo private if it is created.", PUBLISHING)] = False
@@ -169,9 +169,9 @@ class Settings(BaseModel):
     workers: Annotated[
         Annotated[int, Field(ge=1, le=256)] | None,
         Option(
-            "Worker threads, each with one BLAS thread.",
+            "Worker threads.",
             MACHINE,
-            "Does not change a byte.",
+            "Each with one BLAS thread. Does not change a byte.",
             default="one a core, at most 8",
         ),
     ] = None
@@ -329,7 +329,7 @@ _TYPES: dict[str, Any] = {
 }
 
 
-_METAVARS = {"rank": "RANK", "numbers": "W,W,...", "each": "X or X,X,..."}
+_METAVARS = {"rank": "RANK", "numbers": "W,W,...", "each": "X or X,X"}
 
 
 def _field(parameter: Parameter) -> tuple[Any, None]:
@@ -338,12 +338,15 @@ def _field(parameter: Parameter) -> tuple[Any, None]:
     if learned := next((p for p in ADAPTING if p.name == parameter.name), None):
         takers["adapt"] = learned
     defaults = {p.default for p in takers.values()}
+    basic = parameter.name in ("rank", "scale")
+    short, _, more = next(iter(takers.values())).help.partition(". ")
+    short = short.removesuffix(".") + "."
     option = Option(
-        next(iter(takers.values())).help,
-        BASICS if parameter.name in ("rank", "scale") else METHOD,
-        f"Of {', '.join(takers)}.",
+        short if basic else f"{', '.join(takers)}: {short[0].lower()}{short[1:]}",
+        BASICS if basic else METHOD,
+        f"{more} Of {', '.join(takers)}.".strip(),
         metavar="|".join(parameter.choices) or _METAVARS.get(parameter.kind, ""),
-        default=str(defaults.pop()) if len(defaults) == 1 and None not in defaults else "the method's",
+        default="" if defaults == {None} else str(defaults.pop()) if len(defaults) == 1 else "the method's",
         taken=lambda method: method.parameter(parameter.name) is not None,
     )
     return Annotated[_TYPES[parameter.kind], option], None

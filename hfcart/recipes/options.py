@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from hfcart.methods import Method
+if TYPE_CHECKING:
+    from hfcart.methods import Method
 
 # Panels of the help, in the order in which it shows them.
 BASICS = "Basics"
 MERGED = "What is merged"
 ADAPTATION = "Adaptation"
+TRAINING = "Training"
 OUTPUT = "Output"
 PUBLISHING = "Publishing"
 IMAGES = "Images"
 MACHINE = "Machine"
 METHOD = "Parameters of single methods"
-PANELS = (BASICS, MERGED, ADAPTATION, OUTPUT, PUBLISHING, IMAGES, MACHINE, METHOD)
+PANELS = (BASICS, MERGED, ADAPTATION, TRAINING, OUTPUT, PUBLISHING, IMAGES, MACHINE, METHOD)
 
 
 @dataclass(frozen=True)

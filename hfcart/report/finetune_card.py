@@ -120,6 +120,6 @@ def _command(record: FinetuneRecord) -> str:
     recipe = dict(record.recipe)
     base, tasks = recipe.pop("base", ""), recipe.pop("tasks", [])
     lines = ["hfcart finetune " + shlex.quote(str(base.get("path") if isinstance(base, dict) else base))]
-    lines += [f"--task {shlex.quote(str(task))}" for task in tasks]
+    lines += [f"--tasks {shlex.quote(str(task))}" for task in tasks]
     lines += [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in sorted(recipe.items())]
     return " \\\n  ".join([*lines, "--out again"])

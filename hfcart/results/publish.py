@@ -197,7 +197,7 @@ def _existing(repo: str, create_pr: bool) -> hub.Target:
     if not target.exists:
         raise PublishError(
             f"There is no repo {repo} to put results in.",
-            hint="Results go to the repo of the tower. For a folder: hfcart push FOLDER --to user/name",
+            hint="Results go to the repo of the tower. For a folder: hfcart push FOLDER --push-to user/name",
         )
     return target
 

@@ -177,7 +177,7 @@ class TaskCard(_Card):
 
 
 @cache
-def _shipped() -> tuple[str, ...]:
+def shipped() -> tuple[str, ...]:
     """Ids of the cards in cards/tasks: the benchmark's in its order, then whatever else lies there."""
     found = sorted(path.stem for path in (cards_dir() / "tasks").glob("*.yaml"))
     return (*_BENCHMARK, *(name for name in found if name not in _BENCHMARK))
@@ -190,12 +190,12 @@ def _benchmark_task(name: str) -> TaskCard:
 
 def benchmark_task(name: str) -> TaskCard | None:
     """A task that comes with hfcart by its id; None if there is none."""
-    return _benchmark_task(name) if name in _shipped() else None
+    return _benchmark_task(name) if name in shipped() else None
 
 
 def all_tasks() -> list[TaskCard]:
     """The tasks that come with hfcart: the 20 of the benchmark in its order, then any other card there is."""
-    return [_benchmark_task(name) for name in _shipped()]
+    return [_benchmark_task(name) for name in shipped()]
 
 
 _READ_FROM: dict[tuple[str, str], str] = {}  # id and sha256 of a card of the user's own -> where it was read
@@ -246,7 +246,7 @@ def _is_path(name: str) -> bool:
 def _named(name: str) -> list[TaskCard]:
     if name in GROUPS:
         return [_benchmark_task(one) for one in GROUPS[name]]
-    if found := spelled(name, _shipped()):
+    if found := spelled(name, shipped()):
         return [_benchmark_task(found)]
     if _is_path(name) and Path(name).is_dir():
         if not (cards := sorted(Path(name).glob("*.yaml"))):
@@ -255,7 +255,7 @@ def _named(name: str) -> list[TaskCard]:
     if _is_path(name):
         return [read_card(Path(name))]
     raise UsageError(
-        f"There is no task {quoted(name, 80)}. {meant(name, (*_shipped(), *GROUPS))}",
+        f"There is no task {quoted(name, 80)}. {meant(name, (*shipped(), *GROUPS))}",
         hint="`hfcart tasks` lists the tasks and groups; a path of your own task card (FILE.yaml) is taken too.",
     )
 

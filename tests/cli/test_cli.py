@@ -236,7 +236,7 @@ def test_a_failed_push_leaves_the_folder_and_says_how_to_go_on(
 ) -> None:
     hub.fail(r"POST /api/models/user/merged/commit/", status=500, times=100)
     done = hfcart("merge", *three, "--push-to", "user/merged", hub=hub)
-    fails(done, 1, "hfcart push merged --to user/merged")
+    fails(done, 1, "hfcart push merged --push-to user/merged")
     assert "same command" not in done.stderr  # it would find the folder there
     assert (tmp_path / "merged" / "hfcart.json").exists()
     hub.fail(r"POST /nothing", status=500)
@@ -262,7 +262,7 @@ def test_the_command_that_a_failed_push_prints_works(
     args = ["--out", "deep/er x", "--push-to", "user/old", "--overwrite"]
     (tmp_path / "deep").mkdir()
     done = hfcart("merge", *three, *args, hub=hub)
-    fails(done, 1, "hfcart push 'deep/er x' --to user/old --overwrite")
+    fails(done, 1, "hfcart push 'deep/er x' --push-to user/old --overwrite")
     hub.clear()
     command = shlex.split(next(line for line in done.stderr.splitlines() if "hfcart push" in line).split("hfcart ")[-1])
     again = hfcart(*command, hub=hub)

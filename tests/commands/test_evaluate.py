@@ -209,7 +209,7 @@ def test_finished_results_are_published_later_by_the_command_that_is_printed(
         command = shlex.split(
             next(line for line in done.stderr.splitlines() if "hfcart push" in line).split("hfcart ")[-1]
         )
-        assert command[:4] == ["push", f"{repo[5:]}-results", "--to", repo]
+        assert command[:4] == ["push", f"{repo[5:]}-results", "--push-to", repo]
         record = json.loads((tmp_path / f"{repo[5:]}-results" / "results.json").read_text())
         hub.clear()
         (later,) = commands(hub, [command])
@@ -224,7 +224,7 @@ def test_finished_results_are_published_later_by_the_command_that_is_printed(
     # A folder that is neither: what is wrong with its results is said.
     spoilt = tmp_path / "late-results" / "results.json"
     spoilt.write_text("{}")
-    (bad,) = commands(hub, [["push", "late-results", "--to", "user/late"]])
+    (bad,) = commands(hub, [["push", "late-results", "--push-to", "user/late"]])
     assert bad.returncode == 1 and "is not an evaluation by hfcart" in bad.stderr
 
 

@@ -132,8 +132,8 @@ class Site:
 COMMANDS: dict[str, list[str]] = {
     "merge": ["merge", "user/a{n}", "user/b{n}", "--out", "out{n}"],
     "stream": ["merge", "user/a{n}", "user/b{n}", "--out", "out{n}", "--stream"],
-    "push": ["push", "done", "--to", "user/p{n}"],
-    "propose": ["push", "done", "--to", "user/a{n}", "--create-pr"],
+    "push": ["push", "done", "--push-to", "user/p{n}"],
+    "propose": ["push", "done", "--push-to", "user/a{n}", "--create-pr"],
     "eval": [
         *("eval", "user/m{n}", "--tasks", "card{n}.yaml", "--base", "./clip", "--out", "out{n}"),
         *("--push", "--device", "cpu", "--workers", "1"),

@@ -620,7 +620,7 @@ def test_targets_that_may_not_be_written(client, tower):
 
 # Publishing
 
-AGAIN = "hfcart push merged --to owner/merged"
+AGAIN = "hfcart push merged --push-to owner/merged"
 
 
 def test_a_new_repo_gets_everything_in_one_commit(client, merged):
@@ -754,7 +754,7 @@ def test_publishing_that_fails_says_how_to_go_on(client, merged):
     new = 'out["x"] = refused(publish, check("owner/new", private=True), private=True)'
     new = 'os.chdir(folder); folder = Path("."); ' + new  # the command is right where it is printed
     kind, message, hint = client.run(new).out["x"]
-    assert kind == "PublishError" and "hfcart push . --to owner/new --private" in hint
+    assert kind == "PublishError" and "hfcart push . --push-to owner/new --private" in hint
     (client.folder / "merged" / "README.md").write_bytes(b"---\nlicense: my-own\n---\n")
     kind, message, hint = client.run(script).out["x"]
     assert kind == "PublishError" and "front matter" in message and "license" in message and AGAIN in hint

@@ -358,7 +358,7 @@ def test_the_command_on_the_card_makes_it_again(world: World) -> None:
     args = command.replace("\\\n", " ").split()
     options = dict(zip(args[3::2], args[4::2], strict=True))
     assert args[:3] == ["hfcart", "finetune", f"user/base@{world.hub.head('user/base')}"]
-    assert options.pop("--task") == "warm" and options.pop("--out") == "again"
+    assert options.pop("--tasks") == "warm" and options.pop("--out") == "again"
     typed = {k.removeprefix("--").replace("-", "_"): yaml.safe_load(v) for k, v in options.items()}
     assert make({"base": args[2], "tasks": ("warm",), **typed}).model_dump(include=set(typed)) == typed
     recorded = world.record("plain")["recipe"]

@@ -146,7 +146,7 @@ def show_result(recipe: Recipe, record: MergeRecord, published: Published | None
     output.result(f"  card     {recipe.folder / 'README.md'}")
     if published is None:
         output.result(f"  load     {load}")
-        output.result(f"  publish  hfcart push {shlex.quote(str(recipe.folder))} --to user/name")
+        output.result(f"  publish  hfcart push {shlex.quote(str(recipe.folder))} --push-to user/name")
     else:
         output.result(f"  load     {load}")
         output.result(f"  verify   hfcart verify {recipe.push_to}{f'@{published.revision}' if at else ''}")

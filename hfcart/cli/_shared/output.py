@@ -18,14 +18,14 @@ import traceback
 import unicodedata
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperCommand
 
+from hfcart.cli._shared.command import running
 from hfcart.errors import HfcartError, MismatchError
 from hfcart.progress import Progress
 from hfcart.quoting import MOST_ROWS, printable
@@ -161,33 +161,21 @@ class Output(Progress):
         self._err.print(line)
 
 
-class Command(TyperCommand):
-    """A command that leaves word of its name and options: hints are written for several commands."""
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 (typer's context, of no public type)
-        """Run it."""
-        _running.update(name=ctx.command_path, options={flag for param in self.params for flag in param.opts})
-        return super().invoke(ctx)
-
-
-_running: dict[str, Any] = {}  # name and options of the command that runs
-
-
 def typed_here(hint: str) -> list[str]:
     """The lines of a hint, without sentences about an option that the running command does not have.
 
     What stands in a command line of its own, in backticks or to the end of the line, is another command's matter.
     """
-    if not _running:
+    if not running:
         return hint.splitlines()
     lines = []
     for line in hint.splitlines():
         sentences = re.split(r"(?<=\.) (?=[A-Z])", line)
         own = [re.sub(r"`[^`]*`|\b(?:hfcart|hf|accelerate) .*", "", sentence) for sentence in sentences]
-        kept = [s for s, text in zip(sentences, own, strict=True) if set(_OPTION.findall(text)) <= _running["options"]]
+        kept = [s for s, text in zip(sentences, own, strict=True) if set(_OPTION.findall(text)) <= running["options"]]
         lines += [" ".join(kept)] if kept else []
     if hint and not lines:
-        lines = [f"What can be said here: {_running['name']} --help"]
+        lines = [f"What can be said here: {running['name']} --help"]
     return lines
 
 

@@ -6,12 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcart.recipes.options import IMAGES, MACHINE, PUBLISHING
+from hfcart.recipes.options import BASICS, IMAGES, MACHINE, OUTPUT, PUBLISHING
 from hfcart.zero_shot.measurement import Measurement
 
-QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result, warnings and errors.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout, everything else on stderr.")]
-DEBUG = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the Hub client's log.")]
+QUIET = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only the result, warnings and errors.", rich_help_panel=OUTPUT)
+]
+JSON = Annotated[
+    bool,
+    typer.Option("--json", help="Print the record as JSON on stdout, the rest on stderr.", rich_help_panel=OUTPUT),
+]
+DEBUG = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks and the Hub client's log.", rich_help_panel=OUTPUT)
+]
 PRIVATE = Annotated[
     bool,
     typer.Option("--private", help="Make the repo private if it is created.", rich_help_panel=PUBLISHING),
@@ -28,20 +35,22 @@ MESSAGE = Annotated[
 TASKS = Annotated[
     str,
     typer.Option(
-        metavar="NAMES",
-        help="Tasks, groups of them (8, 14, 20), your own task cards (FILE.yaml) and folders of them, with commas. "
-        "`hfcart tasks` lists them.",
+        metavar="TASKS",
+        help="Tasks, groups (8, 14, 20) and your own cards, with commas.\fYour own task cards are named by their paths "
+        "(FILE.yaml), or by a folder of them. `hfcart tasks` lists the others.",
         show_default=False,
+        rich_help_panel=BASICS,
     ),
 ]
+SOURCES = Annotated[
+    list[str], typer.Argument(metavar="SOURCE", help="Hub repos and local folders, as for `hfcart merge`.")
+]
 LIMIT = Annotated[
-    int | None, typer.Option(help="Score a seeded sample of so many images of each task.", rich_help_panel=IMAGES)
+    int | None, typer.Option(help="Score a seeded sample of so many images a task.", rich_help_panel=IMAGES)
 ]
 NO_STREAMING = Annotated[
     bool,
-    typer.Option(
-        "--no-streaming", help="Keep the images in the cache instead of streaming them.", rich_help_panel=IMAGES
-    ),
+    typer.Option("--no-streaming", help="Keep the images in the cache; do not stream them.", rich_help_panel=IMAGES),
 ]
 DEVICE = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.", rich_help_panel=MACHINE)
@@ -50,14 +59,14 @@ PRECISION = Annotated[
     str,
     typer.Option(
         metavar="auto|float32|bfloat16",
-        help="Of the forward pass. auto: bfloat16 where the device computes with it. Images whose best two "
+        help="Of the forward pass.\fauto: bfloat16 where the device computes with it. Images whose best two "
         "classes are too close for it are scored again with more digits.",
         rich_help_panel=MACHINE,
     ),
 ]
 WORKERS = Annotated[
     int | None,
-    typer.Option(help="Threads; changes no number. Default: one a core, at most 8.", rich_help_panel=MACHINE),
+    typer.Option(help="Worker threads. Default: one a core, at most 8.\fChanges no number.", rich_help_panel=MACHINE),
 ]
 
 

@@ -9,15 +9,18 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from hfcart.recipes.merge_recipe import OPTIONS, PARAMETERS, Recipe
-from hfcart.recipes.options import PANELS, Option
+from hfcart.recipes.options import Option
+
+_FIRST = ("method", "rank", "scale", "base", "out", "push_to")  # of the options, as the help lists them
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """Put an option for every field of a recipe in place of a command's `**options`, panel by panel."""
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    made = [_option(name, each) for panel in PANELS for name, each in OPTIONS.items() if each.panel == panel]
-    command.__signature__ = signature.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
+    first = [name for name in _FIRST if name in OPTIONS]
+    made = [_option(name, OPTIONS[name]) for name in dict.fromkeys([*first, *OPTIONS])]
+    command.__signature__ = signature.replace(parameters=[*own[:1], *made, *own[1:]])  # type: ignore[attr-defined]
     return command
 
 
@@ -41,10 +44,10 @@ def _option(name: str, option: Option) -> inspect.Parameter:
         None,
         flag(name),
         metavar=option.metavar or "|".join(map(str, choices)) or None,
-        help=option.help + (f" Default: {default}." if default else ""),
+        help=option.help + (f" Default: {default}." if default else "") + (f"\f{option.more}" if option.more else ""),
         rich_help_panel=option.panel,
     )
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=plain | None)
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=shown, annotation=plain | None)
 
 
 def _parts(annotation: Any) -> Iterator[Any]:  # noqa: ANN401 (any type there is)

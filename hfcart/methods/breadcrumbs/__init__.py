@@ -27,10 +27,10 @@ METHOD = Method(
     parameters=(
         scale(0.3, "α"),
         Parameter(
-            "beta", 0.85, "Share of the smallest entries to drop, in [0, 1).", least=0.0, most=0.999999, symbol="β"
+            "beta", 0.85, "Share of the smallest entries to drop. In [0, 1).", least=0.0, most=0.999999, symbol="β"
         ),
         Parameter(
-            "gamma", 0.993, "Quantile above which entries are outliers, in (0, 1].", above=0.0, most=1.0, symbol="γ"
+            "gamma", 0.993, "Quantile above which entries are outliers. In (0, 1].", above=0.0, most=1.0, symbol="γ"
         ),
     ),
     needs_base=True,

@@ -48,8 +48,8 @@ METHOD = Method(
         Parameter(
             "rank",
             0.08,
-            "How many singular directions to keep: a fraction of min(m, n) in (0, 1], or an integer k "
-            "(1.0 is full rank, 1 is k = 1).",
+            "Singular directions kept: a share (8%, 0.08) or a number. A share of min(m, n), in (0, 1]: "
+            "1.0 is full rank, 1 is one direction.",
             kind="rank",
         ),
         scale(1.0),

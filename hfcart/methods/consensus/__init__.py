@@ -30,8 +30,7 @@ METHOD = Method(
         Parameter(
             "threshold",
             0.4,
-            "λ of the TALL masks: one for all sources, or one for each in the order given, with commas; 0.2 to "
-            "0.6 are usual.",
+            "λ of the TALL masks, for all sources or for each. In the order given, with commas; 0.2 to 0.6 are usual.",
             kind="each",
             least=0.0,
             symbol="λ",

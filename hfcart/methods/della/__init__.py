@@ -31,7 +31,7 @@ METHOD = Method(
         Parameter(
             "epsilon",
             0.1,
-            "How much oftener a row's smallest entry drops than its largest.",
+            "How much oftener smallest entries drop. Than a row's largest.",
             least=0.0,
             most=1.0,
             symbol="ε",

@@ -26,9 +26,7 @@ METHOD = Method(
     matrix_rule=f"{__name__}.rule:fisher",
     other_rule=f"{__name__}.rule:fisher",
     parameters=(
-        Parameter(
-            "floor", 1e-6, "ε: what each diagonal entry of the Fisher information is raised to.", least=0.0, symbol="ε"
-        ),
+        Parameter("floor", 1e-6, "What the information's diagonal is raised to.", least=0.0, symbol="ε"),
         EXAMPLES,
         SEED_OF_GATHERING,
     ),

@@ -23,7 +23,7 @@ METHOD = Method(
         Parameter(
             "common",
             0.8,
-            "Share of the singular directions that the common space gets, in (0, 1]; the towers share the rest.",
+            "Share of directions that the common space gets. In (0, 1]; the towers share the rest.",
             above=0.0,
             most=1.0,
         ),

@@ -28,7 +28,7 @@ METHOD = Method(
         Parameter(
             "off_diagonal",
             0.9,
-            "α: what the Gram matrices' off-diagonal entries are multiplied by, in [0, 1].",
+            "Factor of off-diagonal Gram entries. In [0, 1].",
             least=0.0,
             most=1.0,
             symbol="α",

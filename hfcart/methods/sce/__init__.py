@@ -27,7 +27,11 @@ METHOD = Method(
     other_rule=f"{__name__}.rule:sce",
     parameters=(
         Parameter(
-            "density", 0.1, "Share of the entries kept: those that vary most between towers.", above=0.0, most=1.0
+            "density",
+            0.1,
+            "Share of entries kept. In (0, 1]: those that vary most between towers.",
+            above=0.0,
+            most=1.0,
         ),
     ),
     needs_base=True,

@@ -49,14 +49,14 @@ METHOD = Method(
         Parameter(
             "trim",
             "global",
-            "Rank entries over the whole tower, as the paper does, or tensor by tensor.",
+            "Rank entries over the tower, or each tensor. The paper: over the tower.",
             kind="choice",
             choices=("global", "tensor"),
         ),
         Parameter(
             "combine",
             "mean",
-            "What becomes of the entries that agree: their mean, or their sum (then with a smaller scale).",
+            "What entries that agree become. Their mean, or their sum (then with a smaller scale).",
             kind="choice",
             choices=("mean", "sum"),
         ),
