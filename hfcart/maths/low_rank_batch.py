@@ -13,6 +13,7 @@ What the host must know (is it finite? did it pass? how much does it keep?) come
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -29,7 +30,7 @@ log = logging.getLogger("hfcart")
 NAME = "block-iteration"
 DIRECT = 128  # below this size the whole eigenproblem costs no more than the small one
 STAGES, DEGREE = 3, 8  # filters, and the highest degree of one
-SHARE = 4  # of the device's free memory, one part in this many for the copies of one batch
+SHARE = 4  # of the device's memory, one part in this many for the temporaries of one batch
 _TINY = 1e-300
 
 
@@ -44,8 +45,8 @@ def truncated_svds(stack: Float[Tensor, "batch m n"], k: int, *, room: int | Non
     Args:
         stack: float32 or float64, finite, on any device that has float64. Not modified.
         k: 1..min(m, n).
-        room: bytes for its temporaries; so many matrices as fit, and at least one, are taken at once. A share of what
-            is free on the device, if None.
+        room: bytes for its temporaries; so many matrices as fit, and at least one, are taken at once. A share of the
+            device's memory if None, free or not: what is together must not depend on the moment.
 
     Raises:
         ValueError: k out of range, or an entry that is NaN, Inf or beyond float32.
@@ -65,14 +66,14 @@ def bytes_each(m: int, n: int) -> int:
 
 
 def _room(device: torch.device) -> int:
-    # Other devices do not say what is free: one batch, however large.
-    return torch.cuda.mem_get_info(device)[0] // SHARE if device.type == "cuda" else 1 << 62
+    # Other devices do not say what they have: one batch, however large.
+    return torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else 1 << 62
 
 
 def _solved(stack: Float[Tensor, "batch m n"], k: int) -> list[LowRank]:
     _, m, n = stack.shape
     peaks = torch.linalg.vector_norm(stack, ord=torch.inf, dim=(1, 2)).double()
-    exponents = torch.frexp(peaks)[1].clamp(-1000, 1000)
+    exponents = torch.frexp(peaks)[1].clamp(-126, 126)
     scales = torch.ldexp(torch.ones_like(peaks), exponents)[:, None, None]  # powers of two: nothing is rounded
     tall = stack.double() / scales
     tall = tall if m >= n else tall.mT
@@ -96,8 +97,8 @@ def _solved(stack: Float[Tensor, "batch m n"], k: int) -> list[LowRank]:
             vectors[which], projected[which] = redone, image
             told[2, failed] = image.square().sum((1, 2)).cpu()
     except LinAlgError as error:
-        log.warning("eigenvectors of a batch did not converge (%s); each matrix is decomposed by itself", error)
-        return [truncated_svd(matrix, k, solver="svd") for matrix in stack]
+        log.warning("the eigenvectors of %d matrices did not converge together (%s)", len(stack), error)
+        return [_alone(matrix, k) for matrix in stack]
     zero = (peaks == 0)[:, None, None]
     long = (projected * scales).masked_fill_(zero, 0.0).float()
     short = vectors.masked_fill(zero, 0.0).float()
@@ -105,9 +106,14 @@ def _solved(stack: Float[Tensor, "batch m n"], k: int) -> list[LowRank]:
     shares = torch.where(told[0] > 0, told[2] / told[3], 1.0).clamp(max=1.0)  # of zero matrices too
     return [
         # A share that is no number: so are the vectors.
-        truncated_svd(matrix, k, solver="svd") if math.isnan(share) else LowRank(left, right, share, NAME, False)
+        _alone(matrix, k) if math.isnan(share) else LowRank(left, right, share, NAME, False)
         for matrix, left, right, share in zip(stack, lefts, rights, shares.tolist(), strict=True)
     ]
+
+
+def _alone(matrix: Float[Tensor, "m n"], k: int) -> LowRank:
+    log.warning("no solution for a %d × %d matrix beside others; float64 SVD takes over", *matrix.shape)
+    return dataclasses.replace(truncated_svd(matrix, k, solver="svd"), fallback=True)
 
 
 def _refuse_non_finite(peaks: Float64[Tensor, " batch"]) -> None:
@@ -126,7 +132,7 @@ def _iterated(
 ) -> tuple[Float64[Tensor, "batch n k"], Bool[Tensor, " batch"]]:
     """The k leading eigenvectors by iteration on p > k of them, and which of them are certified."""
     n = grams.shape[1]
-    start = _random(n, p).to(grams.device)
+    start = _random(n, p, grams.device)
     block = _orthonormal(grams @ (grams @ start))
     steps = torch.full_like(totals, 2.0)
     for stage in range(STAGES):
@@ -233,6 +239,6 @@ def _orthonormal(block: Float64[Tensor, "batch n p"]) -> Float64[Tensor, "batch 
 
 
 @functools.lru_cache(maxsize=8)
-def _random(n: int, p: int) -> Float64[Tensor, "n p"]:
+def _random(n: int, p: int, device: torch.device) -> Float64[Tensor, "n p"]:
     """The block that every iteration starts from: the same numbers each time, and on every device."""
-    return torch.randn(n, p, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    return torch.randn(n, p, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(device)

@@ -181,7 +181,7 @@ def stages_of_one(device: torch.device) -> None:
         tall = stack.double()
         grams = tall.mT @ tall
         p = k + d // 8
-        start = low_rank_batch._random(d, p).to(device)
+        start = low_rank_batch._random(d, p, device)
         block = low_rank_batch._orthonormal(grams @ start)
         small = block.mT @ (grams @ block)
         low, _ = low_rank_batch._ends(small)
