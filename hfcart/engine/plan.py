@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -109,6 +110,22 @@ class Plan:
     def low_rank_groups(self) -> int:
         """How many matrices (fused ones counted once) go through the SVD, for each source."""
         return sum(g.matrix for g in self.groups) if self.method.decomposes else 0
+
+    @property
+    def directions(self) -> list[tuple[int, int, int]]:
+        """What the rank means here: (k, of how many, in how many matrices), most frequent first; [] without a rank."""
+        from hfcart.maths.low_rank import rank_of  # scipy: not for a plan alone
+
+        rank = self.recipe.parameters.get("rank")
+        if rank is None:
+            return []
+        sizes = Counter(self.full_rank(group) for group in self.groups if group.matrix)
+        return [(rank_of(rank, full, full), full, sizes[full]) for full in sorted(sizes, key=lambda full: -sizes[full])]
+
+    def full_rank(self, group: Group) -> int:
+        """How many singular directions a matrix has."""
+        shapes = [self.shapes[name] for name in group.names]
+        return min(sum(shape[0] for shape in shapes), shapes[0][1])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -323,8 +340,7 @@ def _check_rank(plan: Plan) -> None:
         return
     for group in plan.groups:
         if group.matrix:
-            shapes = [plan.shapes[name] for name in group.names]
-            full = min(sum(shape[0] for shape in shapes), shapes[0][1])
+            full = plan.full_rank(group)
             if rank > full:
                 raise UsageError(
                     f"rank {rank} is above the size of {group.key}, which has {full} singular directions.",

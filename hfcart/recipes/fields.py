@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -36,11 +37,26 @@ def _hub_repo(value: str) -> str:
     return value
 
 
+_PERCENT = re.compile(r"\s*(\d{1,6}(?:\.\d{1,12})?)\s*%\s*")
 _MOST = 5  # mistakes that are told
 
 Device = Annotated[str, AfterValidator(_device)]
 OutFolder = Annotated[str, AfterValidator(_folder_of_its_own)]
 HubRepo = Annotated[str, AfterValidator(_hub_repo)]
+
+
+def number(text: str) -> int | float:
+    """A number as it is typed: 1 is a whole one, 1.0 and 1e-3 are not, 8% is 0.08. Raises ValueError if it is none."""
+    if percent := _PERCENT.fullmatch(text):
+        return float(Decimal(percent[1]) / 100)
+    return int(text) if re.fullmatch(r"\s*[+-]?\d{1,300}\s*", text) else float(text)
+
+
+def out_of_percent(value: object) -> object:
+    """A share for what is written in per cent, alone or in a list; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return tuple(out_of_percent(one) for one in value)
+    return number(value) if isinstance(value, str) and _PERCENT.fullmatch(value) else value
 
 
 def explain(error: ValidationError | TypeError, where: str, known: Iterable[str] = ()) -> str:

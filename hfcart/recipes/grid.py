@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hfcart.methods import METHODS
 from hfcart.quoting import quoted
+from hfcart.recipes.fields import number
 
 _RANKS = (0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
 _OF_SUMS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -32,9 +33,9 @@ def numbers(text: str, *, ratios: bool) -> list[int | float]:
     """
     try:
         if ":" not in text:
-            return [int(part) if part.strip().isdecimal() else float(part) for part in text.split(",")]
+            return [number(part) for part in text.split(",")]
         low, high, *rest = text.split(":")
-        start, end, count = float(low), float(high), int(rest[0]) if rest else (6 if ratios else 5)
+        start, end, count = float(number(low)), float(number(high)), int(rest[0]) if rest else (6 if ratios else 5)
         if len(rest) > 1 or count < 2 or not 0 < start < end:
             raise ValueError
         steps = [i / (count - 1) for i in range(count)]

@@ -18,13 +18,13 @@ from hfcart.errors import UsageError
 from hfcart.methods import ADAPTING, METHODS, Parameter, named
 from hfcart.names import dtype
 from hfcart.quoting import quoted
-from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain
+from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain, out_of_percent
 from hfcart.recipes.named import LocalSource, SourceTask
 from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, METHOD, OUTPUT, PUBLISHING, Option
 
 # Every method's parameters, and those of `adapt`, by name: fields of the recipe, and options of the command line.
 PARAMETERS = {p.name: p for p in (*ADAPTING, *(p for m in METHODS.values() for p in m.parameters))}
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
+_SHARES = ("number", "rank", "numbers", "each")  # kinds of parameters that may be written in per cent
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 
@@ -205,6 +205,11 @@ class Settings(BaseModel):
     @classmethod
     def _in_full(cls, value: object) -> object:
         return dtype(value)
+
+    @field_validator(*(p.name for p in PARAMETERS.values() if p.kind in _SHARES), mode="before", check_fields=False)
+    @classmethod
+    def _in_percent(cls, value: object) -> object:
+        return out_of_percent(value)
 
     @field_validator("max_shard_size")
     @classmethod

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from hfcart.recipes.fields import number
 from hfcart.recipes.merge_recipe import OPTIONS, PARAMETERS, Recipe
 from hfcart.recipes.options import Option
 
@@ -38,12 +39,12 @@ def _option(name: str, option: Option) -> inspect.Parameter:
     field = Recipe.model_fields[name]
     parts = list(_parts(field.annotation))
     choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-    plain = next((kind for kind in (bool, int, float) if parts == [kind]), str)
+    plain = next((kind for kind in (bool, int) if parts == [kind]), str)  # 8% is a number, and no float of Python's
     default = option.default or ("" if field.default in (None, False) else str(field.default))
     shown = typer.Option(
         None,
         flag(name),
-        metavar=option.metavar or "|".join(map(str, choices)) or None,
+        metavar=option.metavar or "|".join(map(str, choices)) or ("X" if parts == [float] else None),
         help=option.help + (f" Default: {default}." if default else "") + (f"\f{option.more}" if option.more else ""),
         rich_help_panel=option.panel,
     )
@@ -66,6 +67,8 @@ def _value(name: str, typed: Any) -> Any:  # noqa: ANN401 (whatever the option h
     kind = PARAMETERS[name].kind if name in PARAMETERS else ""
     if kind == "rank":
         return _number(str(typed), name)
+    if kind == "number" or name == "lines":
+        return float(_number(str(typed), name))
     if kind in ("numbers", "each"):
         numbers = tuple(float(_number(part, name)) for part in str(typed).split(","))
         return numbers[0] if kind == "each" and len(numbers) == 1 else numbers
@@ -73,10 +76,8 @@ def _value(name: str, typed: Any) -> Any:  # noqa: ANN401 (whatever the option h
 
 
 def _number(text: str, name: str) -> int | float:
-    """1 is a whole number of directions, 1.0 a fraction: the text decides."""
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    raise typer.BadParameter(f"{text!r} is not a number", param_hint=flag(name))
+    """1 is a whole number of directions, 1.0 and 8% are shares: the text decides."""
+    try:
+        return number(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number", param_hint=flag(name)) from None
