@@ -139,5 +139,6 @@ def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | Non
         options += ["--adapt", tasks] if record.best.name in ADAPTIVE else []
         output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
     output.result(f"  table    {out / TABLE}")
-    output.result(f"  chart    {out / 'figures' / 'compare.png'}")
+    if (chart := out / "figures" / "compare.png").is_file():
+        output.result(f"  chart    {chart}")
     output.result(f"  record   {out / COMPARE_RECORD}")

@@ -174,4 +174,5 @@ def _show(record: SweepRecord, command: list[str], base: str | None, out: Path, 
     options += ["--base", base] if base and record.anchor == "base" else []
     if not record.reverse:
         output.result(f"  best     hfcart merge {shlex.join([*command, *options])}")
-    output.result(f"  curve    {out / 'figures' / 'curve.png'}")
+    if (curve := out / "figures" / "curve.png").is_file():
+        output.result(f"  curve    {curve}")

@@ -201,7 +201,7 @@ def _prepare(
             instead[confusion_name(result.task)] = data
         else:
             progress.warn(f"{confusion_name(result.task)} is not published: it does not agree with {RESULTS}.")
-    instead |= {RESULTS: shown.to_json().encode(), FIGURE: accuracy_figure(shown)}
+    instead |= {RESULTS: shown.to_json().encode()} | accuracy_figure(shown)
     if results is None:
         return instead
     return instead | benchmark_files(

@@ -110,6 +110,12 @@ def normalised(results: Iterable[TaskResult]) -> Mean:
     return Mean(_mean([ratio for ratio, _ in pairs]), len(pairs), sum(not measured for _, measured in pairs))
 
 
+def has_chart(results: Sequence[TaskResult]) -> bool:
+    """Whether there are two bars or more to set beside each other."""
+    values = [(accuracy(result), result.pretrained, result.average, result.individual) for result in results]
+    return sum(value is not None for row in values for value in row) > 1
+
+
 def whole_test_split(result: TaskResult) -> bool:
     """Whether this is a result to report as the tower's: all of the test split, no sample, no validation part."""
     return result.part == "test" and not result.partial and result.n > 0

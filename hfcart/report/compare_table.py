@@ -30,6 +30,12 @@ def cells(record: CompareRecord, row: CompareRow) -> tuple[str, ...]:
     )
 
 
+def bars(record: CompareRecord) -> list[tuple[float, CompareRow]]:
+    """Mean accuracy in [0, 1] and row of all that was measured on every task, the best first."""
+    known = [(value, row) for row in record.rows if (value := record.average(row)) is not None]
+    return sorted(known, key=lambda pair: -pair[0])
+
+
 def explain(record: CompareRecord) -> str:
     """What the numbers of the table are."""
     tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
@@ -58,7 +64,7 @@ def as_markdown(record: CompareRecord) -> str:
         f"{len(sources)} towers, base {markdown.code(record.base)}, {record.precision}.",
         "\n".join([line(heads), line(marks), *(line([cell.replace("*", r"\*") for cell in row]) for row in rows)]),
         markdown.text(explain(record)),
-        "![Average accuracy of each method](figures/compare.png)",
+        *(["![Average accuracy of each method](figures/compare.png)"] if len(bars(record)) > 1 else []),
         "## Settings",
         "\n".join(f"- {markdown.code(row.name)}: {_stated(row)}" for row in record.rows if row.needs),
         "## Sources",

@@ -17,7 +17,6 @@ import yaml
 from hfcart.clip.tensor_names import layer_and_matrix
 from hfcart.errors import UsageError
 from hfcart.formats.markdown import code, text, words
-from hfcart.methods import METHODS
 from hfcart.methods.declaration import ARXIV
 from hfcart.records import (
     Architecture,
@@ -34,6 +33,7 @@ from hfcart.records import (
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import belongs
+from hfcart.report.first_lines import chosen, first_lines
 from hfcart.report.results_section import HUB, accuracy_section, model_index
 from hfcart.report.template import front_matter as as_yaml
 from hfcart.report.template import percent, render, signed, some
@@ -85,7 +85,9 @@ def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRe
         towers=[_tower(source, record, i) for i, source in enumerate(record.sources)],
         base=_tower(record.base, record, None) if record.base else None,
         local=[each.label for each in (*record.sources, record.base) if each and each.repo is None],
-        symbols=_symbols(record),
+        first=first_lines(record, results),
+        stated_bases=any(source.facts.base_models for source in record.sources),
+        chosen=chosen(record),
         treatment=_treatment(record),
         fallbacks=[code(tensor.name) for tensor in record.tensors if tensor.fallback],
         energy=_energy_range(record.tensors),
@@ -303,13 +305,6 @@ def _parameters(count: int) -> str:
     return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,}"
 
 
-def _symbols(record: MergeRecord) -> list[tuple[str, str]]:
-    """Which letter of the formula each parameter is, as the method declares it."""
-    method = METHODS.get(record.method.name)
-    parameters = method.parameters if method else ()
-    return [(p.symbol, p.name) for p in parameters if p.symbol and p.name in record.method.parameters]
-
-
 def _treatment(record: MergeRecord) -> list[dict[str, Any]]:
     """Rows of "what happened to which tensors": tensors of one kind that got the same, in output order."""
     fused = record.recipe.get("qkv") == "fused"
@@ -389,6 +384,7 @@ def _similarity_range(similarity: Similarity | None) -> dict[str, Any] | None:
         if i < j and math.isfinite(cosine)
     ]
     return {
+        "drawn": count > 2,  # of two, it is one number
         "centred": similarity.centred_on == "mean",
         "unrelated": signed(-1 / (count - 1)),
         "low": min(pairs, default=None),

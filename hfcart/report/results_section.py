@@ -8,7 +8,17 @@ from hfcart.formats.markdown import code, one_line, text, words
 from hfcart.records import DatasetRecord, EarlierResults, EvalRecord, Reference, TaskResult
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
-from hfcart.report.accuracy import Mean, accuracy, mean_accuracy, mean_reference, normalised, whole_test_split, wilson
+from hfcart.report.accuracy import (
+    Mean,
+    accuracy,
+    has_chart,
+    mean_accuracy,
+    mean_interval,
+    mean_reference,
+    normalised,
+    whole_test_split,
+    wilson,
+)
 
 HUB = "https://huggingface.co"
 TASK_TYPE = "zero-shot-image-classification"
@@ -79,11 +89,13 @@ def accuracy_section(record: EvalRecord) -> dict[str, Any]:
     results = record.results
     references = [ref for result in results for name in OTHERS if (ref := getattr(result, name)) is not None]
     whole, ratio = mean_accuracy(results), normalised(results)
+    counts = [(result.correct, result.n) for result in results if result.n]
     return {
         "rows": [_row(result) for result in results],
         "mean": {
             "tasks": whole.tasks,
             "accuracy": _percent(whole),
+            "interval": _span(*mean_interval(counts)) if counts else "",
             **{name: _mean_cell(results, name) for name in OTHERS},
         },
         "normalised": ratio if ratio.value is not None else None,
@@ -92,18 +104,18 @@ def accuracy_section(record: EvalRecord) -> dict[str, Any]:
         "partial": [(words(r.title), r.n + r.undecodable, r.rows) for r in results if r.partial],
         "undecodable": [(words(r.title), r.undecodable) for r in results if r.undecodable],
         "held_out": [(words(r.title), r.part) for r in results if r.part != "test"],
-        "base": _pinned(record.base, record.base_commit, ""),
+        "base": pinned(record.base, record.base_commit, ""),
         "precision": code(record.precision),
         "environment": record.environment,
         "earlier": [_earlier(setting, results) for setting in record.earlier],
-        "alt": _alt(results, whole),
+        "alt": _alt(results, whole) if has_chart(results) else "",
     }
 
 
 def _earlier(setting: EarlierResults, results: tuple[TaskResult, ...]) -> dict[str, Any]:
     return {
         "titles": ", ".join(words(result.title) for result in results if result.task in setting.tasks),
-        "base": _pinned(setting.base, setting.base_commit, ""),
+        "base": pinned(setting.base, setting.base_commit, ""),
         "precision": code(setting.precision),
         "environment": setting.environment,
     }
@@ -114,11 +126,16 @@ def _row(result: TaskResult) -> dict[str, str]:
     low, high = wilson(result.correct, result.n)
     return {
         "task": words(result.title),
-        "accuracy": "none" if value is None else f"**{100 * value:.1f}** ({100 * low:.1f}–{100 * high:.1f})",
+        "accuracy": "none" if value is None else f"**{100 * value:.1f}**",
+        "interval": "" if value is None else _span(low, high),
         "images": f"{result.n:,} of {result.rows:,}" if result.partial else f"{result.n:,}",
         **{name: _reference(getattr(result, name)) for name in OTHERS},
         "dataset": _dataset(result.dataset, result.part),
     }
+
+
+def _span(low: float, high: float) -> str:
+    return f"{100 * low:.1f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{100 * high:.1f}"
 
 
 def _reference(reference: Reference | None) -> str:
@@ -142,10 +159,10 @@ def _percent(mean: Mean) -> str:
 def _dataset(dataset: DatasetRecord, part: str) -> str:
     parts = [words(dataset.config)] if dataset.config else []
     parts.append(f"{words(dataset.split)} split" + (f" ({words(part)} part)" if part != "test" else ""))
-    return f"{_pinned(dataset.repo, dataset.commit, 'datasets/')}, {', '.join(parts)}"
+    return f"{pinned(dataset.repo, dataset.commit, 'datasets/')}, {', '.join(parts)}"
 
 
-def _pinned(repo: str, commit: str | None, kind: str) -> str:
+def pinned(repo: str, commit: str | None, kind: str) -> str:
     """A repo at its commit, linked; by its name alone where it is none of the Hub's."""
     if not (commit and is_repo_id(repo) and is_commit(commit)):
         return code(repo)
@@ -156,9 +173,7 @@ def _pinned(repo: str, commit: str | None, kind: str) -> str:
 def _alt(results: tuple[TaskResult, ...], mean: Mean) -> str:
     """What the chart shows, in plain words: they stand between brackets, where no code span may."""
     values = [value for result in results if (value := accuracy(result)) is not None]
-    if not values:
-        return "Bar chart of the accuracy on each task."
-    if len(values) == 1:
-        return f"Bar chart of the accuracy: {100 * values[0]:.1f}%."
+    if len(values) < 2:
+        return "Bar chart of the accuracy, beside that of other towers."
     span = f"from {100 * min(values):.1f}% to {100 * max(values):.1f}%"
     return f"Bar chart of the accuracy on each of {len(results)} tasks: {span}, {_percent(mean)}% on average."

@@ -117,10 +117,11 @@ def publish_results(
         shown = combine(earlier, record, overwrite=overwrite)
         files = benchmark_files(record, repo, progress, leave=less)
         files |= results_files(shown, {task: matrix for task, matrix in confusions.items() if task not in less})
-        files[FIGURE] = accuracy_figure(shown)
+        files |= accuracy_figure(shown)
         measured = {result.task for result in record.results} - set(less)
         kept = {name for result in shown.results if result.task not in measured for name in files_of(result.task)}
         stale = [name for name in there.files if name.startswith(BENCHMARKS)] + matrices_among(there.files)
+        stale += [FIGURE] if FIGURE in there.files else []
         gone = [name for name in stale if name not in files and name not in kept]
     else:
         made, shown = None, record
@@ -184,12 +185,13 @@ def publish_results_of(
     )
 
 
-def accuracy_figure(record: EvalRecord) -> bytes:
-    """The chart of accuracies, as a PNG."""
+def accuracy_figure(record: EvalRecord) -> dict[str, bytes]:
+    """The chart of accuracies by its name, as a PNG; nothing where there are no two bars."""
     from hfcart.report.plots import draw_accuracy  # as in hfcart.results
 
     with tempfile.TemporaryDirectory(prefix="hfcart-eval-") as folder:
-        return (Path(folder) / draw_accuracy(record, Path(folder))).read_bytes()
+        name = draw_accuracy(record, Path(folder))
+        return {name: (Path(folder) / name).read_bytes()} if name else {}
 
 
 def _existing(repo: str, create_pr: bool) -> hub.Target:

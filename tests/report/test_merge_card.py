@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from card_text import block, body_of, metadata_of, paragraph, table, tokens_of
+from card_text import block, blocks, body_of, first_lines, metadata_of, paragraph, table, tables, tokens_of
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from hypothesis import given, settings
@@ -48,7 +48,7 @@ from hfcart.formats import markdown
 from hfcart.methods import METHODS
 from hfcart.records import CardFacts, DatasetRecord, Reference
 from hfcart.report import merge_card as card
-from hfcart.report.accuracy import accuracy, wilson
+from hfcart.report.accuracy import accuracy, mean_interval, wilson
 from hfcart.report.merge_card import HUB_LICENSES, front_matter, render_card
 from hfcart.system.cards_folder import cards_dir
 
@@ -170,7 +170,7 @@ def test_licence(facts, fields, sentence):
 def test_the_tables_add_up():
     record = make_record()
     text = render_card(record, repo="user/merged")
-    rows = table(text, "How")
+    rows = table(text, "How", "Tensors")
     assert rows[0] == ["Tensors", "Shape", "Count", "Parameters", "Rule", "Rank kept", "Energy kept"]
     assert sum(int(row[2]) for row in rows[1:-1]) == int(rows[-1][2]) == len(record.tensors) == 199
     total = sum(int(row[3].replace(",", "")) for row in rows[1:-1])
@@ -197,7 +197,7 @@ def test_the_tables_add_up():
 
 def test_fused_projections_have_a_row_of_their_own():
     text = render_card(make_record(qkv="fused"))
-    rows = table(text, "How")
+    rows = table(text, "How", "Tensors")
     assert [row[0] for row in rows[1:3]] == ["q_proj, k_proj, v_proj", "out_proj"]
     assert rows[1][1].replace("\xa0", " ") == "768 × 768, fused to 2304 × 768"
     assert "decomposed together, stacked into one matrix" in text
@@ -206,8 +206,8 @@ def test_fused_projections_have_a_row_of_their_own():
 
 def test_methods_without_rank_say_nothing_of_rank():
     text = render_card(make_record(method="average"))
-    assert table(text, "How")[0][-1] == "Rule"
-    for word in ("SVD", "Energy kept", "energy.png", "Parameters:", "decomposed"):
+    assert table(text, "How", "Tensors")[0][-1] == "Rule"
+    for word in ("SVD", "Energy kept", "energy.png", "How it was chosen", "decomposed"):
         assert word not in text
 
 
@@ -245,6 +245,7 @@ def test_recipe_and_hashes_can_be_used_as_they_stand(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"recipe")
     subprocess.run(["sha256sum", "-c", "-"], cwd=tmp_path, input=block(text, "text").encode(), check=True)
     assert block(text, "bash").splitlines() == [
+        "pip install hfcart",
         "hf download user/merged recipe.yaml --local-dir .",
         "hfcart merge --recipe recipe.yaml --out again",
         "hfcart verify user/merged",
@@ -253,7 +254,7 @@ def test_recipe_and_hashes_can_be_used_as_they_stand(tmp_path):
 
 
 @pytest.mark.parametrize(("projection", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_the_snippet_runs(tmp_path, projection, dtype):
+def test_the_snippet_of_features_runs(tmp_path, projection, dtype):
     folder = write_tower(tmp_path / "merged", 1, projection=projection, dtype=dtype)
     record = make_record((hub_source("a/x"),), cfg=TINY, projection=projection)
     config = {"architectures": [record.model_class], "model_type": "clip_vision_model", **TINY}
@@ -261,13 +262,65 @@ def test_the_snippet_runs(tmp_path, projection, dtype):
     size = {"height": TINY["image_size"], "width": TINY["image_size"]}
     preprocessor = {"crop_size": size, "size": {"shortest_edge": TINY["image_size"]}}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    here = block(render_card(record), "python")
-    published = block(render_card(record, repo="user/merged"), "python")
+    here = blocks(render_card(record), "python")[1]
+    published = blocks(render_card(record, repo="user/merged"), "python")[1]
     assert here == published.replace('"user/merged"', '"."  # this folder')
     expected = f"torch.Size([1, {TINY['projection_dim'] if projection else TINY['hidden_size']}])"
     assert f"# {expected}\n" in here
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     assert run(here, cwd=folder, **offline).strip() == expected
+
+
+# First lines
+
+
+def told(base: str | None) -> CardFacts:
+    return CardFacts(base_models=(base,) if base else (), datasets=("user/images",))
+
+
+def test_the_first_lines_name_the_base_as_it_is_known():
+    used = hub_source("user/clip")
+    measured = make_results(make_record())
+    link = "[user/clip](https://huggingface.co/user/clip)"
+    openai = f"[openai/clip-vit-base-patch32]({card.HUB}/openai/clip-vit-base-patch32) @ [`{digest('base')[:7]}`]"
+    agree = tuple(hub_source(f"a/x{i}", told("user/clip")) for i in range(2))
+    for record, results, line in (
+        (make_record(), None, "not known; the towers' cards name none."),
+        (make_record(), measured, openai),
+        (make_record(base=used), None, f"{link} @ [`{used.commit[:7]}`]"),
+        (make_record(agree), None, f"{link}, as the towers' own cards say, whose text tower goes with it."),
+        (make_record((*agree, hub_source("a/z", told(None)))), None, f"{link}, as the towers' own cards say"),
+        (make_record((*agree, hub_source("a/z", told("b/c")))), None, "not known; the towers' cards do not agree"),
+    ):
+        text = render_card(record, results=results)
+        assert f"- **Base:** {line}" in first_lines(text)
+        filled = 'base, commit = "user/clip", "main"  # fill in' in block(text, "python")
+        assert filled == ("**Fill in the base**" in text) == ("not known" in line)
+
+
+def test_the_first_lines_say_how_good_it_is_and_for_what():
+    record = make_record()
+    text = first_lines(render_card(record))
+    assert "- **Accuracy:** not measured.\n- **Good for:** one tower in place of 8" in text
+    assert "- **Tasks:** [tanganke/sun397](https://huggingface.co/datasets/tanganke/sun397)." in text
+    assert "by [hfcart](https://pypi.org/project/hfcart/)" in text
+    both = [make_result(task, pretrained=published(0.4), individual=published(0.9)) for task in ("a", "b")]
+    text = first_lines(render_card(record, results=make_results(record, *both)))
+    assert "- **Tasks:** A, B.\n- **Accuracy:** **70.0%** of the test images, zero-shot, the mean of 2 tasks; " in text
+    assert "40.0%† for the base alone, 90.0%† for the individual towers, each on its own task († published, " in text
+    sample = make_results(record, make_result("a", rows=6300, limit=100))
+    assert "**70.0%** of a sample of the test images, zero-shot. " in first_lines(render_card(record, results=sample))
+    mixed = make_results(record, make_result("a"), make_result("b", part="validation"))
+    assert "**70.0%** of images, zero-shot, the mean of 2" in first_lines(render_card(record, results=mixed))
+
+
+def test_how_each_setting_was_chosen():
+    record = make_record()
+    rows = table(render_card(record), "How", "Setting")
+    assert rows[1:] == [["rank", "0.08", "hfcart's default"], ["scale, λ", "1.0", "hfcart's default"]]
+    given = dataclasses.replace(record.method, parameters={"rank": 0.16, "scale": 1.0})
+    rows = table(render_card(dataclasses.replace(record, method=given)), "How", "Setting")
+    assert rows[1] == ["rank", "0.16", "given; the record does not say why"]
 
 
 # Accuracy
@@ -293,13 +346,16 @@ def test_the_accuracy_table_holds_the_counts():
     record = make_record()
     text = render_card(record, repo="user/merged", results=make_results(record, *results))
     rows = table(text, "Accuracy")
-    assert rows[0] == ["Task", "Accuracy", "Images", "Pretrained", "Individual", "Data set"]
+    assert rows[0] == ["Task", "Accuracy", "95% interval", "Pretrained", "Individual", "Images"]
     low, high = wilson(70, 100)
-    interval = f"70.0 ({100 * low:.1f}–{100 * high:.1f})"
-    assert rows[1][:5] == ["EUROSAT", interval, "100", "45.0†", "99.0†"]
-    assert rows[2][:5] == ["SVHN", "75.0 (30.1–95.4)", "4", "30.0†", "87.5"]
-    assert rows[2][5] == "ufldl/svhn @ 5555555, cropped_digits split".replace("digits", "digits, test")
-    assert rows[3] == ["mean of 2 tasks", "72.5", "", "37.5†", "93.2†", ""]
+    interval = f"{100 * low:.1f}\xa0to\xa0{100 * high:.1f}"
+    assert rows[1] == ["EUROSAT", "70.0", interval, "45.0†", "99.0†", "100"]
+    assert rows[2] == ["SVHN", "75.0", "30.1\xa0to\xa095.4", "30.0†", "87.5", "4"]
+    low, high = mean_interval([(70, 100), (3, 4)])
+    interval = f"{100 * low:.1f}\xa0to\xa0{100 * high:.1f}"
+    assert rows[3] == ["mean of 2 tasks", "72.5", interval, "37.5†", "93.2†", ""]
+    where = {section[0]: section[1] for section in tables(text, "Accuracy")[1][1:]}
+    assert where["SVHN"] == "ufldl/svhn @ 5555555, cropped_digits, test split"
     assert f"https://huggingface.co/datasets/ufldl/svhn/tree/{'5' * 40}" in text
     section = paragraph(text, "Accuracy")
     assert f"CLIP model [openai/clip-vit-base-patch32]({card.HUB}/openai/clip-vit-base-patch32) @ " in section
@@ -316,6 +372,7 @@ def test_a_mean_over_fewer_tasks_is_not_set_beside_the_others():
     results = make_results(record, make_result("a", individual=published(0.9)), make_result("b"))
     text = render_card(record, results=results)
     assert [row[3] for row in table(text, "Accuracy")] == ["Individual", "90.0†", "", ""]
+    assert "individual towers" not in first_lines(text)
     assert "over 1 of 2 tasks, against published figures for the individual towers." in text
 
 
@@ -333,11 +390,11 @@ def test_what_is_no_whole_test_split_is_named_and_kept_off_the_model_index():
     assert "**Partial:** scored on a random sample only, 100 of 6,300 examples of A." in section
     assert "**Not test images:** the `validation` part of B." in section
     assert "not counted: 2 of C, 2 of D." in section
-    assert [row[1:3] for row in table(text, "Accuracy")][1:5] == [
-        ["70.0 (60.4–78.1)", "100 of 6,300"],
-        ["70.0 (60.4–78.1)", "100"],
-        ["70.0 (60.4–78.1)", "100"],
-        ["none", "0"],
+    assert [row[1:] for row in table(text, "Accuracy")][1:5] == [
+        ["70.0", "60.4\xa0to\xa078.1", "100 of 6,300"],
+        ["70.0", "60.4\xa0to\xa078.1", "100"],
+        ["70.0", "60.4\xa0to\xa078.1", "100"],
+        ["none", "", "0"],
     ]
     assert table(text, "Accuracy")[5][:2] == ["mean of 3 tasks", "70.0"]
     (model,) = metadata_of(text)["model-index"]
@@ -466,7 +523,17 @@ def test_targets_that_are_no_repo(repo):
 
 # Nobody writes into the card but us
 
-LINKS = re.compile(r"https://(huggingface\.co|arxiv\.org)/[A-Za-z0-9_./-]+")
+LINKS = re.compile(r"https://(huggingface\.co|arxiv\.org|pypi\.org)/[A-Za-z0-9_./-]+|#[a-z]+")
+FOLDS = {"</details>\n"} | {
+    f"<details>\n<summary>{title}</summary>\n"
+    for title in (
+        "Image features, without the base",
+        "How this was measured",
+        "What each tensor got",
+        "The recipe",
+        "Versions and hashes",
+    )
+}
 HEADINGS = [
     "merged",
     "Use it",
@@ -487,7 +554,8 @@ def check_harmless(value: str) -> None:
     invisible = [c for c in text if not c.isprintable() and c not in "\n\N{NO-BREAK SPACE}"]
     assert not invisible
     tokens = tokens_of(text)
-    assert not [t for t in tokens if t.type in ("html_block", "html_inline")]
+    assert not [t for t in tokens if t.type == "html_inline"]
+    assert {t.content for t in tokens if t.type == "html_block"} <= FOLDS
     assert all(LINKS.fullmatch(str(t.attrGet("href"))) for t in tokens if t.type == "link_open")
     assert [t.attrGet("src") for t in tokens if t.type == "image"] == ["figures/energy.png"]
     assert not [t for t in tokens if t.type == "text" and re.search(r"https?:|www\.|@", t.content)], "autolinks"
@@ -525,7 +593,8 @@ def check_harmless_results(value: str) -> None:
     text.encode()
     assert not [c for c in text if not c.isprintable() and c not in "\n\N{NO-BREAK SPACE}"]
     tokens = tokens_of(text)
-    assert not [t for t in tokens if t.type in ("html_block", "html_inline")]
+    assert not [t for t in tokens if t.type == "html_inline"]
+    assert {t.content for t in tokens if t.type == "html_block"} <= FOLDS
     assert all(LINKS.fullmatch(str(t.attrGet("href"))) for t in tokens if t.type == "link_open")
     assert [t.attrGet("src") for t in tokens if t.type == "image"] == ["figures/accuracy.png"]
     assert not [t for t in tokens if t.type == "text" and re.search(r"https?:|www\.|@[^ ]", t.content)], "autolinks"
@@ -538,7 +607,7 @@ def check_harmless_results(value: str) -> None:
     rows = table(text, "Accuracy")
     references = ["50.0†", "50.0†"]
     images = ["3", "3", "3 of 9", ""]
-    assert [row[2:5] for row in rows[1:]] == [[count, *references] for count in images]
+    assert [row[3:] for row in rows[1:]] == [[*references, count] for count in images]
     metadata = metadata_of(text)
     (model,) = metadata.pop("model-index")
     assert metadata == metadata_of(plain)
@@ -674,11 +743,15 @@ def test_every_symbol_of_the_formula_is_told(method: str) -> None:
     text = render_card(make_record(method=method, base=hub_source("b/y", APACHE) if used.needs_base else None))
     if used.parameter("scale"):
         factor = "α" if r"\alpha" in used.formula else "λ"
-        assert f" {factor} is `scale`." in text
+        assert f"| `scale`, {factor} |" in text
     if method == "consensus":
-        assert " λ is `threshold`. k is `agree`." in text and "hfcart's defaults, 0.4 and 0.3, are its own" in text
+        assert (
+            "| `threshold`, λ |" in text
+            and "| `agree`, k |" in text
+            and "hfcart's defaults, 0.4 and 0.3, are its own" in text
+        )
     if method in ("dare", "della"):
-        assert " 1 − p is `density`." in text
+        assert "| `density`, 1 − p |" in text
     alike = "Every tensor gets" in text and "every other tensor" not in text
     assert alike is used.alike
     assert "\n\n\n" not in text

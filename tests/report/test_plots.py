@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import colormaps
+from matplotlib import colormaps, rcParamsDefault
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 from records import (
@@ -31,13 +31,15 @@ from records import (
 from running import ROOT
 from towers import TINY
 
-from hfcart.records import EvalRecord, Reference, Similarity
-from hfcart.report.accuracy import wilson
+from hfcart.records import CompareRecord, CompareRow, EvalRecord, Reference, Similarity, SweepPoint, SweepRecord
+from hfcart.report.accuracy import mean_interval, wilson
+from hfcart.report.compare_table import as_markdown
 from hfcart.report.merge_card import render_card
-from hfcart.report.plots import draw_accuracy, draw_figures
+from hfcart.report.plots import draw_accuracy, draw_compare, draw_figures, draw_sweep
 from hfcart.report.plots._accuracy import _draw_accuracy
 from hfcart.report.plots._canvas import TOWERS, _ink, short_names
 from hfcart.report.plots._merge import _draw_energy, _draw_similarity, _energy_grid
+from hfcart.report.plots._search import _draw_curve, _draw_grid
 
 ENERGY, SIMILARITY = "figures/energy.png", "figures/similarity.png"
 VIT_L14 = {**VIT_B32, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
@@ -81,8 +83,8 @@ def chunks(png: bytes) -> list[bytes]:
         (make_record(cfg=TINY), [ENERGY, SIMILARITY]),
         (make_record(cfg=TINY, qkv="fused", projection=True), [ENERGY, SIMILARITY]),
         (make_record(cfg=TINY, method="average"), [SIMILARITY]),
-        (make_record(towers(2), cfg=TINY, method="task_arithmetic", base=hub_source("a/b")), [SIMILARITY]),
-        # Two towers are opposite when seen from their mean: nothing to look at.
+        # Of two towers it is one number, which the card says in words.
+        (make_record(towers(2), cfg=TINY, method="task_arithmetic", base=hub_source("a/b")), []),
         (make_record(towers(2), cfg=TINY), [ENERGY]),
         (make_record(towers(1), cfg=TINY), [ENERGY]),
         (make_record(towers(1), cfg=TINY, method="average"), []),
@@ -99,7 +101,7 @@ def test_the_card_shows_what_is_drawn(tmp_path, record, names):
 DRAW = """
 import hashlib, pickle, sys
 from pathlib import Path
-from hfcart.report.plots import draw_accuracy, draw_figures
+from hfcart.report.plots import draw_accuracy, draw_compare, draw_figures, draw_sweep
 record, results = pickle.loads(Path("record").read_bytes())
 names = [*draw_figures(record, Path()), draw_accuracy(results, Path())]
 assert not {"matplotlib.pyplot", "torch", "tkinter"} & set(sys.modules)
@@ -292,3 +294,102 @@ def test_the_towers_are_told_apart_in_grey_too():
 def test_hostile_titles_are_only_drawn(tmp_path, value):
     assert draw_accuracy(poisoned_results(make_record(cfg=TINY), value), tmp_path) == "figures/accuracy.png"
     assert [path.name for path in tmp_path.rglob("*.*")] == ["accuracy.png"]
+
+
+# Searches
+
+
+def sweep_record(ranks: tuple = (0.04, 0.08, 1.0), scales: tuple = (1.0, 2.0), **changes: object) -> SweepRecord:
+    """A sweep whose anchor reaches 40 of 100 images of each task."""
+    count = max(1, len(ranks)) * len(scales)
+    grid = [(rank, scale) for rank in (ranks or (None,)) for scale in scales]
+    points = [SweepPoint(None, 0.0, (40, 40))]
+    points += [SweepPoint(rank, scale, (30 + 7 * i, 35 + 5 * i)) for i, (rank, scale) in enumerate(grid)]
+    sources = tuple((source.label, source.commit) for source in towers(3))
+    environment = make_record(cfg=TINY).environment
+    fields = (False, "split", sources, "user/clip", "validation", ("a", "b"), (100, 100), None)
+    made = SweepRecord("cart", "average", *fields, ranks, scales, tuple(points), count, environment)
+    return dataclasses.replace(made, **changes)
+
+
+def compare_record(*rows: CompareRow) -> CompareRecord:
+    sources = tuple((source.label, source.commit) for source in towers(3))
+    titles = (("a", "A"), ("b", "B"))
+    environment = make_record(cfg=TINY).environment
+    return CompareRecord(sources, "user/clip", None, "test", None, titles, (100, 100), "float32", rows, environment)
+
+
+def test_no_chart_of_one_bar(tmp_path):
+    one = make_results(None, make_result("a"))
+    assert draw_accuracy(one, tmp_path) is None
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "accuracy.png").write_bytes(b"of an earlier run")
+    assert draw_accuracy(one, tmp_path) is None and not any((tmp_path / "figures").iterdir())
+    assert "figures/accuracy.png" not in render_card(make_record(), results=make_results(make_record(), *one.results))
+    assert draw_accuracy(make_results(None, make_result("a", pretrained=published(0.3))), tmp_path)
+    assert draw_sweep(sweep_record((0.08,), (1.0,)), tmp_path) == []
+    assert draw_sweep(sweep_record((0.08,), (1.0, 2.0)), tmp_path) == ["figures/curve.png"]
+    row = CompareRow("cart", "towers only", {}, (70, 60), seconds=1.0)
+    assert draw_compare(compare_record(row), tmp_path) is None
+    assert "compare.png" not in as_markdown(compare_record(row))
+    both = compare_record(CompareRow("pretrained", "", {}, (40, 40)), row)
+    assert draw_compare(both, tmp_path) == "figures/compare.png" and "compare.png" in as_markdown(both)
+
+
+def words_of(figure) -> str:
+    """All that is written in a figure, in the order it was put there."""
+    found = [text.get_text() for text in figure.findobj(Text)]
+    return "\n".join(text for text in found if text)
+
+
+def test_titles_are_words_and_letters_are_letters():
+    """θ, λ and their indices are set as formulas; titles say what is seen, without a method's registry name."""
+    record = make_record(cfg=TINY)
+    curve, grid = _draw_curve(sweep_record()), _draw_grid(sweep_record(), np.full((2, 3), 50.0))
+    similarity = _draw_similarity(record.similarity, record.sources)
+    assert "Accuracy over rank, for each scale" in words_of(curve) and r"$\lambda = 2$" in words_of(curve)
+    assert "CART, 3 towers, mean over 200 validation images of 2 tasks" in words_of(curve)
+    assert r"$\theta_t - \bar\theta$" in words_of(similarity)
+    for figure in (curve, grid, similarity):
+        plain = re.sub(r"\$[^$]*\$", "", words_of(figure))
+        assert not re.search("[θλτ]|cart", plain)
+        fonts = {text.get_fontname() for text in figure.findobj(Text)}
+        assert fonts == {"DejaVu Sans"} and rcParamsDefault["mathtext.fontset"] == "dejavusans"
+
+
+def test_the_curve_shows_points_bands_and_the_best():
+    record = sweep_record()
+    figure = _draw_curve(record)
+    (axes,) = figure.axes
+    first, second = axes.lines[:2]
+    assert first.get_ydata().tolist() == pytest.approx([32.5, 44.5, 56.5])
+    assert second.get_ydata().tolist() == pytest.approx([38.5, 50.5, 62.5])
+    bands = [collection.get_paths()[0].vertices[:, 1] for collection in axes.collections]
+    low, high = mean_interval([(30, 100), (35, 100)])
+    assert bands[0].min() == pytest.approx(100 * low) and any(np.isclose(bands[0], 100 * high))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [r"$\lambda = 1$", r"$\lambda = 2$", "average alone, 40.0", "best, 62.5"]
+    figure.canvas.draw()
+    for text in [*figure.legends[0].get_texts(), axes.xaxis.label, figure._suptitle]:
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
+
+
+def test_white_is_where_nothing_is_gained_or_lost():
+    """Diverging colours are centred on what they diverge from: the anchor's accuracy, unrelated towers."""
+    grid = _draw_grid(sweep_record(), np.array([[30.0, 40.0, 45.0], [40.0, 50.0, 38.0]]))
+    record = make_record(cfg=TINY)
+    similarity = _draw_similarity(record.similarity, record.sources)
+    for figure, neutral in ((grid, 40.0), (similarity, -1 / 7)):
+        image = figure.axes[0].images[0]
+        assert image.norm.vmin + image.norm.vmax == pytest.approx(2 * neutral)
+        red, green, blue, _ = image.cmap(image.norm(neutral))
+        assert max(red, green, blue) - min(red, green, blue) < 0.02 and min(red, green, blue) > 0.95
+
+
+def test_intervals_of_means():
+    assert mean_interval([(50, 100)]) == pytest.approx(wilson(50, 100), abs=0.003)
+    one, many = mean_interval([(50, 100)]), mean_interval([(50, 100)] * 4)
+    assert many[1] - many[0] == pytest.approx((one[1] - one[0]) / 2)
+    low, high = mean_interval([(100, 100), (100, 100)])
+    assert low < 1.0 == high, "all right is not certain to stay so"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.style
@@ -11,17 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from hfcart.records import EvalRecord, Reference
-from hfcart.report.accuracy import accuracy, wilson
+from hfcart.report.accuracy import accuracy, has_chart, mean_interval, wilson
 from hfcart.report.plots._canvas import (
     OWN,
     TOWERS,
     blank,
     drawable,
+    entitle,
+    key,
     save,
+    shortened,
 )
 
 ACCURACY = "figures/accuracy.png"
-_LONGEST_TITLE = 28  # characters
 _HATCH = "////"
 
 
@@ -34,16 +36,21 @@ class _Bar:
     interval: tuple[float, float] | None = None
 
 
-def draw_accuracy(record: EvalRecord, folder: Path) -> str:
+def draw_accuracy(record: EvalRecord, folder: Path) -> str | None:
     """Draw the accuracy on every task, beside that of the base and of the individual tower where they are known.
+
+    A single bar is no chart: then an earlier figure goes, and none is drawn.
 
     Args:
         record: the evaluation.
         folder: the output folder; the figure goes to `folder/figures/`.
 
     Returns:
-        Name of the file written, relative to `folder`, with forward slashes.
+        Name of the file written, relative to `folder`, with forward slashes; None if there is none.
     """
+    if not has_chart(record.results):
+        (folder / ACCURACY).unlink(missing_ok=True)
+        return None
     with matplotlib.style.context("default"):
         save(_draw_accuracy(record), folder / ACCURACY)
     return ACCURACY
@@ -67,8 +74,8 @@ def _draw_accuracy(record: EvalRecord) -> Figure:
         legend.append(Patch(facecolor="white", edgecolor="0.4", hatch=_HATCH, label="published, not measured here"))
     if len(rows) > 1:
         axes.axhline(len(rows) - 1.5, color="0.6", linewidth=0.8)
-    axes.set_title("Zero-shot accuracy")
-    axes.set_xlabel("top-1 accuracy (%), with 95% intervals")
+    entitle(figure, axes, "Zero-shot accuracy on each task", "images classified correctly; lines are 95% intervals")
+    axes.set_xlabel("accuracy (%)")
     axes.set_xlim(0, 107)
     axes.set_xticks(range(0, 101, 20))
     axes.grid(axis="x", color="0.9", linewidth=0.8)
@@ -76,7 +83,7 @@ def _draw_accuracy(record: EvalRecord) -> Figure:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
     if len(legend) > 1:
-        figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
+        key(figure, legend)
     return figure
 
 
@@ -97,6 +104,8 @@ def _series(record: EvalRecord) -> dict[str, list[_Bar | None]]:
             # A mean over other tasks than those of its neighbours would be no comparison.
             mean = _Bar(sum(bar.value for bar in known) / len(results), any(bar.published for bar in known))
             bars.append(mean if len(known) == len(results) else None)
+        if (own := series[OWN][-1]) is not None:
+            series[OWN][-1] = replace(own, interval=mean_interval([(r.correct, r.n) for r in results]))
     return series
 
 
@@ -113,9 +122,8 @@ def _draw_bar(axes: Axes, y: float, thick: float, bar: _Bar, colour: str, *, num
         axes.plot([low, high], [y, y], color="black", linewidth=1.0, solid_capstyle="butt")
         axes.plot([low, high], [y, y], color="black", linewidth=0, marker="|", markersize=4)
     if numbered:
-        axes.text(high + 1, y, f"{value:.1f}", ha="left", va="center", fontsize=8)
+        axes.text(high + 1, y, f"{value:.1f}", ha="left", va="center", fontsize=9)
 
 
 def _row_name(title: str, *, partial: bool) -> str:
-    short = title if len(title) <= _LONGEST_TITLE else title[: _LONGEST_TITLE - 1] + "…"
-    return drawable(short) + " (sample)" * partial
+    return drawable(shortened(title)) + " (sample)" * partial

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from hfcart.clip.tensor_names import layer_and_matrix
 from hfcart.records import AdaptationRecord, MergeRecord
-from hfcart.report.plots._canvas import Grid, blank, colour_bar, drawable, heat_map, short_names, ticks
+from hfcart.report.plots._canvas import (
+    Grid,
+    blank,
+    colour_bar,
+    drawable,
+    entitle,
+    heat_map,
+    key,
+    number,
+    plane,
+    short_names,
+    shortened,
+    stroke,
+    ticks,
+)
 
 
 def coefficient_grid(record: MergeRecord) -> Grid:
@@ -33,7 +47,12 @@ def draw_coefficients(record: MergeRecord, grid: Grid) -> Figure:
     heat_map(axes, grid, "PuOr_r", scale, 2)
     white = "where all began" if record.adaptation else "their mean"
     colour_bar(figure, axes, "PuOr_r", scale, "coefficient")
-    axes.set_title(f"Coefficients, mean of a layer's attention and MLP weights (white: {start:.2f}, {white})")
+    entitle(
+        figure,
+        axes,
+        r"Coefficients $\mathbf{\lambda}$ of each tower, layer by layer",
+        f"mean over a layer's attention and MLP weights; white: {number(start, 2)}, {white}",
+    )
     axes.set_xlabel("layer (0 is next to the input)")
     axes.set_xticks(ticks(grid.shape[1]))
     names = short_names([source.label for source in record.sources])
@@ -43,23 +62,23 @@ def draw_coefficients(record: MergeRecord, grid: Grid) -> Figure:
 
 def draw_entropy(adaptation: AdaptationRecord, history: Sequence[Sequence[float]]) -> Figure:
     """Every task's entropy over the steps, averaged over some steps each."""
-    figure, axes = blank(3.6)
-    axes.spines[["left", "bottom"]].set_visible(True)
-    axes.tick_params(length=3)
-    axes.grid(color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
+    figure, axes = plane(3.4 + 0.2 * math.ceil(len(adaptation.tasks) / 5))
     width = max(1, len(history) // 60)
-    colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(adaptation.tasks)))
-    for number, (task, colour) in enumerate(zip(adaptation.tasks, colours, strict=True)):
-        values = np.array([row[number] for row in history])
+    for i, task in enumerate(adaptation.tasks):
+        values = np.array([row[i] for row in history])
         ends = np.arange(width, len(values) + 1, width)
-        axes.plot(ends, [values[end - width : end].mean() for end in ends], color=colour, label=drawable(task.title))
+        means = [values[end - width : end].mean() for end in ends]
+        colour, dashes = stroke(i)
+        axes.plot(ends, means, color=colour, linestyle=dashes, label=drawable(shortened(task.title)))
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.set_xlabel("step")
-    axes.set_ylabel("mean entropy (nats)")
-    axes.set_title("Entropy of the merged tower's predictions while its coefficients were learned")
-    axes.legend(frameon=False, ncols=2 if len(adaptation.tasks) > 8 else 1, loc="center left", bbox_to_anchor=(1, 0.5))
-    for entry in axes.get_legend().get_texts():  # type: ignore[union-attr]
-        entry.set_parse_math(False)
+    axes.set_ylabel("entropy (nats)")
+    entitle(
+        figure,
+        axes,
+        "How sure the merged tower became of its predictions",
+        "entropy of the softmax over each task's classes; the lower, the surer",
+    )
+    key(figure, axes.lines)
     return figure

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps, font_manager
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -16,23 +17,63 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 Grid = NDArray[np.float64]
-_WIDTH = 8.0  # inches; at 150 dots each it fills a README's column and stays sharp on a dense screen
-_DPI = 150
-_MOST_NUMBERS = 24  # columns; beyond that a number no longer fits its cell
+# 1,200 dots, sharp on a dense screen. The Hub shows a card's figures some 750 wide: ten points are 14 pixels there.
+_WIDTH = 7.5  # inches
+_DPI = 160
+_LEFT = 0.008  # of the width: where titles begin
 _FONT = "DejaVu Sans"  # comes with matplotlib
 OWN = "this tower"
 # Told apart by the colour-blind and in grey (Okabe and Ito's blue and orange): the figure is about the dark one.
 TOWERS = {"pretrained": "#BBBBBB", "average": "#009E73", OWN: "#0072B2", "individual": "#E69F00"}
 OTHER = "#7FB4D6"
+BEST = "#D55E00"
+# Lines that have no order, in Okabe and Ito's colours; what is beyond them begins anew with other dashes.
+_HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+MARKERS = "osD^vP*X"
 
 
 def blank(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure, axes
+
+
+def plane(height: float) -> tuple[Figure, Axes]:
+    """Axes for lines: two spines, and a grid behind."""
+    figure, axes = blank(height)
+    axes.spines[["left", "bottom"]].set_visible(True)
+    axes.tick_params(length=3)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def entitle(figure: Figure, axes: Axes, title: str, below: str) -> None:
+    """What the figure shows, in words, and below it of what. Ours alone: both may hold formulas between dollars."""
+    figure.suptitle(title, x=_LEFT, ha="left", fontsize=12, fontweight="bold")
+    _below(axes, below, 0.0)
+
+
+def _below(axes: Axes, line: str, x: float) -> None:
+    axes.set_title(line, loc="left", x=x, fontsize=9, color="0.3")
+
+
+def key(figure: Figure, handles: Sequence[Artist], columns: int = 5) -> None:
+    """The legend, below everything. Labels of strangers' are made `drawable` before; a dollar in one stays one."""
+    legend = figure.legend(
+        handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)), frameon=False, fontsize=9
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(text.get_text().startswith("$"))
+
+
+def stroke(place: int) -> tuple[str, str]:
+    """Colour and dashes of the line in that place, where lines have no order."""
+    return _HUES[place % len(_HUES)], _DASHES[place // len(_HUES) % len(_DASHES)]
 
 
 def heat_map(axes: Axes, grid: Grid, colours: str, scale: Normalize, decimals: int) -> None:
@@ -44,18 +85,22 @@ def heat_map(axes: Axes, grid: Grid, colours: str, scale: Normalize, decimals: i
     axes.set_yticks(np.arange(1, rows) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.0)
     axes.tick_params(which="minor", length=0)
-    if columns <= _MOST_NUMBERS:
-        crowded = columns > 14
-        for (row, column), value in np.ndenumerate(grid):
-            if np.isfinite(value):
-                shown = number(value, decimals).replace("0.", ".") if crowded else number(value, decimals)
-                ink = _ink(colormap, float(scale(value)))
-                axes.text(column, row, shown, ha="center", va="center", color=ink, fontsize=7 if crowded else 9)
+    shown = {place: number(value, decimals) for place, value in np.ndenumerate(grid) if np.isfinite(value)}
+    if size := _size_of_numbers(max(map(len, shown.values()), default=0), columns):
+        for (row, column), text in shown.items():
+            ink = _ink(colormap, float(scale(grid[row, column])))
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
+
+
+def _size_of_numbers(longest: int, columns: int) -> int | None:
+    """In points, so that numbers of so many characters stand apart; None where they would be too small to read."""
+    cell = 0.7 * _WIDTH / columns  # the rest of the width is for names and the scale
+    return next((size for size in (9, 8, 7) if 0.62 * longest * size / 72 <= 0.85 * cell), None)
 
 
 def colour_bar(figure: Figure, axes: Axes, colours: str, scale: Normalize, label: str) -> None:
     # As high as the picture: `aspect` is height over width, and the width is a share of the figure's.
-    aspect = max(20.0, 4 * figure.get_figheight())
+    aspect = max(20.0, 5.5 * figure.get_figheight())
     bar = figure.colorbar(ScalarMappable(scale, colormaps[colours]), ax=axes, fraction=0.04, pad=0.02, aspect=aspect)
     bar.set_label(label)
     bar.outline.set_visible(False)
@@ -90,7 +135,11 @@ def short_names(labels: Sequence[str], longest: int = 26) -> list[str]:
             shared += 1
         cut = ["".join(word[shared:]) for word in words]
         names = cut if all(cut) else names
-    return [drawable(name if len(name) <= longest else name[: longest - 1] + "…") for name in names]
+    return [drawable(shortened(name, longest)) for name in names]
+
+
+def shortened(title: str, longest: int = 28) -> str:
+    return title if len(title) <= longest else title[: longest - 1] + "…"
 
 
 def drawable(name: str) -> str:
@@ -100,5 +149,10 @@ def drawable(name: str) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The line below the title begins where the title does, wherever the axes came to be.
+    figure.draw_without_rendering()
+    for axes in figure.axes[:1]:
+        place = axes.get_position()
+        _below(axes, axes.get_title(loc="left"), (_LEFT - place.x0) / place.width)
     path.unlink(missing_ok=True)  # in a folder of a stranger's it may be a link to a file elsewhere
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})

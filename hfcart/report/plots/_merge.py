@@ -17,6 +17,7 @@ from hfcart.report.plots._canvas import (
     Grid,
     blank,
     colour_bar,
+    entitle,
     heat_map,
     number,
     save,
@@ -56,9 +57,8 @@ def draw_figures(record: MergeRecord, folder: Path, history: Sequence[Sequence[f
 
 
 def _tells_anything(similarity: Similarity) -> bool:
-    # Two towers are opposite when seen from their mean, whatever they are.
-    towers = len(similarity.cosine)
-    return towers > 2 or (towers == 2 and similarity.centred_on == "base")
+    # Of two towers it is one number, which the card says in words (and -1 if it is seen from their mean).
+    return len(similarity.cosine) > 2
 
 
 def _energy_grid(record: MergeRecord) -> tuple[Grid, list[str]]:
@@ -84,8 +84,13 @@ def _draw_energy(grid: Grid, rows: list[str]) -> Figure:
     low, high = np.floor(np.nanmin(grid) / 5) * 5, np.ceil(np.nanmax(grid) / 5) * 5
     scale = Normalize(low, max(high, low + 5))
     heat_map(axes, grid, "cividis", scale, 0)
-    colour_bar(figure, axes, "cividis", scale, "energy kept (% of the squared norm)")
-    axes.set_title("Energy kept by the low-rank approximation")
+    colour_bar(figure, axes, "cividis", scale, "energy kept (%)")
+    entitle(
+        figure,
+        axes,
+        "Energy kept by the low-rank approximation",
+        "share of the task vectors' squared norm, in per cent",
+    )
     axes.set_xlabel("layer (0 is next to the input)")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks(ticks(grid.shape[1]))
@@ -104,9 +109,14 @@ def _draw_similarity(similarity: Similarity, sources: Sequence[SourceRecord]) ->
     reach = max(0.1, np.nanmax(np.abs(grid - white))) if np.isfinite(grid).any() else 1.0
     scale = Normalize(white - reach, white + reach)
     heat_map(axes, grid, "RdBu_r", scale, 2)
-    colour_bar(figure, axes, "RdBu_r", scale, f"cosine (white: {number(white, 2)}, unrelated)")
-    kind = "centred task vectors θ_t − θ̄" if centred else "task vectors θ_t − θ_0"
-    axes.set_title(f"Cosine similarity of the {kind}", parse_math=False)
+    colour_bar(figure, axes, "RdBu_r", scale, "cosine")
+    kind = r"centred task vectors $\theta_t - \bar\theta$" if centred else r"task vectors $\theta_t - \theta_0$"
+    entitle(
+        figure,
+        axes,
+        "How alike the towers' task vectors are",
+        f"cosine of the {kind}; white: {number(white, 2)}, unrelated",
+    )
     axes.set_xlabel("tower")
     names = short_names([source.label for source in sources])
     shown = ticks(towers)

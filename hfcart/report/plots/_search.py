@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.style
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import Normalize
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from hfcart.records import CompareRecord, SweepRecord
+from hfcart.methods import METHODS
+from hfcart.records import CompareRecord, SweepPoint, SweepRecord
+from hfcart.report.accuracy import mean_interval
+from hfcart.report.compare_table import bars
 from hfcart.report.plots._canvas import (
+    BEST,
+    MARKERS,
     OTHER,
     OWN,
     TOWERS,
     Grid,
     blank,
     colour_bar,
+    entitle,
     heat_map,
+    key,
     number,
+    plane,
     save,
 )
 
@@ -34,11 +45,13 @@ def draw_sweep(record: SweepRecord, folder: Path) -> list[str]:
         folder: the output folder; the figures go to `folder/figures/`.
 
     Returns:
-        Names of the files written, relative to `folder`.
+        Names of the files written, relative to `folder`: none for a single point.
     """
     reached = np.array([[100 * record.accuracy(point) for point in row] for row in record.rows()])
+    figures: dict[str, Figure] = {}
     with matplotlib.style.context("default"):
-        figures = {"figures/curve.png": _draw_curve(record, reached)}
+        if reached.size > 1:
+            figures["figures/curve.png"] = _draw_curve(record)
         if min(reached.shape) > 1:
             figures["figures/grid.png"] = _draw_grid(record, reached.T)
         for name, figure in figures.items():
@@ -46,7 +59,7 @@ def draw_sweep(record: SweepRecord, folder: Path) -> list[str]:
     return list(figures)
 
 
-def draw_compare(record: CompareRecord, folder: Path) -> str:
+def draw_compare(record: CompareRecord, folder: Path) -> str | None:
     """Draw each method's average accuracy, the best on top, beside the base and the individual towers.
 
     Args:
@@ -54,82 +67,122 @@ def draw_compare(record: CompareRecord, folder: Path) -> str:
         folder: the output folder; the figure goes to `folder/figures/`.
 
     Returns:
-        Name of the file written, relative to `folder`.
+        Name of the file written, relative to `folder`; None where there are no two bars to compare.
     """
-    known = [(100 * value, row.name) for row in record.rows if (value := record.average(row)) is not None]
-    known.sort(key=lambda pair: -pair[0])
+    known = bars(record)
+    if len(known) < 2:
+        return None
     best = record.best.name if record.best else ""
     with matplotlib.style.context("default"):
-        figure, axes = blank(1.3 + 0.26 * max(1, len(known)))
+        figure, axes = blank(1.3 + 0.28 * len(known))
         colours = {**TOWERS, "average": OTHER, best: TOWERS[OWN]}
-        for y, (value, name) in enumerate(known):
-            axes.barh(y, value, 0.76, color=colours.get(name, OTHER))
-            axes.text(value + 0.8, y, number(value, 1), va="center", fontsize=9)
-        axes.set_yticks(range(len(known)), [name for _, name in known])
+        for y, (value, row) in enumerate(known):
+            axes.barh(y, 100 * value, 0.76, color=colours.get(row.name, OTHER))
+            counts = [(c or 0, n) for c, n in zip(row.correct, record.images, strict=True)]
+            low, high = (100 * end for end in mean_interval(counts))
+            axes.plot([low, high], [y, y], color="black", linewidth=1.0, marker="|", markersize=4)
+            axes.text(high + 1, y, number(100 * value, 1), va="center", fontsize=9)
+        axes.set_yticks(range(len(known)), [row.name for _, row in known])
         axes.invert_yaxis()
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("mean accuracy (%)")
-        axes.set_title(f"{_images(record)}, {len(record.sources)} towers, default parameters")
+        axes.grid(axis="x", color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("accuracy (%)")
+        entitle(
+            figure,
+            axes,
+            "Mean accuracy with each method",
+            f"{_images(record)}, {len(record.sources)} towers, default parameters; lines are 95% intervals",
+        )
         save(figure, folder / COMPARISON)
     return COMPARISON
 
 
-def _draw_curve(record: SweepRecord, reached: Grid) -> Figure:
-    """`reached`: accuracy in per cent, a row for each rank, a column for each scale."""
-    figure, axes = blank(4.4)
-    axes.spines[["left", "bottom"]].set_visible(True)
-    axes.tick_params(length=3)
-    axes.grid(color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
+def _draw_curve(record: SweepRecord) -> Figure:
+    figure, axes = plane(4.6)
     anchor = 100 * record.accuracy(record.points[0])
-    name = "weight average" if record.anchor == "average" else "pretrained"
-    axes.axhline(anchor, color="0.35", linestyle="--", linewidth=1.2)
-    row, column = divmod(record.best - 1, len(record.scales))
+    handles: list[Line2D] = []
     if record.ranks:
         colours = colormaps["viridis"](np.linspace(0.05, 0.85, len(record.scales)))
-        for scale, values, colour in zip(record.scales, reached.T, colours, strict=True):
-            axes.plot(range(len(values)), values, marker="o", markersize=4, color=colour, label=f"λ = {scale:g}")
+        for i, (scale, colour) in enumerate(zip(record.scales, colours, strict=True)):
+            points = [row[i] for row in record.rows()]
+            label = rf"$\lambda = {scale:g}$"
+            handles.append(_line(axes, record, range(len(points)), points, to_hex(colour), MARKERS[i % 8], label))
         axes.set_xticks(range(len(record.ranks)), [_rank_name(rank) for rank in record.ranks])
-        kept = "lowest" if record.reverse else "top"
-        axes.set_xlabel(f"{kept} singular directions kept (share of full rank, or number)")
-        axes.legend(frameon=False, ncols=min(5, len(record.scales)), loc="best")
+        end = "bottom" if record.reverse else "top"
+        axes.set_xlabel(f"rank: how many singular directions are kept, from the {end}")
     else:
-        axes.plot(record.scales, reached[0], marker="o", markersize=4, color="#0072B2")
-        axes.set_xlabel("λ")
-    x = row if record.ranks else record.scales[column]
-    axes.plot(x, reached[row, column], "o", ms=11, mfc="none", mec="#D55E00")
-    axes.annotate(
-        f"{name} {anchor:.1f}", (1, anchor), xycoords=("axes fraction", "data"), xytext=(-4, -4),
-        textcoords="offset points", ha="right", va="top", color="0.25", fontsize=9,
+        handles.append(_line(axes, record, record.scales, record.rows()[0], TOWERS[OWN], "o", "merged"))
+        axes.set_xlabel(r"scale $\lambda$")
+    name = "average alone" if record.anchor == "average" else "base alone"
+    label = f"{name}, {number(anchor, 1)}"
+    handles.append(axes.axhline(anchor, color="0.35", linestyle="--", linewidth=1.2, label=label))
+    row, column = divmod(record.best - 1, len(record.scales))
+    best = 100 * record.accuracy(record.points[record.best])
+    handles += axes.plot(
+        [row if record.ranks else record.scales[column]], [best], "o", ms=12, mfc="none", mec=BEST, mew=1.6,
+        label=f"best, {number(best, 1)}",
     )  # fmt: skip
     axes.set_ylabel("mean accuracy (%)")
-    axes.set_title(f"{_sweep_title(record)}, {len(record.sources)} towers")
+    over = r"rank, for each scale $\mathbf{\lambda}$" if record.ranks else r"scale $\mathbf{\lambda}$"
+    entitle(figure, axes, f"Accuracy over {over}", _of(record) + "; bands are 95% intervals")
+    key(figure, handles, columns=6)
     return figure
+
+
+def _line(
+    axes: Axes,
+    record: SweepRecord,
+    x: Sequence[float],
+    points: Sequence[SweepPoint],
+    colour: str,
+    marker: str,
+    label: str,
+) -> Line2D:
+    """A line through these points of a sweep, and the band of their intervals."""
+    bands = [mean_interval(list(zip(point.correct, record.images, strict=True))) for point in points]
+    low, high = 100 * np.array(bands).T
+    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    reached = [100 * record.accuracy(point) for point in points]
+    (line,) = axes.plot(x, reached, marker=marker, markersize=5, color=colour, label=label)
+    return line
 
 
 def _draw_grid(record: SweepRecord, grid: Grid) -> Figure:
     """`grid`: accuracy in per cent, a row for each scale, a column for each rank."""
     figure, axes = blank(1.8 + 0.42 * len(record.scales))
-    scale = Normalize(grid.min(), max(grid.max(), grid.min() + 1))
-    heat_map(axes, grid, "cividis", scale, 1)
-    colour_bar(figure, axes, "cividis", scale, "mean accuracy (%)")
-    axes.set_title(_sweep_title(record))
+    # White is what the anchor alone reaches: green is better than that, brown is worse.
+    anchor = 100 * record.accuracy(record.points[0])
+    reach = max(1.0, float(np.abs(grid - anchor).max()))
+    scale = Normalize(anchor - reach, anchor + reach)
+    heat_map(axes, grid, "BrBG", scale, 1)
+    colour_bar(figure, axes, "BrBG", scale, "accuracy (%)")
+    name = "average" if record.anchor == "average" else "base"
+    entitle(
+        figure,
+        axes,
+        "Accuracy at each rank and scale",
+        f"{_of(record)}; white: the {name} alone, {number(anchor, 1)}",
+    )
     axes.set_xlabel("rank")
-    axes.set_ylabel("λ")
+    axes.set_ylabel(r"scale $\lambda$")
     axes.set_xticks(range(len(record.ranks)), [_rank_name(rank) for rank in record.ranks])
     axes.set_yticks(range(len(record.scales)), [f"{value:g}" for value in record.scales])
     return figure
 
 
-def _sweep_title(record: SweepRecord) -> str:
-    return f"{record.method}: {_images(record)}"
+def _of(record: SweepRecord) -> str:
+    """What was measured: the method by its paper's name, the images, the towers."""
+    method = METHODS.get(record.method)
+    name = method.title.partition(" (")[0] if method else record.method
+    return f"{name}, {len(record.sources)} towers, mean over {_images(record)}"
 
 
 def _images(record: SweepRecord | CompareRecord) -> str:
     tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
-    sample = f" (samples of {record.limit})" if record.limit else ""
-    return f"{record.part} images{sample} of {tasks}"
+    sample = f" (at most {record.limit:,} each)" if record.limit else ""
+    return f"{sum(record.images):,} {record.part} images of {tasks}{sample}"
 
 
 def _rank_name(rank: int | float) -> str:
