@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Towers must also load in the last release of transformers 4; it lives beside the environment, not in it.
 COMPAT := .compat
 
-.PHONY: demo test browser quick lint docs bench clean
+.PHONY: demo test browser quick lint docs pictures bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hfcart demo
@@ -31,6 +31,10 @@ lint: $(VENV)/.ready
 # The README's table of methods, and the reference of every option.
 docs: $(VENV)/.ready
 	$(BIN)/python -m hfcart.cli._reference
+
+# The README's pictures, of a demo.
+pictures: demo browser
+	$(BIN)/python tests/bench/pictures.py hfcart-demo .github
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/merge.py
