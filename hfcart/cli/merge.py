@@ -29,10 +29,12 @@ def merge(
         ),
     ] = None,
     recipe: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="RECIPE",
-            help="YAML with these options as fields, or a name such as vit-b-32-8-cart.",
+            help="Of a file, a published merge, or a name such as vit-b-32-8-cart.\fA YAML file has these options as "
+            "fields. A merge is a Hub repo (user/name, user/name@revision) or a finished folder; its sources are "
+            "pinned. What is typed beside a recipe goes before it.",
             rich_help_panel=BASICS,
         ),
     ] = None,
@@ -53,11 +55,18 @@ def merge(
         hfcart merge user/a user/b user/c --rank 8% --push-to user/merged
         hfcart merge user/a ./b --method ties --base user/base --out merged --dry-run
         hfcart merge --recipe vit-b-32-8-cart
+        hfcart merge --recipe user/merged --rank 15 --out again
     """
     first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports
     with reporting(quiet=quiet or not first, json=json and first, debug=debug) as output:
         given: dict[str, Any] = {"sources": tuple(sources)} if sources else {}
-        asked = asked_for(recipe, given | given_fields(options), output)
+        recorded = None
+        if recipe:
+            from hfcart.sources.published_recipe import is_place, recipe_of
+
+            recorded = recipe_of(recipe, output) if is_place(recipe) else None
+        file = Path(recipe) if recipe else None
+        asked = asked_for(file, given | given_fields(options), output, recorded=recorded)
         if dry_run:
             from hfcart.commands.merge_and_publish import run_dry
 

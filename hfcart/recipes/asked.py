@@ -13,7 +13,13 @@ from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
 from hfcart.recipes.recipe_files import read
 
 
-def asked_for(file: Path | None, given: dict[str, Any], progress: Progress, where: str = "the command line") -> Recipe:
+def asked_for(
+    file: Path | None,
+    given: dict[str, Any],
+    progress: Progress,
+    where: str = "the command line",
+    recorded: dict[str, Any] | None = None,
+) -> Recipe:
     """The recipe of a file with the fields given beside it; those go before the file's.
 
     Args:
@@ -21,11 +27,12 @@ def asked_for(file: Path | None, given: dict[str, Any], progress: Progress, wher
         given: fields, by name.
         progress: told what of the file is left out, and where it publishes to.
         where: what gave the fields, for messages.
+        recorded: the fields of a recipe that is none of a file's: those of the merge that `file` names.
 
     Raises:
         UsageError: no sources, no such file, or a recipe that makes no sense.
     """
-    recorded = read(file) if file else {}
+    recorded = {**recorded} if recorded is not None else read(file) if file else {}
     if file and recorded.get("push_to") and "push_to" not in given:
         progress.note(f"{file} asks to publish the result to {recorded['push_to']}.")
     if method := METHODS.get(spelled(str(given.get("method", "")), METHODS) or ""):
@@ -34,6 +41,8 @@ def asked_for(file: Path | None, given: dict[str, Any], progress: Progress, wher
         for name in [name for name, fits in taken.items() if not fits]:
             if recorded.pop(name, None) is not None:
                 progress.note(f"{method.name} takes no {name}: the one in {file} is left out.")
+    if {"sources", "method", "scale", "lines", "adapt"} & set(given) and recorded.pop("coefficients", None):
+        progress.note(f"The coefficients in {file} were learned for what it merges: they are left out.")
     instead = [("lines", "scale"), ("scale", "lines")]  # each says what the other would
     used = METHODS.get(spelled(str(given.get("method", recorded.get("method"))), METHODS) or "")
     if used and used.chosen:

@@ -13,6 +13,7 @@ from hfcart.errors import UsageError
 from hfcart.formats import safe_yaml
 from hfcart.names import meant, spelled
 from hfcart.quoting import printable
+from hfcart.recipes import mergekit
 from hfcart.system.cards_folder import cards_dir
 
 _NAME = re.compile(r"[A-Za-z0-9][\w-]{0,60}", re.ASCII)
@@ -63,4 +64,6 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"The recipe {path} is not valid YAML{place}: {printable(problem, 300)}.") from None
     if not isinstance(fields, dict) or not all(isinstance(k, str) for k in fields):
         raise UsageError(f"The recipe {path} is not a mapping of fields to values.")
+    if mergekit.is_config(fields):
+        raise mergekit.refusal(fields, path)
     return fields
