@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Towers must also load in the last release of transformers 4; it lives beside the environment, not in it.
 COMPAT := .compat
+# The Hub's JavaScript client, which asks the embedded Hub for other things than Python's; where there is node.
+NPM_CLIENT := .npm-client
 
 .PHONY: demo test browser quick lint docs pictures bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hfcart demo
 
-test: $(VENV)/.ready $(COMPAT)/.ready
+test: $(VENV)/.ready $(COMPAT)/.ready $(NPM_CLIENT)/.ready
 	$(BIN)/python -m pytest --numprocesses 2
 
 # What people look at is tested in a real browser: Debian's, where there is none (installing it takes root).
@@ -54,5 +56,12 @@ $(COMPAT)/.ready: tests/compat.txt $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-deps --target $(COMPAT) --requirement tests/compat.txt
 	touch $@
 
+$(NPM_CLIENT)/.ready: tests/npm/package.json tests/npm/package-lock.json
+	rm -rf $(NPM_CLIENT)
+	mkdir $(NPM_CLIENT)
+	cp tests/npm/*.json $(NPM_CLIENT)
+	if command -v npm; then npm ci --prefix $(NPM_CLIENT) --ignore-scripts --no-audit --no-fund --loglevel error; fi
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(COMPAT) hfcart-demo
+	rm -rf $(VENV) $(COMPAT) $(NPM_CLIENT) hfcart-demo

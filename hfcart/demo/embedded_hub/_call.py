@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +74,11 @@ class Call:
         """The query's values by name."""
         return parse_qs(urlsplit(self.target).query)
 
+    @property
+    def expand(self) -> list[str]:
+        """The fields that are asked for in place of all."""
+        return [*self.query.get("expand", []), *self.query.get("expand[]", [])]
+
     def flag(self, name: str) -> bool:
         """Whether the query says yes to `name`."""
         return self.query.get(name, [""])[-1].lower() in ("1", "true")
@@ -108,7 +114,7 @@ class Call:
             Refusal: there is none; the Hub does not say whether it is missing or private.
         """
         user = self.user()
-        repo = self.store.repos.get((kind, repo_id))
+        repo = self.store.find(kind, repo_id)
         if repo is None or (repo.private and not may_read(user, repo)):
             status, message = (401, "Invalid username or password.") if user is None else (404, "Repository not found")
             raise Refusal(status, message, "RepoNotFound")
@@ -136,10 +142,15 @@ class Call:
             return user
         return self.writer(repo)
 
+    def _number(self, name: str, default: int) -> int:
+        text = self.query.get(name, [str(default)])[0]
+        if not re.fullmatch("[0-9]{1,9}", text):
+            raise Refusal(400, f'"{name}" must be a number')
+        return int(text)
+
     def page(self, items: list[Any]) -> Reply:
-        """One page of a listing, with the address of the next in Link."""
-        limit = int(self.query.get("limit", [str(self.page_size)])[0])
-        start = int(self.query.get("cursor", ["0"])[0])
+        """One page of a listing, of `limit` entries but never more than a page has; the next one's address in Link."""
+        limit, start = min(self._number("limit", self.page_size), self.page_size), self._number("cursor", 0)
         headers = {}
         if start + limit < len(items):
             query = {**self.query, "cursor": [str(start + limit)]}

@@ -49,9 +49,15 @@ def tree(call: Call, repo: Repo, segments: list[str]) -> Reply:
 def paths_info(call: Call, repo: Repo, revision: str) -> Reply:
     """What is known of some paths; those that do not exist are left out."""
     at = repo.at(revision)
-    form = parse_qs(call.body.read(LINE_LIMIT).decode(errors="replace"))
-    expand = form.get("expand", [""])[-1].lower() == "true"
-    paths = [path for path in form.get("paths", []) if path in at.files or is_folder(at, path)]
+    if call.headers.get("content-type", "").startswith("application/json"):
+        asked = call.json()
+        names, expand = asked.get("paths"), bool(asked.get("expand"))
+    else:
+        form = parse_qs(call.body.read(LINE_LIMIT).decode(errors="replace"))
+        names, expand = form.get("paths", []), form.get("expand", [""])[-1].lower() == "true"
+    if not isinstance(names, list):
+        raise Refusal(400, '"paths" must be an array')
+    paths = [path for path in map(str, names) if path in at.files or is_folder(at, path)]
     return reply_json([describe(repo, at, path, expand) for path in paths])
 
 
@@ -84,14 +90,19 @@ def content_digest(at: Commit, path: str) -> str:
     return hashlib.sha1(json.dumps(below).encode(), usedforsecurity=False).hexdigest()
 
 
-def resolve(call: Call, repo: Repo, segments: list[str]) -> Reply:
-    """A file, or the range of it that was asked for, with the headers the client pins it by."""
+def resolve(call: Call, repo: Repo, segments: list[str], *, raw: bool = False) -> Reply:
+    """A file, or the range of it that was asked for, with the headers the client pins it by.
+
+    `raw`: what git holds of it, which is a small text for a file that LFS holds.
+    """
     check_gate(call, repo)
     revision, path = split_revision(segments)
     at = repo.at(revision)
     entry = at.files.get(path)
     if entry is None:
         raise Refusal(404, "Entry not found", "EntryNotFound", commit=at.id)
+    if raw and entry.lfs:
+        entry = call.store.add_bytes(entry.pointer)
     headers = {
         "X-Repo-Commit": at.id,
         "ETag": f'"{entry.etag}"',

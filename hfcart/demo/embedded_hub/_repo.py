@@ -128,7 +128,8 @@ class Repo:
         return self.id if self.type == "model" else f"{self.type}s/{self.id}"
 
     def ref(self, revision: str) -> str | None:
-        """Full name of the branch, tag or pull request meant by `revision`, None if there is none."""
+        """Full name of the branch, tag or pull request meant by `revision`, None if there is none; HEAD is main."""
+        revision = "main" if revision == "HEAD" else revision
         names = (revision, f"refs/heads/{revision}", f"refs/tags/{revision}")
         return next((name for name in names if name in self.refs), None)
 

@@ -1,16 +1,17 @@
-"""What the embedded Hub answers, and at which addresses; files and commits are in `_files`.
+"""What the embedded Hub answers, and at which addresses; whole repos are in `_catalogue`, files in `_files`.
 
 Every function takes the `Call` and gives a `Reply`, or raises a `Refusal`. None of them touches a socket.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
+from hfcart.demo.embedded_hub import _catalogue as catalogue
 from hfcart.demo.embedded_hub import _files as files
 from hfcart.demo.embedded_hub._call import Call, Reply, check_gate, reply_json
-from hfcart.demo.embedded_hub._cards import check_card, front_matter
-from hfcart.demo.embedded_hub._repo import KINDS, Entry, Refusal, Repo
+from hfcart.demo.embedded_hub._cards import check_card
+from hfcart.demo.embedded_hub._repo import KINDS, Refusal, Repo
 
 
 def answer(call: Call) -> Reply:
@@ -25,7 +26,17 @@ def answer(call: Call) -> Reply:
         case ("POST", "api", "validate-yaml"):
             return validate_yaml(call)
         case ("POST", "api", "repos", "create"):
-            return create_repo(call)
+            return catalogue.create(call)
+        case ("DELETE", "api", "repos", "delete"):
+            return catalogue.delete(call)
+        case ("POST", "api", "repos", "move"):
+            return catalogue.move(call)
+        case ("GET", "api", ("models" | "datasets" | "spaces") as kind):
+            return catalogue.listing(call, KINDS[kind])
+        case ("GET", "api", "settings", "repositories"):
+            return catalogue.storage(call, call.signed_in().name)
+        case ("GET", "api", "organizations", namespace, "settings", "repositories"):
+            return catalogue.storage(call, namespace)
         case (_, "api", ("models" | "datasets" | "spaces") as kind, namespace, name, *rest):
             return repo_api(call, call.repo(KINDS[kind], f"{namespace}/{name}"), rest)
         case (_, "api", ("models" | "datasets" | "spaces"), *_):
@@ -37,10 +48,10 @@ def answer(call: Call) -> Reply:
             return files.lfs_batch(call, page_repo(call, "/".join(path).removesuffix(".git")))
         case ("POST", *path, "info", "lfs", "verify"):
             return files.lfs_verify(call, page_repo(call, "/".join(path).removesuffix(".git")))
-        case (("GET" | "HEAD"), ("datasets" | "spaces") as kind, namespace, name, "resolve", *rest):
-            return files.resolve(call, call.repo(KINDS[kind], f"{namespace}/{name}"), rest)
-        case (("GET" | "HEAD"), namespace, name, "resolve", *rest):
-            return files.resolve(call, call.repo("model", f"{namespace}/{name}"), rest)
+        case (("GET" | "HEAD"), ("datasets" | "spaces") as kind, namespace, name, ("resolve" | "raw") as how, *rest):
+            return files.resolve(call, call.repo(KINDS[kind], f"{namespace}/{name}"), rest, raw=how == "raw")
+        case (("GET" | "HEAD"), namespace, name, ("resolve" | "raw") as how, *rest):
+            return files.resolve(call, call.repo("model", f"{namespace}/{name}"), rest, raw=how == "raw")
     raise Refusal(404, "Sorry, we can't find the page you are looking for.")
 
 
@@ -54,9 +65,13 @@ def repo_api(call: Call, repo: Repo, rest: list[str]) -> Reply:
     """Everything under /api/models/{id}, /api/datasets/{id} and /api/spaces/{id}."""
     match (call.method, *rest):
         case ("GET",):
-            return info(call, repo, "main")
+            return catalogue.info(call, repo, "main")
         case ("GET", "revision", *revision):
-            return info(call, repo, "/".join(revision))
+            return catalogue.info(call, repo, "/".join(revision))
+        case ("PUT", "settings"):
+            return catalogue.settings(call, repo)
+        case ("POST", "duplicate"):
+            return catalogue.duplicate(call, repo)
         case ("GET", "tree", *path):
             return files.tree(call, repo, path)
         case ("POST", "paths-info", *revision):
@@ -114,69 +129,6 @@ def validate_yaml(call: Call) -> Reply:
     return reply_json(found, status)
 
 
-def create_repo(call: Call) -> Reply:
-    """A new repo in a namespace of the user's; the 409 for a taken name carries the address of what is there."""
-    user, request = call.user(), call.json()
-    if user is None:
-        raise Refusal(401, "Invalid username or password.")
-    namespace = request.get("organization") or user.name
-    if namespace not in user.namespaces or user.role != "write":
-        raise Refusal(403, f"You don't have the rights to create a repo under the namespace {namespace!r}")
-    kind = str(request.get("type") or "model")
-    private = bool(request.get("private")) or request.get("visibility") == "private"
-    repo_id = f"{namespace}/{request.get('name')}"
-    existing = call.store.repos.get((kind, repo_id))
-    if existing is not None:
-        message = f"You already created this {kind} repo: {repo_id}"
-        return reply_json({"error": message, "url": f"{call.url}/{existing.url_path}"}, 409)
-    repo = call.store.create(repo_id, kind, user.name, private=private, sdk=str(request.get("sdk")))
-    return reply_json({"url": f"{call.url}/{repo.url_path}", "name": repo.id, "id": repo.id})
-
-
-def info(call: Call, repo: Repo, revision: str) -> Reply:
-    """The facts of a repo at a revision; with `expand`, only those asked for."""
-    at = repo.at(revision)
-    card: dict[str, Any] = {}
-    if (readme := at.files.get("README.md")) is not None:
-        with call.store.open(readme) as file:
-            card = front_matter(file.read(1 << 20).decode(errors="replace"))
-    tags = card.get("tags")
-    facts: dict[str, Any] = {
-        "id": repo.id,
-        "author": repo.namespace,
-        "sha": at.id,
-        "lastModified": at.date,
-        "createdAt": list(repo.log("main"))[-1].date,
-        "private": repo.private,
-        "gated": repo.gated,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else [],
-        "cardData": card,
-        "usedStorage": sum(entry.size for entry in at.files.values()),
-        "siblings": [sibling(path, entry, call.flag("blobs")) for path, entry in at.files.items()],
-    }
-    if repo.type == "model":
-        facts["modelId"] = repo.id
-        facts |= {key: card[key] for key in ("library_name", "pipeline_tag") if isinstance(card.get(key), str)}
-    if repo.type == "space":
-        facts["sdk"] = card.get("sdk")
-    if wanted := call.query.get("expand"):
-        facts = {key: value for key, value in facts.items() if key in ("id", *wanted)}
-    return reply_json({"_id": repo.id, **facts})
-
-
-def sibling(path: str, entry: Entry, blobs: bool) -> dict[str, Any]:
-    """A file in the repo's facts."""
-    facts: dict[str, Any] = {"rfilename": path}
-    if blobs:
-        facts |= {"size": entry.size, "blobId": entry.oid}
-        if entry.lfs:
-            facts["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}
-    return facts
-
-
 def refs(call: Call, repo: Repo) -> Reply:
     """Branches, tags and, when asked for, pull requests."""
 
@@ -193,7 +145,8 @@ def refs(call: Call, repo: Repo) -> Reply:
 
 def commits(call: Call, repo: Repo, revision: str) -> Reply:
     """The history of a revision, last commit first."""
-    return call.page(
+    found = list(repo.log(revision))
+    page = call.page(
         [
             {
                 "id": commit.id,
@@ -202,9 +155,10 @@ def commits(call: Call, repo: Repo, revision: str) -> Reply:
                 "authors": [{"user": commit.author}],
                 "date": commit.date,
             }
-            for commit in repo.log(revision)
+            for commit in found
         ]
     )
+    return replace(page, headers=page.headers | {"X-Total-Count": str(len(found))})
 
 
 def tag(call: Call, repo: Repo, name: str) -> Reply:

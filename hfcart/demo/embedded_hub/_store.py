@@ -60,7 +60,30 @@ class Store:
         self.lock = threading.RLock()
         self.users: dict[str, User] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
+        self.moved: dict[tuple[str, str], str] = {}
         self.tickets: dict[str, tuple[Repo, str, int]] = {}
+
+    def find(self, kind: str, repo_id: str) -> Repo | None:
+        """The repo of this name, also under a name that it once had."""
+        return self.repos.get((kind, repo_id)) or self.repos.get((kind, self.moved.get((kind, repo_id), "")))
+
+    def delete(self, repo: Repo) -> None:
+        """Forget a repo; the content of its files stays on disk until the Hub's own end."""
+        with self.lock:
+            self.repos.pop((repo.type, repo.id), None)
+
+    def move(self, repo: Repo, repo_id: str) -> None:
+        """Give a repo another name; the old one leads there, as long as nobody takes it.
+
+        Raises:
+            Refusal: the name is not allowed, or taken.
+        """
+        with self.lock:
+            self._check_name(repo.type, repo_id)
+            self.moved = {key: repo_id if name == repo.id else name for key, name in self.moved.items()}
+            self.moved[repo.type, repo.id] = repo_id
+            self.repos[repo.type, repo_id] = self.repos.pop((repo.type, repo.id))
+            repo.id = repo_id
 
     def blob(self, entry: Entry) -> Path:
         """Where the content of a file lies."""
@@ -101,8 +124,6 @@ class Store:
         Raises:
             Refusal: the name is not allowed, or taken; or a Space without an SDK.
         """
-        if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id or repo_id.endswith((".git", ".")):
-            raise Refusal(400, f"Invalid repo name: {repo_id!r}")
         known = next((each for each in KINDS.values() if each == kind), None)
         if known is None:
             raise Refusal(400, f"This Hub has no repos of type {kind!r}")
@@ -113,12 +134,18 @@ class Store:
             card = f"---\ntitle: {repo_id.partition('/')[2]}\nsdk: {sdk}\npinned: false\n---\n"
             first["README.md"] = self.add_bytes(card.encode())
         with self.lock:
-            if (kind, repo_id) in self.repos:
-                raise Refusal(409, f"You already created this {kind} repo: {repo_id}")
+            self._check_name(kind, repo_id)
+            self.moved.pop((kind, repo_id), None)
             repo = Repo(repo_id, known, private, gated)
             self.repos[kind, repo_id] = repo
             self._append(repo, "refs/heads/main", None, first, "initial commit", author)
         return repo
+
+    def _check_name(self, kind: str, repo_id: str) -> None:
+        if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id or repo_id.endswith((".git", ".")):
+            raise Refusal(400, f"Invalid repo name: {repo_id!r}")
+        if (kind, repo_id) in self.repos:
+            raise Refusal(409, f"You already created this {kind} repo: {repo_id}")
 
     def add_bytes(self, content: bytes) -> Entry:
         """Keep a small file."""
