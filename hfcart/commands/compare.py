@@ -205,8 +205,7 @@ def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dic
     found: dict[_Ref, TaskCard | None] = {}
     for text, tower in zip(given, plan.sources.given, strict=True):
         local = Reopened(text, tower.source.sha256)
-        ref = f"{tower.store.repo}@{tower.store.commit}" if tower.store.repo else local
-        found[ref] = own_task(known(tower), tasks)
+        found[tower.store.ref or local] = own_task(known(tower), tasks)
     return found
 
 

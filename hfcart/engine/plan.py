@@ -22,7 +22,7 @@ from hfcart.records import Architecture, SourceData
 from hfcart.sources.full_clip import BaseParts, read_base_parts
 from hfcart.sources.headers import read_headers
 from hfcart.sources.lineage import infer_base, remember_bases
-from hfcart.sources.one_architecture import check_alike
+from hfcart.sources.one_architecture import check_alike, describe
 from hfcart.sources.order import OrderedTowers
 from hfcart.sources.own_tasks import match
 from hfcart.sources.towers import Reopened, Tower, pin, pin_all
@@ -180,8 +180,8 @@ class Plan:
         if self.base is None:
             return infer_base(self.towers, Progress())
         store = self.base.store
-        if store.repo:
-            return f"{store.repo}@{store.commit}"
+        if store.ref:
+            return store.ref
         asked = self.recipe.base
         path = asked.path if isinstance(asked, LocalSource) else asked or infer_base(self.towers, Progress())
         return Reopened(path, self.base.source.sha256)
@@ -245,9 +245,7 @@ class Plan:
 
         def name(tower: Tower) -> str | dict[str, str]:
             record = tower.source
-            if record.repo:
-                return f"{record.repo}@{record.commit}"
-            return {"path": record.label, "sha256": record.sha256}
+            return record.ref or {"path": record.label, "sha256": record.sha256}
 
         out: dict[str, Any] = {"sources": [name(tower) for tower in self.towers], "method": self.method.name}
         out |= {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()}
@@ -290,6 +288,7 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Targe
 
         refuse_replacing(target, merge_of(towers, base), overwrite=recipe.overwrite, progress=progress)
     read_headers([*towers, *([base] if base else [])], converted, progress)
+    describe(towers, base, recipe.activation)
     architecture = check_alike(towers, base, projection=recipe.with_projection)
     shapes = expected_shapes(architecture, projection=recipe.with_projection)
     also = {name for name, shape in shapes.items() if len(shape) == 2} if recipe.matrices == "all-2d" else ()

@@ -126,8 +126,8 @@ def other_projections(plan: Plan) -> list[str]:
         # Either may have been rounded to the other's dtype.
         return any(torch.equal(own.to(dtype), theirs.to(dtype)) for dtype in (own.dtype, theirs.dtype))
 
-    found = [(tower, spec) for tower in plan.towers for spec in tower.stored if spec.name == PROJECTION]
-    return [tower.label for tower, spec in found if not same(tower, spec)]
+    found = [(tower, tower.projection) for tower in plan.towers]
+    return [tower.label for tower, spec in found if spec and not same(tower, spec)]
 
 
 def stored_tensor(tower: Tower, spec: TensorSpec) -> torch.Tensor:

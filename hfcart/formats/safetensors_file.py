@@ -31,7 +31,10 @@ ReadRange = Callable[[int, int], bytes]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One stored tensor: its name in the file, safetensors dtype, shape, and absolute byte range in `file`."""
+    """One stored tensor: its name in the file, safetensors dtype, shape, and absolute byte range in `file`.
+
+    Where it is `transposed`, the file holds the transpose of what `shape` says.
+    """
 
     name: str
     dtype: str
@@ -39,6 +42,7 @@ class TensorSpec:
     file: str
     start: int
     end: int
+    transposed: bool = False
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hfcart.formats.safetensors_file import DTYPE_BYTES
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")  # suffixes of files that may hold weights
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """What a pickled state dict says, without unpickling it: neither Python's unpickler nor torch's ever sees the file.
 
 The few opcodes that torch.save writes are followed, and every object becomes a description: of a storage, of a tensor
-in one, or of something else. Nothing is called, nothing imported, and nothing is allocated that the pickle only claims.
+in one, of an object of some class, which becomes an inert `Stand` for it, or of something else. Nothing is called,
+nothing imported, and nothing is allocated that the pickle only claims.
 Opcodes: https://docs.python.org/3/library/pickletools.html; what they build: torch._utils and torch.serialization.
 """
 
 from __future__ import annotations
 
 import pickletools
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from math import prod
 from typing import Any
@@ -44,6 +46,14 @@ _INERT = {
     *("torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.serialization._get_layout"),
     *("collections.Counter", "_codecs.encode", "builtins.bytearray", "builtins.set", "builtins.complex"),
     *("__builtin__.bytearray", "__builtin__.set", "__builtin__.complex"),
+}
+# What no object of a model is of: a pickle that names one of these is a program.
+_PROGRAMS = {
+    *("os", "posix", "nt", "posixpath", "ntpath", "sys", "builtins", "__builtin__", "subprocess", "importlib", "runpy"),
+    *("socket", "shutil", "pty", "code", "codeop", "ctypes", "webbrowser", "multiprocessing", "threading", "asyncio"),
+    *("pickle", "_pickle", "cPickle", "marshal", "imp", "pip", "pydoc", "timeit", "profile", "cProfile", "trace"),
+    *("urllib", "http", "httpx", "requests", "ftplib", "smtplib", "signal", "tempfile", "linecache", "commands"),
+    *("_posixsubprocess", "_frozen_importlib", "bdb", "pdb", "doctest", "platform", "glob", "fileinput", "types"),
 }
 _PLAIN = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _KEYS = (str, int, float, bytes, type(None))
@@ -106,6 +116,14 @@ class Odd:
     what: str = "is no tensor"
 
 
+@dataclass(eq=False)
+class Stand:
+    """What stands for an object of a class of which nothing is known but the name: its attributes, if it has any."""
+
+    kind: str
+    state: dict[str, Value] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class _Global:
     name: str
@@ -119,7 +137,8 @@ def load(stream: BytesIO, storages: dict[str, Storage]) -> Value:
         storages: key -> what it claims of each storage; filled.
 
     Returns:
-        None, bool, int, float, str, bytes, tuple, list, dict, Tensor, or Odd; anything that is none of them within.
+        None, bool, int, float, str, bytes, tuple, list, dict, Tensor, Stand or Odd; anything that is none of them
+        within.
 
     Raises:
         Refused: it names what plain weights do not need, or does what torch.save never does.
@@ -146,7 +165,11 @@ class _Machine:
         stack = self.stack
         if name in ("PROTO", "FRAME"):
             return
-        if name in _PUSHES:
+        if name in ("ADDITEMS", "FROZENSET"):
+            self._marked()
+            if name == "FROZENSET":
+                stack.append(Odd())
+        elif name in _PUSHES:
             stack.append(_PUSHES[name](argument))
         elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             self.memo[len(self.memo) if argument is None else argument] = stack[-1]
@@ -167,12 +190,16 @@ class _Machine:
         elif name == "STACK_GLOBAL":
             own, module = stack.pop(), stack.pop()
             stack.append(_global(f"{module} {own}" if isinstance(own, str) and isinstance(module, str) else "? ?"))
-        elif name in ("REDUCE", "NEWOBJ"):
+        elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
+            if name == "NEWOBJ_EX":
+                stack.pop()
             arguments, function = stack.pop(), stack.pop()
             stack.append(_called(function, arguments))
         elif name == "BUILD":  # of an OrderedDict, attributes such as _metadata
-            stack.pop()
-            if type(stack[-1]) is not dict:
+            state = stack.pop()
+            if isinstance(stack[-1], Stand):
+                _build(stack[-1], state)
+            elif type(stack[-1]) is not dict:
                 stack[-1] = Odd("has a state of its own")
         elif name == "BINPERSID":
             stack.append(self._storage(stack.pop()))
@@ -185,8 +212,13 @@ class _Machine:
             items.append(item)
         return items[::-1]
 
-    def _storage(self, told: Value) -> Storage:
-        """From the persistent id: ("storage", class, key, device, elements); in the old format with a view behind."""
+    def _storage(self, told: Value) -> Storage | _Global:
+        """From the persistent id: ("storage", class, key, device, elements); in the old format with a view behind.
+
+        Or, in the old format, ("module", class, file of its source, source).
+        """
+        if type(told) is tuple and len(told) == 4 and told[0] == "module" and isinstance(told[1], _Global):
+            return told[1]
         if type(told) is not tuple or len(told) not in (5, 6) or told[0] != "storage" or told[5:] not in ((), (None,)):
             raise Refused("it describes a storage as torch.save no longer does")
         kind, key, count = told[1], told[2], told[4]
@@ -214,8 +246,9 @@ def _global(argument: str) -> _Global:
     name = argument.replace(" ", ".", 1)
     owner, _, own = name.rpartition(".")
     storage = owner in ("torch", "torch.cuda", "torch.storage") and own.endswith("Storage")
-    if not (storage or name in _CALLS or name in _ODD or name in _INERT or name == _ORDERED):
-        raise Refused(f"it names {name[:120]!r}, which plain weights do not need")
+    known = storage or name in _CALLS or name in _ODD or name in _INERT or name == _ORDERED
+    if not known and (name.partition(".")[0] in _PROGRAMS or not re.fullmatch(r"\w+(\.\w+)+", name)):
+        raise Refused(f"it names {name[:120]!r}, which no weights need")
     return _Global(name)
 
 
@@ -253,7 +286,18 @@ def _called(function: Value, arguments: Value) -> Value:
         return {}
     if function.name in _CALLS:
         return _CALLS[function.name](*arguments)
-    return Odd(_ODD.get(function.name, "is no tensor"))
+    if function.name in _ODD or function.name in _INERT:
+        return Odd(_ODD.get(function.name, "is no tensor"))
+    if function.name in ("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__"):
+        function = arguments[0] if arguments and isinstance(arguments[0], _Global) else function
+    return Stand(function.name)
+
+
+def _build(stand: Stand, state: Value) -> None:
+    """The attributes that an object is given: a dict, or a pair of dicts where its class has slots."""
+    for part in state if type(state) is tuple and len(state) == 2 else (state,):
+        if type(part) is dict:
+            stand.state |= {key: value for key, value in part.items() if type(key) is str}
 
 
 def _tensor(storage: Value, offset: Value, shape: Value, stride: Value, _grad: Value = None, _hooks: Value = None,

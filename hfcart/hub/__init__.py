@@ -21,7 +21,7 @@ from hfcart.hub._files import publish_files
 from hfcart.hub._http import set_notifier
 from hfcart.hub._publish import Published, Target, check_target, publish, publishable, push_command, validate_card
 from hfcart.hub._read import Snapshot, read_bytes, resolve, split_ref
-from hfcart.hub._store import HubStore
+from hfcart.hub._store import HubStore, open_repo
 from hfcart.hub._tree import RepoFile
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "dataset_failure",
     "fetch",
     "is_offline",
+    "open_repo",
     "pin_dataset",
     "publish",
     "publish_files",

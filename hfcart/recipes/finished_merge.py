@@ -22,7 +22,7 @@ from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
 from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, MethodRecord, SourceRecord
 from hfcart.records.check import is_commit, is_line, is_sane
 from hfcart.records.file_names import RECORD
-from hfcart.records.repo_id import is_repo_id
+from hfcart.records.repo_id import is_place, is_repo_id, split_place
 
 RECIPE = "recipe.yaml"
 # What Plan.recorded_recipe writes, besides the method's own parameters.
@@ -136,8 +136,9 @@ def _check_recipe(recipe: dict[str, Any], where: str) -> None:
     sources = recipe.get("sources")
     for source in [*(sources if isinstance(sources, list | tuple) else []), *filter(None, [recipe.get("base")])]:
         if isinstance(source, str):
-            repo, _, commit = source.partition("@")
-            good = is_repo_id(repo, namespace=True) and is_commit(commit)
+            pin, place = split_place(source)
+            repo, _, commit = pin.partition("@")
+            good = is_repo_id(repo, namespace=True) and is_commit(commit) and (place is None or is_place(place))
         else:
             name = source.get("path") if isinstance(source, dict) else None
             good = isinstance(name, str) and "/" not in name and "\\" not in name and name not in ("", ".", "..", "~")
@@ -148,9 +149,9 @@ def _check_recipe(recipe: dict[str, Any], where: str) -> None:
 
 
 def pinned(source: SourceRecord) -> str | None:
-    """What opens a recorded source again, `user/name@commit`; None for a local one, or one of no such form."""
+    """What opens a recorded source again (SourceRecord.ref); None for a local one, or one of no such form."""
     known = is_repo_id(source.repo or "", namespace=True) and is_commit(source.commit)
-    return f"{source.repo}@{source.commit}" if known else None
+    return source.ref if known and (source.path is None or is_place(source.path)) else None
 
 
 def check_files(record: MergeRecord | FinetuneRecord, folder: Path) -> None:

@@ -171,4 +171,4 @@ def _faults_of_selection(selection: SelectionRecord, method: Method, labels: lis
 
 def name_of(source: SourceRecord) -> str | dict[str, str]:
     """A source as a recorded recipe names it."""
-    return f"{source.repo}@{source.commit}" if source.repo else {"path": source.label, "sha256": source.sha256}
+    return source.ref or {"path": source.label, "sha256": source.sha256}

@@ -111,6 +111,17 @@ class Settings(BaseModel):
             recorded="changed",
         ),
     ] = False
+    activation: Annotated[
+        Literal["quick_gelu", "gelu"] | None,
+        Option(
+            "Of towers that come without a config.",
+            MERGED,
+            "No shape shows it, and it is never guessed: OpenAI's weights have quick_gelu, most of LAION's gelu. The "
+            "config of a base says it as well.",
+            default="what a config says",
+            recorded="changed",
+        ),
+    ] = None
     tasks: Annotated[
         Annotated[tuple[str | SourceTask, ...], Field(strict=False)] | None,
         Option(

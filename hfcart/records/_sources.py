@@ -36,13 +36,15 @@ class SourceRecord:
     """One source, pinned: a Hub repo at a commit, or a local folder known by its base name and content.
 
     Attributes:
-        label: `user/name` for a Hub repo, the folder's base name for a local one. Used in every message.
+        label: `user/name` for a Hub repo, with `:path` behind it if a place in it was meant; the folder's base name for
+            a local one, `folder:file` for a file of it. Used in every message.
         repo: the Hub id, None for a local folder.
         revision: what the user asked for (branch, tag, sha, refs/pr/N), None if nothing was asked.
         commit: 40 hex digits, None for a local folder.
         sha256: digest of the weight files' digests in name order; sets the canonical order of sources.
         files: the weight files read.
         facts: what its card says.
+        path: folder or file inside the Hub repo, None if the repo's top level was meant, or it is local.
     """
 
     label: str
@@ -52,6 +54,12 @@ class SourceRecord:
     sha256: str
     files: tuple[FileRecord, ...]
     facts: CardFacts = CardFacts()
+    path: str | None = None
+
+    @property
+    def ref(self) -> str | None:
+        """What opens a source of the Hub again, `user/name@commit` or `user/name@commit:path`; None for a local one."""
+        return f"{self.repo}@{self.commit}{f':{self.path}' if self.path else ''}" if self.repo else None
 
 
 @dataclass(frozen=True)

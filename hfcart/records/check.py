@@ -16,7 +16,7 @@ from hfcart.records._merge import SourceData, TensorRecord
 from hfcart.records._selection import Selected
 from hfcart.records._sources import DatasetRecord, Environment, SourceRecord
 from hfcart.records._training import TrainedTask, TrainingCurve, Validation
-from hfcart.records.repo_id import is_repo_id, is_revision
+from hfcart.records.repo_id import is_place, is_repo_id, is_revision, split_place
 
 TASK_ID = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
 PRECISIONS = ("bfloat16", "float32")
@@ -75,7 +75,8 @@ def is_line(text: str, most: int = 500) -> bool:
 def is_label(text: str, commit: str | None) -> bool:
     """Whether a model may be called so: a Hub repo by its name, a folder (which has no commit) by its own."""
     if commit is not None:
-        return is_repo_id(text, namespace=True) and is_commit(commit)
+        repo, place = split_place(text)
+        return is_repo_id(repo, namespace=True) and is_commit(commit) and (place is None or is_place(place))
     return 0 < len(text) <= 255 and "/" not in text and text not in (".", "..")
 
 
@@ -144,8 +145,10 @@ def _faults_of_validation(validation: Validation, steps: int, tasks: int) -> Ite
 
 def faults_of_source(source: SourceRecord) -> Iterator[str]:
     """What cannot be true of a pinned model, apart from what its card says."""
-    if source.repo is not None and source.label != source.repo:
+    if source.repo is not None and source.label != source.repo + (f":{source.path}" if source.path else ""):
         yield "a source is called otherwise than its repo"
+    if source.path is not None and (source.repo is None or not is_place(source.path)):
+        yield "the place of a source inside its repo is none"
     if (source.repo is None) != (source.commit is None) or not is_label(source.label, source.commit):
         yield "a source is neither a Hub repo at a commit nor a folder's name"
     if source.revision is not None and (source.repo is None or not is_revision(source.revision)):

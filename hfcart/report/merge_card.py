@@ -11,12 +11,14 @@ import math
 import re
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote as url_quote
 
 import yaml
 
 from hfcart.clip.tensor_names import layer_and_matrix
 from hfcart.errors import UsageError
 from hfcart.formats.markdown import code, text, words
+from hfcart.formats.shard_layout import WEIGHTS
 from hfcart.methods.declaration import ARXIV
 from hfcart.records import (
     Architecture,
@@ -31,7 +33,7 @@ from hfcart.records import (
     TensorRecord,
 )
 from hfcart.records.check import is_commit
-from hfcart.records.repo_id import is_repo_id
+from hfcart.records.repo_id import is_place, is_repo_id
 from hfcart.report.accuracy import belongs
 from hfcart.report.first_lines import chosen, first_lines
 from hfcart.report.results_section import HUB, accuracy_section, model_index
@@ -241,6 +243,9 @@ def _tower(source: SourceRecord, record: MergeRecord, index: int | None) -> dict
     if page:
         name = f"[{text(source.repo)}]({page})"
         pin = f"[`{source.commit[:7]}`]({page}/tree/{source.commit})" if source.commit else ""
+        if source.path and is_place(source.path):
+            kind = "blob" if source.path.endswith(WEIGHTS) else "tree"
+            name += f" [{code(source.path, 120)}]({page}/{kind}/{source.commit}/{url_quote(source.path)})"
         if asked and asked != "main" and not (source.commit or "").startswith(asked):
             pin += f" ({code(asked, 40)})"
     else:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfcart.clip.tensor_names import canonical
+from hfcart.clip.tensor_names import PROJECTION
 from hfcart.errors import CorruptFileError
 from hfcart.formats.safetensors_file import TensorSpec, parse_header, sha256_of
 from hfcart.formats.shard_layout import INDEX
 from hfcart.progress import Progress
 from hfcart.quoting import printable, some
 from hfcart.records import FileRecord
+from hfcart.sources.forms import find_tower
 from hfcart.sources.towers import Tower
 from hfcart.system.threads import in_parallel
 
@@ -19,7 +20,8 @@ from hfcart.system.threads import in_parallel
 def read_headers(towers: Sequence[Tower], converted: Path, progress: Progress) -> None:
     """Read every header: by ranged requests on the Hub, not a byte of weights among them.
 
-    A pickle has no header: it is fetched and converted under `converted` first, and one sentence says so.
+    A pickle has no header: it is fetched and converted under `converted` first, and one sentence says so. Another says
+    what of an unusual form was seen through or left out.
     """
     progress.step("Reading headers")
 
@@ -29,6 +31,10 @@ def read_headers(towers: Sequence[Tower], converted: Path, progress: Progress) -
         for name in tower.weights:
             _add_header(tower, name)
         _check_index(tower)
+        found = find_tower(tower.stored, tower.label)
+        tower.tensors, tower.projection = found.tensors, found.tensors.get(PROJECTION)
+        if found.note:
+            progress.note(f"{tower.label} {found.note}.")
 
     in_parallel(one, towers)
 
@@ -40,13 +46,6 @@ def _add_header(tower: Tower, name: str) -> None:
     file = tower.files.get(name)
     specs = parse_header(file.read, file.size, where) if file else _remote_header(tower, name, where)
     tower.stored += specs.values()
-    for spec in specs.values():
-        own = canonical(spec.name)
-        if own is None:
-            continue
-        if own in tower.tensors:
-            raise CorruptFileError(f"{where} holds {own} twice, as {tower.tensors[own].name} and as {spec.name}.")
-        tower.tensors[own] = spec
 
 
 def _remote_header(tower: Tower, name: str, where: str) -> dict[str, TensorSpec]:

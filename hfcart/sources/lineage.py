@@ -78,7 +78,7 @@ class _Search:
         from hfcart import hub  # as in hfcart.sources.towers
 
         try:
-            return self.of(hub.HubStore(hub.resolve(ref)), facts, by, depth)
+            return self.of(hub.open_repo(ref), facts, by, depth)
         except HfcartError as error:  # gone or closed by now: what the record copied of its card is still there
             found = _by_card(facts, by)
             if not found and isinstance(error, HubError):
@@ -127,7 +127,7 @@ def infer_base(towers: Sequence[Tower], progress: Progress) -> str:
         if agreed.ref is None:
             raise unopenable(agreed)
         return agreed.ref
-    known = known_base(towers[0].architecture)
+    known = known_base(towers[0].described) if towers[0].described else None
     if known is None:
         raise UsageError(
             "This merge needs the base model, and neither the sources' records and cards nor their shape tell which.",

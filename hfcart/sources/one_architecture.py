@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from hfcart.clip.architecture import differences, expected_shapes
-from hfcart.clip.tensor_names import PROJECTION
-from hfcart.errors import MismatchError
+from hfcart.clip.open_clip import architecture_of
+from hfcart.clip.tensor_names import PROJECTION, is_matrix
+from hfcart.errors import MismatchError, NotATowerError
 from hfcart.formats.safetensors_file import TensorSpec
 from hfcart.quoting import some
 from hfcart.records import Architecture
@@ -18,6 +19,30 @@ FLOATS = ("F32", "F16", "BF16")
 Row = tuple[str, str, str, str]  # of a table: source, what, expected, found
 _NUMBER = re.compile(r"(?<=\.)(\d{1,4})(?=\.)")
 _ROWS = 25  # a tower of which everything is named otherwise differs in 23 ways
+
+
+def describe(towers: Sequence[Tower], base: Tower | None = None, activation: str | None = None) -> None:
+    """Let towers that came without a config say by their shapes what they are; their headers are read.
+
+    Args:
+        towers: the sources.
+        base: whose config, if it has one, says which activation they have.
+        activation: which one, said by the user.
+
+    Raises:
+        NotATowerError: no CLIP tower. (Of which nothing says the activation: once its architecture is asked for.)
+    """
+    for tower in (*([base] if base else []), *towers):
+        if tower.described is not None:
+            continue
+        shapes = {name: spec.shape for name, spec in tower.tensors.items()}
+        if not any(is_matrix(name) for name in shapes):
+            raise NotATowerError(
+                f"{tower.label} holds no config.json, and its weights are no CLIP vision tower's.",
+                hint="Give repos or folders that hold a CLIPVisionModel or a CLIPModel, of transformers or OpenCLIP.",
+            )
+        if known := activation or (base and base.described and base.described.hidden_act):
+            tower.described = architecture_of(shapes, known, tower.label)
 
 
 def check_alike(towers: Sequence[Tower], base: Tower | None, *, projection: bool) -> Architecture:

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 import torch
 
 from hfcart.errors import CorruptFileError
+from hfcart.formats.pickled_model import state_of
 from hfcart.formats.safetensors_file import MAX_HEADER
-from hfcart.formats.state_dict import Odd, Refused, Storage, Tensor, load
+from hfcart.formats.state_dict import Refused, Storage, Tensor, load
 from hfcart.system.disk import explain_os_errors
 
 _LARGEST = 8 << 20  # bytes of the pickle itself; a state dict of a thousand tensors has 100,000
@@ -52,7 +53,8 @@ def convert(path: Path, target: Path, where: str) -> None:
                 f"{where} cannot be loaded as plain weights ({type(error).__name__}): it is broken.", hint=hint
             ) from None
         try:
-            header = _header(_tensors(state), records, storages, size)
+            tensors = state_of(state)
+            header = _header(tensors, records, storages, size)
         except Refused as reason:
             raise CorruptFileError(f"{where}{reason}.", hint=hint) from None
         with explain_os_errors(target.parent):
@@ -62,7 +64,7 @@ def convert(path: Path, target: Path, where: str) -> None:
             try:
                 with half.open("wb") as out:
                     out.write(header)
-                    for tensor in _tensors(state).values():
+                    for tensor in tensors.values():
                         _copy(file, records[tensor.storage.key][0], tensor, out)
                 half.replace(target)  # closed, so that whoever opens it finds it whole
             except BaseException:
@@ -131,23 +133,6 @@ def _archive(file: BinaryIO, size: int) -> tuple[bytes, Records]:
         raise Refused("its bytes are in an order that this machine does not read")
     data = f"{top}data/"
     return content(f"{top}data.pkl", _LARGEST), {n[len(data) :]: place(n) for n in names if n.startswith(data)}
-
-
-def _tensors(state: Any) -> dict[str, Tensor]:  # noqa: ANN401 (what the pickle holds)
-    if type(state) is dict and type(state.get("state_dict")) is dict:
-        state = state["state_dict"]
-    if type(state) is not dict:
-        raise Refused(" is not a state dict of tensors")
-    for name, value in state.items():
-        if type(name) is not str:
-            raise Refused(" is not a state dict of tensors: a key of it is no string")
-        if name == "__metadata__" or not name.isprintable():  # the first is safetensors' own; no module has the others
-            raise Refused(f": {name[:120]!r} is no name of a tensor")
-        if not isinstance(value, Tensor | Odd) or value == Odd():
-            raise Refused(f" is not a state dict of tensors: its {name[:120]!r} is none")
-        if isinstance(value, Odd):
-            raise Refused(f": tensor {name[:120]!r} {value.what}")
-    return state
 
 
 def _header(tensors: dict[str, Tensor], records: Records, storages: dict[str, Storage], size: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from hfcart.clip import open_clip
 from hfcart.errors import CorruptFileError
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.sources.stores import Store
@@ -74,7 +75,7 @@ def read_preprocessor(store: Store, image_size: int) -> dict[str, Any] | None:
             the tower's size. It names the file and the key.
         CorruptFileError: the file cannot be read.
     """
-    stated = _stated(store)
+    stated = _stated(store, image_size)
     if stated is None:
         return None
     where, found = stated
@@ -86,9 +87,9 @@ def read_preprocessor(store: Store, image_size: int) -> dict[str, Any] | None:
         raise _bad(f"{where} {has}, expected {error.expected}.") from None
 
 
-def _stated(store: Store) -> tuple[str, dict[str, Any]] | None:
+def _stated(store: Store, image_size: int) -> tuple[str, dict[str, Any]] | None:
     """The file's name for messages, and its object."""
-    for name in (_PROCESSOR, FILE):
+    for name in (_PROCESSOR, FILE, open_clip.CONFIG):
         data = store.small(name)
         if data is None:
             continue
@@ -105,8 +106,23 @@ def _stated(store: Store) -> tuple[str, dict[str, Any]] | None:
                 continue
             if not isinstance(found, dict):
                 raise _bad(f"{where} has an image_processor that is no JSON object.")
+        elif name == open_clip.CONFIG:
+            found = _of_open_clip(found.get("preprocess_cfg"), where, image_size)
         return where, found
     return None
+
+
+def _of_open_clip(found: object, where: str, image_size: int) -> dict[str, Any]:
+    """What open_clip makes of its preprocess_cfg, in transformers' words; the size is always the tower's own."""
+    found = {} if found is None else found
+    if not isinstance(found, dict):
+        raise _bad(f"{where} has a preprocess_cfg that is no JSON object.")
+    if found.get("resize_mode") not in (None, "shortest") or found.get("mode") not in (None, "RGB"):
+        key = "mode" if found.get("resize_mode") in (None, "shortest") else "resize_mode"
+        raise _bad(f"{where} has {key} = {json.dumps(found[key])[:60]} in its preprocess_cfg, expected CLIP's own.")
+    resample = 2 if found.get("interpolation") == "bilinear" else 3  # whatever else it says is bicubic there
+    size = {"size": {"shortest_edge": image_size}, "crop_size": image_size}
+    return {**size, "image_mean": found.get("mean"), "image_std": found.get("std"), "resample": resample}
 
 
 def _bad(message: str) -> PreprocessorError:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from hfcart.errors import CorruptFileError
 from hfcart.formats.safetensors_file import LocalFile
+from hfcart.formats.shard_layout import WEIGHTS
 
 SMALL = 1 << 20  # bytes; no config.json or README is larger
 
@@ -17,20 +18,30 @@ class Store(Protocol):
     """A place with files in it. Only those at its top level are seen.
 
     Attributes:
-        label: `user/name`, or a folder's base name; what messages say.
+        label: as in SourceRecord; what messages say.
         sizes: file name -> bytes.
+        chosen: the weight file that was asked for, None if the folder was.
         repo: the Hub id, None for a folder; with it `revision` (as asked, or None) and `commit` (40 hex digits).
+        path: the place inside the repo, None for its top level or a folder here.
+        ref: as in SourceRecord.
         name: what the Hub calls that repo now, which may have been renamed; None for a folder.
         remote: whether reading goes over the network.
     """
 
     label: str
     sizes: dict[str, int]
+    chosen: str | None
     repo: str | None
     name: str | None
     revision: str | None
     commit: str | None
+    path: str | None
+    ref: str | None
     remote: bool
+
+    @property
+    def deeper(self) -> list[str]:
+        """Folders inside it that hold weights, by their paths."""
 
     def small(self, name: str, limit: int = SMALL) -> bytes | None:
         """A small file's bytes, None if there is no such file. Raises CorruptFileError if it is above `limit`."""
@@ -53,18 +64,30 @@ class LocalStore:
 
     remote = False
 
-    def __init__(self, folder: Path) -> None:
-        """List the files at the folder's top level."""
-        self.folder = folder
+    def __init__(self, folder: Path, chosen: str | None = None) -> None:
+        """List the files at the folder's top level; `chosen` is the weight file of it that was asked for."""
+        self.folder, self.chosen = folder, chosen
         self.repo: str | None = None
         self.name: str | None = None
         self.revision: str | None = None
         self.commit: str | None = None
+        self.path: str | None = None
+        self.ref: str | None = None
         # The name as typed: a link to a folder of the Hub's cache should not be called by its commit.
         name = folder.name if folder.name not in ("", "..") else folder.resolve().name
-        self.label = name.encode("utf-8", "replace").decode()
+        self.label = (f"{name}:{chosen}" if chosen else name).encode("utf-8", "replace").decode()
         self.sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
         self._read: dict[str, bytes] = {}
+
+    @property
+    def opened(self) -> Path:
+        """What opens it again: the folder, or the file of it that was asked for."""
+        return self.folder / self.chosen if self.chosen else self.folder
+
+    @property
+    def deeper(self) -> list[str]:
+        """Folders inside it that hold weights."""
+        return sorted({path.parent.name for path in self.folder.glob("*/*") if path.suffix in WEIGHTS})
 
     def small(self, name: str, limit: int = SMALL) -> bytes | None:
         """A small file's bytes, None if there is no such file: the same each time, whatever becomes of the file.

@@ -6,18 +6,23 @@ stream -> digests -> canonical order.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from hfcart.clip import open_clip
 from hfcart.clip.architecture import read_architecture
 from hfcart.errors import CorruptFileError, NotATowerError, SourceError
 from hfcart.formats.card_facts import card_facts
 from hfcart.formats.safetensors_file import (
+    DTYPE_BYTES,
     MAX_INDEX,
     LocalFile,
     TensorSpec,
@@ -26,12 +31,12 @@ from hfcart.formats.safetensors_file import (
     sha256_of,
     strict_json,
 )
-from hfcart.formats.shard_layout import INDEX, SINGLE
+from hfcart.formats.shard_layout import INDEX, SINGLE, WEIGHTS
 from hfcart.progress import Progress
 from hfcart.quoting import printable, some
 from hfcart.recipes.named import LocalSource
 from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
-from hfcart.records.repo_id import is_repo_id
+from hfcart.records.repo_id import is_place, is_repo_id, split_place
 from hfcart.report.accuracy import weights_sha256
 from hfcart.sources.stores import SMALL, LocalStore, Store
 from hfcart.system.threads import default_workers, in_parallel
@@ -68,26 +73,28 @@ class Tower:
 
     Attributes:
         store: where its files are.
-        architecture: what its config.json says.
+        described: what its config.json or open_clip_config.json says; None if it has neither.
         facts: what its card says.
         weights: the weight files chosen, in name order.
         wanted: sha256 that a recorded recipe, or an earlier reading, demands of a local source.
         tensors: canonical name -> where it is stored; filled by `read_headers`.
         index: stored name -> shard, if there is an index.
         record: filled by `fetch_all`.
+        projection: where its visual projection is stored, None if it has none.
         stored: everything its headers list, by the names in the files.
         files: the weight files that are on this machine, open.
         reopened: whether `wanted` is of an earlier reading.
     """
 
     store: Store
-    architecture: Architecture
+    described: Architecture | None
     facts: CardFacts
     weights: list[str]
     wanted: str | None = None
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
     index: dict[str, str] | None = None
     record: SourceRecord | None = None
+    projection: TensorSpec | None = None
     stored: list[TensorSpec] = field(default_factory=list)
     files: dict[str, LocalFile] = field(default_factory=dict)
     reopened: bool = False
@@ -96,6 +103,18 @@ class Tower:
     def label(self) -> str:
         """`user/name`, or a local folder's base name."""
         return self.store.label
+
+    @property
+    def architecture(self) -> Architecture:
+        """What it is. Raises NotATowerError if only its shapes tell, and nothing which activation it has."""
+        if self.described is None:
+            raise NotATowerError(
+                f"{self.label} has neither config.json nor {open_clip.CONFIG}, and no shape shows which activation a "
+                "tower has.",
+                hint="Put one of them beside its weights; for a merge, give the base it comes from (--base user/name), "
+                "or the activation: --activation quick_gelu for OpenAI's weights, gelu for most of LAION's.",
+            )
+        return self.described
 
     @property
     def source(self) -> SourceRecord:
@@ -114,9 +133,17 @@ class Tower:
         self.read_stored(self.tensors[name], buffer)
 
     def read_stored(self, spec: TensorSpec, buffer: memoryview) -> None:
-        """Fill `buffer` with the stored bytes of anything that the headers list."""
+        """Fill `buffer` with the stored bytes of anything that the headers list; in its own order if transposed."""
         file = self.files.get(spec.file)
-        if file is not None:
+        if spec.transposed:
+            import numpy  # only torch's users come here
+
+            rows, columns = spec.shape
+            stored = memoryview(bytearray(len(buffer)))
+            self.read_stored(dataclasses.replace(spec, transposed=False), stored)
+            entries = numpy.frombuffer(stored, f"u{DTYPE_BYTES[spec.dtype]}").reshape(columns, rows)
+            buffer[:] = entries.T.tobytes()
+        elif file is not None:
             file.read_into(buffer, spec.start)
         else:
             buffer[:] = self.store.read(spec.file, spec.start, spec.end)
@@ -127,7 +154,10 @@ class Tower:
 
     def sealed(self, name: str) -> str:
         """sha256 of weight file `name`, which is here. Its tensors are read as they were hashed from now on."""
-        return self.files[name].sealed((spec.start, spec.end) for spec in self.stored if spec.file == name)
+        taken = {(spec.start, spec.end) for spec in self.tensors.values() if spec.file == name}
+        begun = {start for start, _ in taken}  # of a tensor that is cut in parts, only the parts are read
+        others = {(spec.start, spec.end) for spec in self.stored if spec.file == name and spec.start not in begun}
+        return self.files[name].sealed(taken | others)
 
     def open(self, name: str, path: Path) -> None:
         """Read weight file `name` from `path` from now on. Raises CorruptFileError if that is not possible."""
@@ -161,6 +191,7 @@ class Tower:
             sha256=content,
             files=tuple(files),
             facts=self.facts,
+            path=store.path,
         )
 
     def close(self) -> None:
@@ -174,16 +205,7 @@ def pin(ref: str | LocalSource | Reopened, progress: Progress) -> Tower:
     """Resolve one source: a Hub repo to a commit, once; a folder to its files. Reads its config and card."""
     text = ref if isinstance(ref, str) else ref.path
     store = open_store(text, progress, local=not isinstance(ref, str))
-    config = store.small("config.json")
-    if config is None:
-        raise NotATowerError(
-            f"{store.label} holds no config.json: it is not a CLIP tower.",
-            hint="Give repos or folders that hold a CLIPVisionModel or a CLIPModel saved by transformers.",
-        )
-    try:
-        architecture = read_architecture(strict_json(config), store.label)
-    except ValueError as error:
-        raise CorruptFileError(f"{store.label}/config.json is not valid JSON: {printable(error, 300)}.") from None
+    described = _described(store)
     readme = None
     if store.sizes.get("README.md", 0) <= SMALL:
         readme = store.small("README.md")
@@ -192,36 +214,82 @@ def pin(ref: str | LocalSource | Reopened, progress: Progress) -> Tower:
     facts = card_facts(readme.decode("utf-8", "replace") if readme else None)
     wanted = None if isinstance(ref, str) else ref.sha256
     weights, index = _choose_weights(store)
-    return Tower(store, architecture, facts, weights, wanted, index=index, reopened=isinstance(ref, Reopened))
+    return Tower(store, described, facts, weights, wanted, index=index, reopened=isinstance(ref, Reopened))
+
+
+def _described(store: Store) -> Architecture | None:
+    """What a source's config says, None if it has none. Raises NotATowerError or CorruptFileError."""
+    for name, read in (("config.json", read_architecture), (open_clip.CONFIG, open_clip.read_open_clip_config)):
+        if (config := store.small(name)) is not None:
+            try:
+                return read(strict_json(config), store.label)
+            except ValueError as error:
+                raise CorruptFileError(f"{store.label}/{name} is not valid JSON: {printable(error, 300)}.") from None
+    return None
 
 
 def open_store(text: str, progress: Progress, *, local: bool = False) -> Store:
-    """The folder of that path if there is one (or must be), else the Hub repo of that name, resolved to a commit.
+    """The folder or file of that path if there is one (or must be), else what the Hub has of that name, pinned.
+
+    Args:
+        text: a path here, `folder:path`, `user/name`, `user/name@revision`, either of these with `:path` behind it, or
+            the address of such a place on the Hub.
+        progress: told where a name means two things.
+        local: never the Hub.
 
     Raises:
         SourceError: no such folder, no such repo, or one that cannot be seen.
     """
-    path = _path(text)
-    repo = text.partition("@")[0]
-    if path is not None and path.is_dir():
+    from_here = _local(text)
+    if from_here is not None:
         if is_repo_id(text, namespace=True):
             progress.note(f"{text} is a folder here: that is what is read, not the Hub repo of that name.")
-        return LocalStore(path)
-    if path is not None and path.is_file():
+        return from_here
+    ref = _without_address(text)
+    if local or not is_repo_id(split_place(ref)[0].partition("@")[0], namespace=True):
         raise SourceError(
-            f"{text} is a file.", hint=f"Give the folder that holds it and its config.json: {path.parent}"
-        )
-    if text.startswith(("https://", "http://")):
-        raise SourceError(f"{text} is an address.", hint="Write user/name, or user/name@revision.")
-    if local or not is_repo_id(repo, namespace=True):
-        raise SourceError(
-            f"There is no folder {text[:200]}, and a Hub repo is written user/name or user/name@revision.",
+            f"There is no folder {text[:200]}, and a Hub repo is written user/name, user/name@revision or "
+            "user/name:path.",
             hint="Run the command in the folder that holds it, or give its path.",
         )
     from hfcart import hub  # the Hub's client takes time and memory that a merge of local folders need not spend
 
     hub.set_notifier(progress.note)
-    return hub.HubStore(hub.resolve(text))
+    return hub.open_repo(ref)
+
+
+def _local(text: str) -> LocalStore | None:
+    """The folder, or the file in its folder, that a text means here; `folder:path` is a place inside a folder."""
+    path = _path(text)
+    before, place = split_place(text)
+    if path is not None and not path.exists() and place and is_place(place.strip("/")):
+        folder = _path(before)
+        path = folder / place if folder is not None and folder.is_dir() else None
+        if path is not None and not path.exists():
+            raise SourceError(f"There is no {place[:200]} in the folder {before[:200]}.")
+    if path is None or not path.exists():
+        return None
+    return LocalStore(path) if path.is_dir() else LocalStore(path.parent, path.name)
+
+
+def _without_address(text: str) -> str:
+    """`user/name@revision:path` of an address of the Hub, as pages and links have it; else the text itself."""
+    address = urlsplit(text)
+    if address.scheme not in ("https", "http", "hf"):
+        return text
+    where = unquote(address.path).strip("/") if address.scheme != "hf" else unquote(address.netloc + address.path)
+    hosts = {"huggingface.co", "hf.co", urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
+    parts = where.removeprefix("models/").split("/")
+    if (address.scheme != "hf" and address.netloc not in hosts) or len(parts) < 2:
+        raise SourceError(f"{text[:200]} is no address of a Hub repo.", hint="Write user/name, or user/name@revision.")
+    repo, rest = "/".join(parts[:2]), parts[2:]
+    if rest[:1] in (["tree"], ["blob"], ["resolve"]):
+        cut = 4 if rest[1:3] == ["refs", "pr"] else 2
+        revision, place = "/".join(rest[1:cut]), "/".join(rest[cut:])
+        repo += f"@{revision}" if revision else ""
+    else:
+        place = "/".join(rest)
+    return repo + (f":{place}" if place else "")
 
 
 def _path(text: str) -> Path | None:
@@ -235,24 +303,46 @@ def _path(text: str) -> Path | None:
 
 
 def _choose_weights(store: Store) -> tuple[list[str], dict[str, str] | None]:
-    """What from_pretrained would load: one safetensors file, else shards by their index, else a pickle."""
+    """The file that was asked for, else what from_pretrained would load: safetensors, shards by their index, a pickle.
+
+    Else what open_clip would, else the only file there is that may hold weights.
+    """
+    if store.chosen and store.chosen != INDEX:
+        if not store.chosen.endswith(WEIGHTS):
+            raise NotATowerError(
+                f"{store.label} is no file of weights: expected one that ends with {', '.join(WEIGHTS)}.",
+                hint="Give the folder that holds it, or one of its weight files.",
+            )
+        return [store.chosen], None
     if SINGLE in store.sizes:
         return [SINGLE], None
     if INDEX in store.sizes:
         index = parse_index(store.small(INDEX, MAX_INDEX) or b"", list(store.sizes), f"{store.label}/{INDEX}")
         return sorted(set(index.values())), index
-    if "pytorch_model.bin" in store.sizes:
-        return ["pytorch_model.bin"], None
-    every = sorted(name for name in store.sizes if name.endswith((".bin", ".pt", ".pth")))
+    for name in (open_clip.WEIGHTS, "pytorch_model.bin", open_clip.PICKLE):
+        if name in store.sizes:
+            return [name], None
+    others = sorted(name for name in store.sizes if name.endswith(".safetensors"))
+    if len(others) == 1:
+        return others, None
+    every = sorted(name for name in store.sizes if name.endswith(WEIGHTS[1:]))
     pickles = [name for name in every if not _OF_TRAINING.fullmatch(name)]
     shards = [name for name in pickles if re.fullmatch(r"pytorch_model-\d+-of-\d+\.bin", name)]
     if shards or len(pickles) == 1:
         return shards or pickles, None
+    if several := others or pickles:
+        raise NotATowerError(
+            f"{store.label} holds several files of weights: {some(several)}.",
+            hint=f"Say which one: {store.ref or store.label}:{several[0]}",
+        )
     raise NotATowerError(
         f"{store.label} holds no weights: expected {SINGLE}, {INDEX} or pytorch_model.bin at its top level, "
         f"found {some(sorted(store.sizes)) or 'nothing'}."
         + (f" The state of a training, as in {every[0]}, is no weights." if every and not pickles else ""),
-        hint="Name a revision that has them: user/name@revision.",
+        hint=f"Say which of its folders: {store.ref or store.label}:{store.deeper[0]} is one of "
+        f"{len(store.deeper)} with weights."
+        if store.deeper
+        else "Name a revision that has them: user/name@revision.",
     )
 
 

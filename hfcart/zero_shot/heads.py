@@ -98,7 +98,7 @@ def as_base(tower: Tower) -> Base:
     size, store = tower.architecture.image_size, tower.store
     return Base(
         label=tower.label,
-        ref=str(store.folder) if isinstance(store, LocalStore) else f"{store.repo}@{store.commit}",
+        ref=str(store.opened) if isinstance(store, LocalStore) else store.ref or "",
         source=tower.source,
         architecture=tower.architecture,
         projection=read_tensor(tower, parts.tensors[PROJECTION]),
@@ -124,7 +124,7 @@ def base_of(tower: LoadedTower, progress: Progress) -> str | Reopened:
         return found.ref
     if tower.is_clip:
         source = tower.source
-        return f"{source.repo}@{source.commit}" if source.repo else Reopened(_folder(tower), source.sha256)
+        return source.ref or Reopened(_opened(tower), source.sha256)
     if found is not None:
         raise unopenable(found)
     stated = tower.source.facts.base_models
@@ -148,8 +148,9 @@ def _record_of(tower: LoadedTower) -> MergeRecord | FinetuneRecord | None:
         raise
 
 
-def _folder(tower: LoadedTower) -> str:
-    return str(tower.store.fetch("config.json").parent)
+def _opened(tower: LoadedTower) -> str:
+    assert isinstance(tower.store, LocalStore)  # every other has a ref
+    return str(tower.store.opened)
 
 
 def check_base(tower: LoadedTower, base: Base, progress: Progress) -> None:

@@ -18,7 +18,7 @@ from hfcart.formats.safetensors_file import TensorSpec
 from hfcart.progress import Progress, Within
 from hfcart.records import Architecture, SourceRecord
 from hfcart.sources.headers import read_headers
-from hfcart.sources.one_architecture import FLOATS, check_alike
+from hfcart.sources.one_architecture import FLOATS, check_alike, describe
 from hfcart.sources.preprocessor import read_preprocessor
 from hfcart.sources.stores import Store
 from hfcart.sources.towers import Reopened, Tower, fetch_all, pin
@@ -68,6 +68,7 @@ def opened(ref: str | Reopened, progress: Progress) -> Iterator[Tower]:
         tower = pin(ref, progress)
         try:
             read_headers([tower], Path(converted), progress)
+            describe([tower])
             fetch_all([tower], progress, stream=False)
             yield tower
         finally:

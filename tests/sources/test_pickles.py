@@ -160,7 +160,7 @@ ODD: dict[str, tuple[Callable[[], Any], str]] = {
     "sparse": (lambda: {"a": torch.eye(3).to_sparse()}, "tensor 'a' is sparse"),
     "sparse rows": (lambda: {"a": quietly(lambda: torch.eye(3).to_sparse_csr())}, "tensor 'a' is sparse"),
     "meta": (lambda: {"a": torch.zeros(3, device="meta")}, "tensor 'a' has no data"),
-    "a subclass": (lambda: {"a": torch.zeros(2).as_subclass(Sub)}, "names '.*Sub'"),
+    "a subclass": (lambda: {"a": torch.zeros(2).as_subclass(Sub)}, "tensor 'a' is of a class of its own"),
     "a surrogate": (lambda: {"a\ud800": BLOCK}, r"'a\\ud800' is no name of a tensor"),
     "safetensors' own name": (lambda: {"__metadata__": BLOCK}, "'__metadata__' is no name"),
     "a control character": (lambda: {"a\x1b[2J": BLOCK}, "is no name of a tensor"),
@@ -170,7 +170,6 @@ ODD: dict[str, tuple[Callable[[], Any], str]] = {
     "a dict within": (lambda: {"a": {"b": BLOCK}}, "not a state dict of tensors: its 'a' is none"),
     "a list": (lambda: [BLOCK], "not a state dict of tensors"),
     "a tensor": (lambda: BLOCK, "not a state dict of tensors"),
-    "a model": (lambda: torch.nn.Linear(2, 2), "cannot be loaded as plain weights"),
     "expanded": (lambda: {"a": BLOCK, "b": torch.zeros(1).expand(4_000_000_000)}, "tensor 'b' claims 16,000,000,000"),
     "expanded rows": (lambda: {"b": torch.zeros(9, 1).expand(9, 5)}, "tensor 'b' claims 180 bytes, its storage has 36"),
     "many of one storage": (lambda: many(), "claim .* bytes together"),
@@ -186,7 +185,7 @@ def many() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("case", ODD)
 def test_what_is_no_plain_weights_is_named(tmp_path: Path, case: str, options: dict) -> None:
     make, words = ODD[case]
-    if case in ("a subclass", "a model"):
+    if case == "a subclass":
         buffer = BytesIO()
         quietly(lambda: torch.save(make(), buffer, **options))
         state: Any = buffer.getvalue()

@@ -69,7 +69,7 @@ class FinetunePlan:
         source = self.base.source
         local = {"path": source.label, "sha256": source.sha256}
         return {
-            "base": f"{source.repo}@{source.commit}" if source.repo else local,
+            "base": source.ref or local,
             "tasks": [task.id for task in self.tasks],
             **{name: getattr(self.recipe, name) for name in _NUMBERS},
             "warmup": self.recipe.warmup_steps,
