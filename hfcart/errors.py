@@ -2,6 +2,7 @@
 
     HfcartError                     exit 1
     ├── UsageError                  exit 2: the command line or the recipe is wrong
+    │   └── KeywordError            a function of hfcart's was called with a keyword that it has not
     ├── SourceError                 a source cannot be used
     │   ├── RepoNotFoundError       no such repo, or not visible to this token
     │   ├── AccessError             gated, private, or a token that is not valid
@@ -59,6 +60,10 @@ class UsageError(HfcartError):
     """The command line or the recipe asks for something that makes no sense."""
 
     exit_code = 2
+
+
+class KeywordError(UsageError, TypeError):
+    """A keyword that the function called does not have: Python's own kind of error for it, and one of this tree."""
 
 
 class SourceError(HfcartError):

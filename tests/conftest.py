@@ -21,7 +21,7 @@ _HOOK = install_import_hook(
 )
 
 import torch  # noqa: E402
-from hints import faults  # noqa: E402
+from hints import faults, faults_in_python  # noqa: E402
 from running import ROOT, TOKEN, Commands, Run, works_when_typed  # noqa: E402
 from towers import write_tower  # noqa: E402
 
@@ -71,7 +71,7 @@ def _every_hint_works(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(errors.HfcartError, "__init__", noted)
     yield
-    assert not [wrong for hint in hints for wrong in faults(hint)]
+    assert not [wrong for hint in hints for wrong in (*faults(hint), *faults_in_python(hint))]
 
 
 @pytest.fixture(scope="session")

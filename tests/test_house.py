@@ -20,6 +20,7 @@ import hfcart
 from hfcart import errors
 from hfcart.cli import app
 from hfcart.cli._reference import documents
+from hfcart.cli._shared.as_python import FUNCTIONS
 from hfcart.methods import METHODS
 
 PACKAGE = ROOT / "hfcart"
@@ -31,6 +32,8 @@ DOORS = {
     "transformers": "clip/models",
     "rich": "cli",
     "typer": "cli",
+    "tqdm": "api/_bars",
+    "pandas": "api/results",
     "jinja2": "report/template",
     "scipy": "maths/low_rank",
     "datasets": "tasks/data",
@@ -158,8 +161,10 @@ def test_what_docstrings_name_is_there() -> None:
 def test_all_is_what_is_there() -> None:
     for name in hfcart.__all__:
         assert getattr(hfcart, name) is not None
-    assert sorted(hfcart.__all__) == ["Recipe", "__version__", "evaluate", "merge"]
-    assert callable(hfcart.merge) and callable(hfcart.evaluate)
+    assert sorted(hfcart.__all__) == sorted({"Recipe", "__version__", *(f.name for f in FUNCTIONS.values())})
+    assert set(hfcart.__all__) <= set(dir(hfcart)) and all(
+        callable(getattr(hfcart, f.name)) for f in FUNCTIONS.values()
+    )
 
 
 def test_the_tree_of_errors_is_the_one_drawn() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from hfcart.cli import app
+from hfcart.cli._shared.python_reference import python_documents
 from hfcart.methods import METHODS, Method
 
 README, REFERENCE = Path("README.md"), Path(".github/REFERENCE.md")
@@ -48,10 +49,11 @@ def reference() -> str:
 
 
 def documents(readme: str) -> dict[Path, str]:
-    """What every generated file must hold, the README around its own table included."""
+    """What every generated file must hold; those that are made in part, around the rest of them."""
     before, _, rest = readme.partition(_BEGIN)
     after = rest.partition(_END)[2]
-    return {README: f"{before}{_BEGIN}\n{methods_table()}\n{_END}{after}", REFERENCE: reference()}
+    table = f"{before}{_BEGIN}\n{methods_table()}\n{_END}{after}"
+    return {README: table, REFERENCE: reference(), **python_documents()}
 
 
 def _commands(group: Any, name: str) -> list[tuple[str, Any]]:  # noqa: ANN401 (Typer's own classes are not public)

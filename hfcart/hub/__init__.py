@@ -18,7 +18,7 @@ from hfcart.hub._datasets import (
 )
 from hfcart.hub._fetch import cached, fetch, read_small
 from hfcart.hub._files import publish_files
-from hfcart.hub._http import set_notifier
+from hfcart.hub._http import reset_notifier, set_notifier
 from hfcart.hub._publish import Published, Target, check_target, publish, publishable, push_command, validate_card
 from hfcart.hub._read import Snapshot, read_bytes, resolve, split_ref
 from hfcart.hub._store import HubStore, open_repo
@@ -53,6 +53,7 @@ __all__ = [
     "read_bytes",
     "read_dataset_file",
     "read_small",
+    "reset_notifier",
     "resolve",
     "set_notifier",
     "split_ref",

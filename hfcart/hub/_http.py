@@ -27,7 +27,13 @@ from hfcart.system.patience import MAX_WAIT, READ_TIMEOUT, RETRY_BASE, TRIES, WR
 # Not to be sent a second time before a look whether the first was carried out (_Commit.made in _publish.py looks).
 _ONCE = re.compile(r"/api/(?:repos/create$|[^/]+/[^/]+/[^/]+/commit/)")
 
-_notify: Callable[[str], None] = lambda text: None  # noqa: E731
+
+def _nobody(_text: str) -> None:
+    pass
+
+
+_notify: Callable[[str], None] = _nobody
+_before: tuple[list[logging.Handler], bool] | None = None  # the client's log, while it comes to us
 
 
 class GaveUp(Exception):
@@ -72,10 +78,21 @@ class _ClientLog(logging.Handler):
 
 def set_notifier(notify: Callable[[str], None]) -> None:
     """Send every message about waiting and trying again to `notify`, from any thread; the client's warnings too."""
-    global _notify
+    global _notify, _before
     _notify = notify
     logger = logging.getLogger("huggingface_hub")
+    _before = _before or (logger.handlers, logger.propagate)
     logger.handlers, logger.propagate = [_ClientLog()], logger.isEnabledFor(logging.DEBUG)
+
+
+def reset_notifier() -> None:
+    """Tell nobody from now on; the client's warnings go where they went before: the process may be others', too."""
+    global _notify, _before
+    _notify = _nobody
+    if _before is not None:
+        logger = logging.getLogger("huggingface_hub")
+        logger.handlers, logger.propagate = _before
+        _before = None
 
 
 def notify(text: str) -> None:

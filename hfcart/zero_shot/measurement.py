@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from hfcart.errors import UsageError
 from hfcart.names import dtype
@@ -11,7 +11,7 @@ from hfcart.quoting import quoted
 from hfcart.records.check import MAX_SAMPLE_SEED, PARTS, PRECISIONS
 
 if TYPE_CHECKING:  # the command line takes its defaults from here: nothing heavy is imported for a `--help`
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -90,3 +90,10 @@ class Measurement:
 
         where = device or choose_device(self.device)
         return Machine.on(where, self.precision, self.workers, self.batch_size, processes)
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options that are a Measurement's fields, and the others."""
+    own = {each.name for each in fields(Measurement)}
+    others = {name: value for name, value in options.items() if name not in own}
+    return {name: value for name, value in options.items() if name in own}, others

@@ -173,7 +173,7 @@ def test_one_file_that_does_not_fit_and_one_config_that_differs(tmp_path: Path) 
 def test_no_projection_in_any_tower(tmp_path: Path) -> None:
     error = refused(tmp_path, *(write_tower(tmp_path / f"t{i}", i) for i in (1, 2)), with_projection=True)
     assert [row[1:] for row in error.rows] == [("visual_projection.weight", "float [24, 32]", "missing")] * 2
-    assert error.hint is not None and error.hint.startswith("Merge without --with-projection")
+    assert error.hint is not None and error.hint.startswith("Merge without `with_projection=True`")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "clip.", "model.0.", "a.b.c."])

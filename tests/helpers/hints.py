@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -9,9 +11,20 @@ from typing import Any
 
 import typer
 
+import hfcart
+from hfcart.api import options
 from hfcart.cli import app
+from hfcart.cli._shared.as_python import FUNCTIONS, in_python
 
 ROOT = typer.main.get_command(app)
+# Function -> its keywords.
+KEYWORDS = {
+    f.name: {
+        *getattr(options, f"{f.name.capitalize()}Options").__annotations__,
+        *inspect.signature(getattr(hfcart, f.name)).parameters,
+    }
+    for f in FUNCTIONS.values()
+}
 _NAMES = "|".join(ROOT.commands)
 _IN_TICKS = re.compile(r"`((?:hfcart |--)[^`]*)`")
 _TO_THE_END = re.compile(rf"(?<![\w/.-])hfcart (?:{_NAMES})(?![\w=/-]).*")
@@ -81,3 +94,47 @@ def every(command: Any) -> Iterator[Any]:
     yield command
     for one in getattr(command, "commands", {}).values():
         yield from every(one)
+
+
+def faults_in_python(text: str) -> list[str]:
+    """What of a message would not work when it is told to who called a function: see `in_python`."""
+    told = in_python(text)
+    wrong = [
+        f"{line!r} is still a command"
+        for line in commands_in(told)
+        if _words(line)[1:2] and _words(line)[1] in FUNCTIONS
+    ]
+    known = {name for keys in KEYWORDS.values() for name in keys}
+    if told == text:
+        return wrong
+    for call in _calls(told):
+        try:
+            tree = ast.parse(call, mode="eval").body
+        except SyntaxError:
+            wrong.append(f"{call!r} is no Python")
+            continue
+        name = getattr(getattr(tree, "func", None), "attr", "")
+        named = {each.arg for each in tree.keywords} if isinstance(tree, ast.Call) else set()
+        if named - KEYWORDS.get(name, set()):
+            wrong.append(f"{call!r}: {name} has no {', '.join(map(str, named))}")
+    for mention in set(re.findall(r"`([a-z_]+)(?:=[^`]*)?`", told)) - set(re.findall(r"`([a-z_]+)(?:=[^`]*)?`", text)):
+        wrong += [f"{mention!r} is no keyword"] if mention not in known else []
+    flags = {flag for command in FUNCTIONS for option in ROOT.commands[command].params for flag in option.opts}
+    kept = re.sub(r"`[^`]*`|(?:hfcart|hf) .*", "", told)
+    return wrong + [f"{flag} is left" for flag in set(_OPTION.findall(kept)) & flags - {"--debug", "--json", "--quiet"}]
+
+
+def _calls(told: str) -> list[str]:
+    """The calls of hfcart's functions: in backticks, or to the end of the line."""
+    found = [tick for tick in re.findall(r"`([^`]*)`", told) if tick.startswith(("hfcart.", "help("))]
+    bare = re.sub(r"`[^`]*`", "", told)
+    return found + re.findall(
+        r"((?:help\()?hfcart\.(?:" + "|".join(f.name for f in FUNCTIONS.values()) + r")\b.*)", bare
+    )
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()

@@ -277,7 +277,7 @@ def test_it_needs_a_whole_base(zoo: Path, tmp_path: Path) -> None:
         hfcart.merge([str(zoo / "t1")], out=out, full_clip=True)
     with pytest.raises(SourceError, match="t2 \\(base\\) is a vision tower only") as caught:
         hfcart.merge([str(zoo / "t1")], out=out, full_clip=True, base=str(zoo / "t2"))
-    assert caught.value.hint.startswith("Name it: --base user/name\n")
+    assert caught.value.hint.startswith("Name it: `base='user/name'`\n")
     with pytest.raises(UsageError, match="full_clip takes the visual projection from the base"):
         hfcart.merge([str(zoo / "t1")], out=out, full_clip=True, base=str(zoo / "base"), with_projection=True)
     assert not (tmp_path / "m").exists() and not (tmp_path / "m.partial").exists()
@@ -403,7 +403,7 @@ def test_what_the_dtype_cannot_hold_is_said(zoo: Path, base: Path, tmp_path: Pat
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(NonFiniteError, match="text_projection.weight of the base has values beyond") as caught:
         merged(zoo, tmp_path / "m", base, dtype="float16")
-    assert caught.value.hint == "Give --dtype float32."
+    assert caught.value.hint == "Give `dtype='float32'`."
     tensors["text_projection.weight"][0, 0] = float("nan")
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -162,20 +162,24 @@ class Output(Progress):
 
 
 def typed_here(hint: str) -> list[str]:
-    """The lines of a hint, without sentences about an option that the running command does not have.
+    """The lines of a hint, as far as they are for the command that runs."""
+    if not running:
+        return hint.splitlines()
+    lines = without_foreign_options(hint, running["options"])
+    return lines if lines or not hint else [f"What can be said here: {running['name']} --help"]
+
+
+def without_foreign_options(hint: str, options: Collection[str]) -> list[str]:
+    """The lines of a hint, without sentences about an option that is none of `options`.
 
     What stands in a command line of its own, in backticks or to the end of the line, is another command's matter.
     """
-    if not running:
-        return hint.splitlines()
     lines = []
     for line in hint.splitlines():
         sentences = re.split(r"(?<=\.) (?=[A-Z])", line)
         own = [re.sub(r"`[^`]*`|\b(?:hfcart|hf|accelerate) .*", "", sentence) for sentence in sentences]
-        kept = [s for s, text in zip(sentences, own, strict=True) if set(_OPTION.findall(text)) <= running["options"]]
+        kept = [s for s, text in zip(sentences, own, strict=True) if set(_OPTION.findall(text)) <= set(options)]
         lines += [" ".join(kept)] if kept else []
-    if hint and not lines:
-        lines = [f"What can be said here: {running['name']} --help"]
     return lines
 
 
