@@ -14,8 +14,8 @@ from hfcart.learning.finetune.tracking import check_trackers
 from hfcart.progress import Progress
 from hfcart.records import FinetuneRecord
 from hfcart.records.file_names import RECORDS
+from hfcart.sources.places import open_store
 from hfcart.sources.replacing import fine_tuning_of, refuse_replacing
-from hfcart.sources.towers import open_store
 from hfcart.system.work_folder import refuse_existing
 from hfcart.tasks.task_cards import read_tasks
 

@@ -24,8 +24,8 @@ from hfcart.recipes.merge_recipe import make
 from hfcart.records import MergeRecord
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.results.files import RESULTS
+from hfcart.sources.places import open_store
 from hfcart.sources.stores import LocalStore, Store
-from hfcart.sources.towers import open_store
 from hfcart.system.device import choose_device
 from hfcart.system.environment import current_environment
 

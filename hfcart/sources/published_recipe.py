@@ -13,7 +13,7 @@ from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.recipe_files import names
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.records.repo_id import is_repo_id
-from hfcart.sources.towers import open_store
+from hfcart.sources.places import open_store
 
 
 def is_place(text: str) -> bool:

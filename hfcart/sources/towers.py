@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from hfcart.clip import open_clip
 from hfcart.clip.architecture import read_architecture
@@ -23,22 +20,20 @@ from hfcart.errors import CorruptFileError, NotATowerError, SourceError
 from hfcart.formats.card_facts import card_facts
 from hfcart.formats.safetensors_file import (
     DTYPE_BYTES,
-    MAX_INDEX,
     LocalFile,
     TensorSpec,
     parse_header,
-    parse_index,
     sha256_of,
     strict_json,
 )
-from hfcart.formats.shard_layout import INDEX, SINGLE, WEIGHTS
 from hfcart.progress import Progress
-from hfcart.quoting import printable, some
+from hfcart.quoting import printable
 from hfcart.recipes.named import LocalSource
 from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
-from hfcart.records.repo_id import is_place, is_repo_id, split_place
 from hfcart.report.accuracy import weights_sha256
+from hfcart.sources.places import open_store
 from hfcart.sources.stores import SMALL, LocalStore, Store
+from hfcart.sources.weight_files import choose_weights, refuse_other_forms
 from hfcart.system.threads import default_workers, in_parallel
 
 # Towers that others are fine-tuned from, by (hidden_size, num_hidden_layers, patch_size, image_size).
@@ -47,12 +42,6 @@ _KNOWN_BASES = {
     (768, 12, 16, 224): "openai/clip-vit-base-patch16",
     (1024, 24, 14, 224): "openai/clip-vit-large-patch14",
 }
-# What trainers save beside the weights.
-_OF_TRAINING = re.compile(
-    r"(training_args|trainer_state|(lr_|grad_)?(optimizer|optim|scheduler|scaler|sampler)|rng_state|random_states?"
-    r"|custom_checkpoint)([._-].*)?\.(bin|pt|pth)|.*[._-]optim_states\.pt",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -205,6 +194,7 @@ def pin(ref: str | LocalSource | Reopened, progress: Progress) -> Tower:
     """Resolve one source: a Hub repo to a commit, once; a folder to its files. Reads its config and card."""
     text = ref if isinstance(ref, str) else ref.path
     store = open_store(text, progress, local=not isinstance(ref, str))
+    refuse_other_forms(store)
     described = _described(store)
     readme = None
     if store.sizes.get("README.md", 0) <= SMALL:
@@ -213,7 +203,7 @@ def pin(ref: str | LocalSource | Reopened, progress: Progress) -> Tower:
         progress.warn(f"{store.label}/README.md is too large to be a card: its licence counts as not stated.")
     facts = card_facts(readme.decode("utf-8", "replace") if readme else None)
     wanted = None if isinstance(ref, str) else ref.sha256
-    weights, index = _choose_weights(store)
+    weights, index = choose_weights(store)
     return Tower(store, described, facts, weights, wanted, index=index, reopened=isinstance(ref, Reopened))
 
 
@@ -226,124 +216,6 @@ def _described(store: Store) -> Architecture | None:
             except ValueError as error:
                 raise CorruptFileError(f"{store.label}/{name} is not valid JSON: {printable(error, 300)}.") from None
     return None
-
-
-def open_store(text: str, progress: Progress, *, local: bool = False) -> Store:
-    """The folder or file of that path if there is one (or must be), else what the Hub has of that name, pinned.
-
-    Args:
-        text: a path here, `folder:path`, `user/name`, `user/name@revision`, either of these with `:path` behind it, or
-            the address of such a place on the Hub.
-        progress: told where a name means two things.
-        local: never the Hub.
-
-    Raises:
-        SourceError: no such folder, no such repo, or one that cannot be seen.
-    """
-    from_here = _local(text)
-    if from_here is not None:
-        if is_repo_id(text, namespace=True):
-            progress.note(f"{text} is a folder here: that is what is read, not the Hub repo of that name.")
-        return from_here
-    ref = _without_address(text)
-    if local or not is_repo_id(split_place(ref)[0].partition("@")[0], namespace=True):
-        raise SourceError(
-            f"There is no folder {text[:200]}, and a Hub repo is written user/name, user/name@revision or "
-            "user/name:path.",
-            hint="Run the command in the folder that holds it, or give its path.",
-        )
-    from hfcart import hub  # the Hub's client takes time and memory that a merge of local folders need not spend
-
-    hub.set_notifier(progress.note)
-    return hub.open_repo(ref)
-
-
-def _local(text: str) -> LocalStore | None:
-    """The folder, or the file in its folder, that a text means here; `folder:path` is a place inside a folder."""
-    path = _path(text)
-    before, place = split_place(text)
-    if path is not None and not path.exists() and place and is_place(place.strip("/")):
-        folder = _path(before)
-        path = folder / place if folder is not None and folder.is_dir() else None
-        if path is not None and not path.exists():
-            raise SourceError(f"There is no {place[:200]} in the folder {before[:200]}.")
-    if path is None or not path.exists():
-        return None
-    return LocalStore(path) if path.is_dir() else LocalStore(path.parent, path.name)
-
-
-def _without_address(text: str) -> str:
-    """`user/name@revision:path` of an address of the Hub, as pages and links have it; else the text itself."""
-    address = urlsplit(text)
-    if address.scheme not in ("https", "http", "hf"):
-        return text
-    where = unquote(address.path).strip("/") if address.scheme != "hf" else unquote(address.netloc + address.path)
-    hosts = {"huggingface.co", "hf.co", urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
-    parts = where.removeprefix("models/").split("/")
-    if (address.scheme != "hf" and address.netloc not in hosts) or len(parts) < 2:
-        raise SourceError(f"{text[:200]} is no address of a Hub repo.", hint="Write user/name, or user/name@revision.")
-    repo, rest = "/".join(parts[:2]), parts[2:]
-    if rest[:1] in (["tree"], ["blob"], ["resolve"]):
-        cut = 4 if rest[1:3] == ["refs", "pr"] else 2
-        revision, place = "/".join(rest[1:cut]), "/".join(rest[cut:])
-        repo += f"@{revision}" if revision else ""
-    else:
-        place = "/".join(rest)
-    return repo + (f":{place}" if place else "")
-
-
-def _path(text: str) -> Path | None:
-    """The path that a source may be; None for a text no path can be (too long, no such home folder, a NUL in it)."""
-    try:
-        path = Path(text).expanduser()
-        path.exists()
-    except (OSError, ValueError, RuntimeError):
-        return None
-    return path
-
-
-def _choose_weights(store: Store) -> tuple[list[str], dict[str, str] | None]:
-    """The file that was asked for, else what from_pretrained would load: safetensors, shards by their index, a pickle.
-
-    Else what open_clip would, else the only file there is that may hold weights.
-    """
-    if store.chosen and store.chosen != INDEX:
-        if not store.chosen.endswith(WEIGHTS):
-            raise NotATowerError(
-                f"{store.label} is no file of weights: expected one that ends with {', '.join(WEIGHTS)}.",
-                hint="Give the folder that holds it, or one of its weight files.",
-            )
-        return [store.chosen], None
-    if SINGLE in store.sizes:
-        return [SINGLE], None
-    if INDEX in store.sizes:
-        index = parse_index(store.small(INDEX, MAX_INDEX) or b"", list(store.sizes), f"{store.label}/{INDEX}")
-        return sorted(set(index.values())), index
-    for name in (open_clip.WEIGHTS, "pytorch_model.bin", open_clip.PICKLE):
-        if name in store.sizes:
-            return [name], None
-    others = sorted(name for name in store.sizes if name.endswith(".safetensors"))
-    if len(others) == 1:
-        return others, None
-    every = sorted(name for name in store.sizes if name.endswith(WEIGHTS[1:]))
-    pickles = [name for name in every if not _OF_TRAINING.fullmatch(name)]
-    shards = [name for name in pickles if re.fullmatch(r"pytorch_model-\d+-of-\d+\.bin", name)]
-    if shards or len(pickles) == 1:
-        return shards or pickles, None
-    if several := others or pickles:
-        raise NotATowerError(
-            f"{store.label} holds several files of weights: {some(several)}.",
-            hint=f"Say which one: {store.ref or store.label}:{several[0]}",
-        )
-    raise NotATowerError(
-        f"{store.label} holds no weights: expected {SINGLE}, {INDEX} or pytorch_model.bin at its top level, "
-        f"found {some(sorted(store.sizes)) or 'nothing'}."
-        + (f" The state of a training, as in {every[0]}, is no weights." if every and not pickles else ""),
-        hint=f"Say which of its folders: {store.ref or store.label}:{store.deeper[0]} is one of "
-        f"{len(store.deeper)} with weights."
-        if store.deeper
-        else "Name a revision that has them: user/name@revision.",
-    )
 
 
 def content_of(tower: Tower) -> str:

@@ -232,3 +232,30 @@ def test_openclips_preprocessing(tmp_path: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps({**found, "preprocess_cfg": {"resize_mode": "squash"}}))
     with pytest.raises(Exception, match="resize_mode"):
         read_preprocessor(LocalStore(folder), 16)
+
+
+OTHERS = {
+    "lora": ({"adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": "openai/clip-vit-base-patch32"}},
+             "adapter_model.safetensors", "is an adapter of peft \\('LORA'\\) of 'openai/clip-vit-base-patch32'"),
+    "dora": ({"adapter_config.json": {"peft_type": "LORA", "use_dora": True}}, "adapter_model.safetensors",
+             "that does not say of which base"),
+    "an adapter of another type": ({"adapter_config.json": {"peft_type": "IA3"}}, "adapter_model.bin", "\\('IA3'\\)"),
+    "gguf": ({}, "clip-vit-b-32-q4.gguf", "holds GGUF files"),
+    "awq": ({"config.json": {**config(), "quantization_config": {"quant_method": "awq"}}}, "model.safetensors",
+            "is quantized \\('awq'\\)"),
+    "siglip": ({"config.json": {"model_type": "siglip"}}, "model.safetensors", "model_type 'siglip'"),
+    "broken": ({"adapter_config.json": "{", "config.json": config()}, "nothing.txt", "is an adapter of peft"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_forms_are_named(tmp_path: Path, case: str) -> None:
+    files, weights_file, said = OTHERS[case]
+    folder = write_tower(tmp_path / case.split()[-1], 1)
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").rename(folder / weights_file)
+    for name, content in files.items():
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(NotATowerError, match=said) as error:
+        hfcart.merge([str(folder)], out=str(tmp_path / "m"))
+    assert error.value.hint
