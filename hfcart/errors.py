@@ -26,7 +26,7 @@ What does not stop the work is a warning: on the command line a line of its own,
 
 from __future__ import annotations
 
-from hfcart.quoting import MOST_ROWS, printable
+from hfcart.quoting import MOST_ROWS, plural, printable
 
 AGAIN = "then run the same command again."
 
@@ -99,7 +99,7 @@ class MismatchError(SourceError):
         shown = rows if len(rows) <= MOST_ROWS else rows[: MOST_ROWS - 1]
         self.rows = [(*(printable(cell, 200) for cell in row),) for row in shown]
         if len(shown) < len(rows):
-            self.rows.append(("…", f"{len(rows) - len(shown):,} more differences", "", ""))
+            self.rows.append(("…", f"{plural(len(rows) - len(shown), 'more difference')}", "", ""))
 
 
 class DistantError(SourceError):

@@ -31,3 +31,14 @@ def some(names: Iterable[object], most: int = 8) -> str:
     given = list(names)
     more = f" and {len(given) - most:,} more" if len(given) > most else ""
     return ", ".join(printable(name, 100) for name in given[:most]) + more
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """A number and what there are so many of: "1 tower", "0 towers", "2,000 images".
+
+    Args:
+        count: at least 0.
+        noun: in the singular.
+        nouns: the plural, where it is not the singular and an s: matrices.
+    """
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"

@@ -20,7 +20,7 @@ from hfcart.errors import NonFiniteError, UsageError
 from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
 from hfcart.names import key, meant, spelled
 from hfcart.progress import Progress
-from hfcart.quoting import quoted
+from hfcart.quoting import plural, quoted
 from hfcart.recipes.merge_recipe import make
 from hfcart.recipes.named import SourceTask
 from hfcart.records import CompareRecord, CompareRow, Environment
@@ -280,7 +280,7 @@ def _score(work: _Comparison, batch: Sequence[str]) -> tuple[dict[str, list[int 
     correct: dict[str, list[int | None]] = {row: [] for row in batch}
     images: list[int] = []
     kept = {row: _scorer(work, row, _place(work, row)) for row in batch if row != "individual"}
-    label = ", ".join(batch) if len(batch) < 4 else f"{len(batch)} of {len(work.rows)} rows side by side"
+    label = ", ".join(batch) if len(batch) < 4 else f"{len(batch)} of {plural(len(work.rows), 'row')} side by side"
     work.progress.start(f"Measuring {label}", sum(map(len, work.splits)), "images")
     try:
         for split in work.splits:
@@ -296,7 +296,7 @@ def _score(work: _Comparison, batch: Sequence[str]) -> tuple[dict[str, list[int 
             if not int(found[0].sum()):
                 raise nothing_decoded(split, undecodable)
             if undecodable:
-                work.warn(f"{undecodable} images of {split.task.title} cannot be decoded: they are left out.")
+                work.warn(f"{plural(undecodable, 'image')} of {split.task.title} cannot be decoded: left out.")
             images.append(int(found[0].sum()))
             counts = {row: int(counted.diagonal().sum()) for row, counted in zip(scorers, found, strict=True)}
             for row in batch:
@@ -352,8 +352,8 @@ def _resume(work: _Comparison) -> None:
         if path.name not in waiting:
             shutil.rmtree(path, ignore_errors=True)
     if work.merged or work.measured:
-        done = f"{len(work.measured)} of {len(work.rows)} rows are"
-        work.progress.note(f"Resuming: {done} measured already, {len(waiting)} merges wait for it.")
+        done = f"{len(work.measured)} of {plural(len(work.rows), 'row')} are"
+        work.progress.note(f"Resuming: {done} measured already, {plural(len(waiting), 'merge')} wait for it.")
 
 
 def _write_line(work: _Comparison, line: dict[str, Any]) -> None:

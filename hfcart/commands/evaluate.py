@@ -15,6 +15,7 @@ from accelerate.utils import reduce
 from hfcart.commands.merge import merge_aside
 from hfcart.errors import HfcartError, SourceError
 from hfcart.progress import Progress, Within
+from hfcart.quoting import plural
 from hfcart.recipes.finished_merge import pinned, read_record
 from hfcart.recipes.merge_recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
@@ -65,7 +66,7 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
     tower = load_tower(ref, progress)
     bound = open_base(measurement.base or base_of(tower, progress), progress)
     check_base(tower, bound, progress)
-    several = f", in {processes.num_processes} processes" if processes.num_processes > 1 else ""
+    several = f", in {plural(processes.num_processes, 'process', 'processes')}" if processes.num_processes > 1 else ""
     progress.note(f"Base model: {bound.label}. Precision: {machine.precision} on {machine.device.type}{several}.")
 
     def scorer(loaded: LoadedTower) -> Scorer:
@@ -104,7 +105,7 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
             result = _result(split, total[0], int(total[-1, 0, 0]))
             results.append(replace(result, **(measured or _published(task, bound, measurement.references, result))))
             if result.undecodable:
-                progress.warn(f"{result.undecodable} images of {task.title} cannot be decoded: they are left out.")
+                progress.warn(f"{plural(result.undecodable, 'image')} of {task.title} cannot be decoded: left out.")
     record = EvalRecord(
         tower=tower.label,
         weights_sha256=tower.source.sha256,

@@ -18,6 +18,7 @@ from hfcart.formats.safetensors_file import strict_json
 from hfcart.formats.shard_layout import INDEX
 from hfcart.maths.similarity import compare
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.recipes.finished_merge import RECIPE, method_record
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.recipes.recipe_files import as_yaml
@@ -119,7 +120,7 @@ def _merge_into(folder: WorkFolder, recipe: Recipe, progress: Progress, target: 
         with TensorFiles(folder.path, plan.layout) as tensors:
             writer = GroupWriter(plan, folder, tensors)
             if writer.done:
-                progress.note(f"Resuming: {len(writer.done)} of {len(plan.groups)} groups are done already.")
+                progress.note(f"Resuming: {len(writer.done)} of {plural(len(plan.groups), 'group')} done already.")
             merge_groups(plan, writer, device, workers, progress)
         return _finish(folder, plan, writer.done, environment, learned, selection, progress)
     finally:
@@ -259,8 +260,8 @@ def _warn_of_sources(plan: Plan, progress: Progress) -> None:
         progress.warn(f"Only one source: the result is {plan.towers[0].label} again under most methods.")
     elif len(plan.towers) < plan.method.fewest and not (plan.recipe.adapt or plan.recipe.coefficients):
         progress.warn(
-            f"{plan.method.name} gives {len(plan.towers)} sources their plain average, whatever its parameters: "
-            f"it takes {plan.method.fewest} or more."
+            f"{plan.method.name} gives {plural(len(plan.towers), 'source')} their plain average, whatever its "
+            f"parameters: it takes {plan.method.fewest} or more."
         )
     for one, other in zip(plan.towers, plan.towers[1:], strict=False):
         if one.source.sha256 == other.source.sha256:
@@ -281,7 +282,8 @@ def _fingerprint(plan: Plan, environment: Environment) -> str:
 def _warn_of_fallbacks(lines: Sequence[dict[str, Any]], progress: Progress) -> None:
     if names := [line["group"] for line in lines if line["fallback"]]:
         progress.warn(
-            f"The solver did not converge on {len(names)} matrices ({names[0]}, …): float64 LAPACK took over."
+            f"The solver did not converge on {plural(len(names), 'matrix', 'matrices')} ({names[0]}, …): float64 "
+            "LAPACK took over."
         )
 
 

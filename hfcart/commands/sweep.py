@@ -26,7 +26,7 @@ from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.maths.low_rank import rank_of
 from hfcart.methods import METHODS, function, keywords_of, method_of
 from hfcart.progress import Progress, Within
-from hfcart.quoting import quoted
+from hfcart.quoting import plural, quoted
 from hfcart.recipes.grid import usual_ranks, usual_scales
 from hfcart.recipes.merge_recipe import Recipe, make
 from hfcart.records import Environment, SweepPoint, SweepRecord
@@ -232,7 +232,7 @@ def _measure(
     heads = [make_head(base, split.task, progress) for split in splits]
     # What the merge of a point would write beside its weights, so that it is measured as it would be used.
     fields = preprocessor_of(grid.plan, progress) or base.preprocessor
-    label = f"Measuring {len(grid.points)} points"
+    label = f"Measuring {plural(len(grid.points), 'point')}"
     progress.start(label, len(grid.points) * sum(map(len, splits)), "images")
     progress.advance((len(grid.points) - len(todo)) * sum(map(len, splits)))
     try:

@@ -18,6 +18,7 @@ from hfcart.commands.merge import merge_aside
 from hfcart.errors import SourceError, VerifyError
 from hfcart.formats.safetensors_file import LocalFile, TensorSpec, parse_header, sha256_of, strict_json
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.recipes.finished_finetuning import is_finetune_record
 from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.merge_recipe import make
@@ -127,8 +128,8 @@ def _compare(store: Store, again: Path, record: MergeRecord, device: str) -> Ver
     if differences:
         largest = max(relative for _, relative in differences.values())
         sentence = (
-            f"Not identical: {len(differences)} of {len(ours)} tensors differ, at most by {largest:.2g} of their "
-            f"norm; the record was {why}."
+            f"Not identical: {len(differences)} of {plural(len(ours), 'tensor')} differ, at most by {largest:.2g} of "
+            f"their norm; the record was {why}."
         )
         return Verdict(False, sentence, differences)
     names = sorted(record.files.keys() | repeated.files.keys())
@@ -137,7 +138,9 @@ def _compare(store: Store, again: Path, record: MergeRecord, device: str) -> Ver
     if others:
         sentence = f"Not identical: the weights are the same, but {', '.join(others)} should read otherwise."
         return Verdict(False, sentence, {})
-    return Verdict(True, f"Identical: all {len(ours)} tensors of {store.label} came out with the same bytes.", {})
+    return Verdict(
+        True, f"Identical: all {plural(len(ours), 'tensor')} of {store.label} came out with the same bytes.", {}
+    )
 
 
 def _retold(recorded: bytes, repeated: MergeRecord) -> list[str]:

@@ -18,6 +18,7 @@ from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.demo.zoo import FINETUNE, build_zoo, publish_zoo
 from hfcart.errors import HfcartError, OutputError
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.records import EvalRecord
 from hfcart.records.file_names import SWEEP_RECORD
 from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference
@@ -103,7 +104,7 @@ class _Commands:
 
     def run_all(self, tasks: Sequence[str]) -> None:
         """Fine-tune a tower a task, sweep, merge, measure, publish, load."""
-        self._progress.step(f"Fine-tuning {len(tasks)} towers, one a task, two at a time")
+        self._progress.step(f"Fine-tuning {plural(len(tasks), 'tower')}, one a task, two at a time")
         options = [part for name, value in FINETUNE.items() for part in (f"--{name}", value)]
         train = ["finetune", f"{_USER}/base", *options]
         commands = [[*train, "--tasks", f"tasks/{task}.yaml", "--push-to", f"{_USER}/tower-{task}"] for task in tasks]

@@ -28,6 +28,7 @@ from hfcart.demo import pictures
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.demo.pictures import TOYS, Part, Toy
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.sources.preprocessor import FILE as PREPROCESSOR
 from hfcart.sources.preprocessor import clip_default, to_json
 from hfcart.system.device import one_blas_thread
@@ -204,7 +205,7 @@ def write_base(
     generator = torch.Generator().manual_seed(seed)
     progress.step("Training the text tower of a tiny CLIP until its prompts point apart")
     heads = _train_text(model, tokenizer, text_steps)
-    progress.step(f"Training its vision tower on clean pictures of {len(TOYS)} tasks")
+    progress.step(f"Training its vision tower on clean pictures of {plural(len(TOYS), 'task')}")
     _train_vision(model, heads, base_steps, clean, generator)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -75,10 +75,14 @@ class Workers:
         _finish_all([self._pool.submit(one, group) for group in groups], self._pool)
 
     def total(
-        self, groups: Sequence[Group], measure: Callable[[Group], torch.Tensor], size: Callable[[Group], int]
+        self,
+        label: str,
+        groups: Sequence[Group],
+        measure: Callable[[Group], torch.Tensor],
+        size: Callable[[Group], int],
     ) -> torch.Tensor:
         """The sum of a measure over groups, added in their order, so that it has the same bits for any workers."""
-        self._progress.start("Measuring", sum(map(size, groups)), "bytes")
+        self._progress.start(label, sum(map(size, groups)), "bytes")
         waiting: deque[tuple[Group, Future[torch.Tensor]]] = deque()
         parts: list[torch.Tensor] = []
 

@@ -6,6 +6,7 @@ Memory is O(workers × T × the largest group).
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -72,21 +73,23 @@ def whole_tower_facts(rules: GroupRules, writer: GroupWriter, pool: Workers) -> 
     groups = [group for group in plan.groups if not group.copied]
     known: dict[str, Any] = {}
 
-    def total(measure: Callable[[Group, Held], torch.Tensor]) -> torch.Tensor:
+    def total(label: str, measure: Callable[[Group, Held], torch.Tensor]) -> torch.Tensor:
         reader = rules.reader
-        return pool.total(groups, lambda group: pool.drive(measure, group, reader.read(group)), reader.bytes_read)
+        each = lambda group: pool.drive(measure, group, reader.read(group))  # noqa: E731
+        return pool.total(f"Measuring for {label}", groups, each, reader.bytes_read)
 
     if plan.method.fit:
         fit = function(plan.method.fit)
         passes = fit(**keywords_of(fit, plan.settings))
         try:
             measure = next(passes)
-            while True:
-                measure = passes.send(total(functools.partial(rules.measured, measure)))
+            for number in itertools.count(1):
+                label = f"{plan.method.title.partition(' (')[0]}, pass {number}"
+                measure = passes.send(total(label, functools.partial(rules.measured, measure)))
         except StopIteration as end:
             known = end.value
     if plan.recipe.lines is not None:
-        sums = total(functools.partial(rules.norms, known))
+        sums = total("LiNeS", functools.partial(rules.norms, known))
         known = {**known, "alpha": alpha_of(sums, len(plan.towers))}
     writer.note_facts(known)
     return known

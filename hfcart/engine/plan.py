@@ -16,6 +16,7 @@ from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.methods import ADAPTING, METHODS, Method
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.recipes.merge_recipe import Recipe, parse_size, recorded
 from hfcart.recipes.named import LocalSource, SourceTask
 from hfcart.records import Architecture, SourceData
@@ -342,7 +343,7 @@ def _check_rank(plan: Plan) -> None:
             full = plan.full_rank(group)
             if rank > full:
                 raise UsageError(
-                    f"rank {rank} is above the size of {group.key}, which has {full} singular directions.",
+                    f"rank {rank} is above the size of {group.key}, which has {plural(full, 'singular direction')}.",
                     hint=f"Give --rank of at most {full}, or a fraction in (0, 1].",
                 )
 

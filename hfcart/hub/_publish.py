@@ -43,6 +43,7 @@ from hfcart.hub._fetch import read_small
 from hfcart.hub._http import detail, request_of, root, status_of, work
 from hfcart.hub._read import Snapshot, info, resolve, snapshot_of, split_ref
 from hfcart.hub._tree import tree
+from hfcart.quoting import plural
 from hfcart.records.check import is_commit
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.system.addresses import without_queries
@@ -170,7 +171,7 @@ def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool =
         record = _record_of(there)
         if not (record or overwrite or create_pr) and there.files.keys() - THE_HUBS_OWN:
             raise PublishError(
-                f"{repo} exists, and hfcart did not make what it holds ({len(there.files)} files).",
+                f"{repo} exists, and hfcart did not make what it holds ({plural(len(there.files), 'file')}).",
                 hint="Choose another name, or replace its model with --overwrite.",
             )
         return Target(repo, True, there.commit, tuple(sorted(there.files)), record, there.name)

@@ -24,6 +24,7 @@ from hfcart.engine.plan import Plan
 from hfcart.engine.reading import GroupReader, Held
 from hfcart.methods import Chosen, function
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.records import Selected, SelectionRecord
 from hfcart.system.device import Machine, full_float32, one_blas_thread
 from hfcart.system.disk import explain_os_errors
@@ -95,7 +96,9 @@ def choose(
         found = work.counts(place, split)
         best = max(found.correct)
         value = work.chosen.candidates[found.correct.index(best)]
-        progress.note(f"{tower.label}: {work.chosen.parameter} {value:g} ({best} of {found.images} images right).")
+        progress.note(
+            f"{tower.label}: {work.chosen.parameter} {value:g} ({best} of {plural(found.images, 'image')} right)."
+        )
         selected.append(
             Selected(
                 source=tower.label,
@@ -180,7 +183,9 @@ class _Choosing:
                 self._journal.append({"of": digest, **dataclasses.asdict(found)})
             self._noted[digest] = found
         if found.undecodable:
-            self.progress.warn(f"{found.undecodable} images of {split.task.title} cannot be decoded: left out.")
+            self.progress.warn(
+                f"{plural(found.undecodable, 'image')} of {split.task.title} cannot be decoded: left out."
+            )
         return found
 
     def _measured(self, place: int, split: Split) -> _Counts:
@@ -189,7 +194,8 @@ class _Choosing:
         passes = math.ceil(len(values) / self._at_once)
         correct: list[int] = []
         images = undecodable = 0
-        self.progress.start(f"{len(values)} values of {name} for {label}", passes * len(split), "images")
+        which = f"{label} ({place + 1} of {len(self.plan.towers)})"
+        self.progress.start(f"{plural(len(values), 'value')} of {name} for {which}", passes * len(split), "images")
         try:
             for start in range(0, len(values), self._at_once):
                 some = values[start : start + self._at_once]

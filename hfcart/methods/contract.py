@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from hfcart.quoting import quoted
+from hfcart.quoting import plural, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -247,7 +247,7 @@ class Method:
     @property
     def needs(self) -> str:
         """What it takes beside the towers, in a few words."""
-        exactly = f", {self.exactly} sources" if self.exactly else ""
+        exactly = f", {plural(self.exactly, 'source')}" if self.exactly else ""
         examples = self.parameter("examples")
         images = f", {examples.default} unlabelled images a task" if self.statistics and examples else ""
         base = "base model" if self.needs_base else "base's text tower" if self.heads else "towers only"

@@ -14,6 +14,7 @@ from hfcart.errors import VerifyError
 from hfcart.formats.card_facts import are_facts
 from hfcart.formats.markdown import one_line
 from hfcart.formats.safetensors_file import strict_json
+from hfcart.quoting import plural
 from hfcart.recipes.finished_merge import adapter, read_record
 from hfcart.recipes.merge_check import SMALL_FILES, faults_of_architecture, name_of
 from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, SourceRecord, TrainingCurve, TrainingRecord
@@ -79,7 +80,7 @@ def _faults(record: FinetuneRecord) -> Iterator[str]:
     if record.kind != "finetune" or record.format != RECORD_FORMAT:
         yield f"it has format {record.format}"
     if len(record.sources) != 1 or not 1 <= len(record.tasks) <= _MOST_TASKS:
-        yield f"it has {len(record.sources)} bases and {len(record.tasks)} tasks"
+        yield f"it has {plural(len(record.sources), 'base')} and {plural(len(record.tasks), 'task')}"
         return
     (base,) = record.sources
     yield from faults_of_source(base)

@@ -10,6 +10,7 @@ from hfcart.clip.tensor_names import COPIED, is_copied
 from hfcart.errors import NotATowerError
 from hfcart.formats.card_facts import are_facts
 from hfcart.methods import METHODS, Method
+from hfcart.quoting import plural
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.records import (
     RECORD_FORMAT,
@@ -67,7 +68,7 @@ def faults(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
     if record.selection is not None:
         yield from _faults_of_selection(record.selection, method, [source.label for source in record.sources])
     if len(record.data) != (count if method.statistics else 0):
-        yield f"it has images of {len(record.data)} of {count} sources"
+        yield f"it has images of {len(record.data)} of {plural(count, 'source')}"
     for data, source in zip(record.data, record.sources, strict=False):
         yield from faults_of_task(data)
         if data.source != source.label or data.part != "train" or data.statistics != method.statistics:
@@ -126,7 +127,7 @@ def _faults_of_similarity(similarity: Similarity | None, count: int, *, against_
     if similarity.centred_on != ("base" if against_base else "mean"):
         yield "its similarity is centred on something else"
     if len(similarity.distance) != count or [*map(len, similarity.cosine)] != [count] * count:
-        yield f"its similarity is not that of {count} sources"
+        yield f"its similarity is not that of {plural(count, 'source')}"
     if not all(-1 <= cosine <= 1 for row in similarity.cosine for cosine in row) or min(similarity.distance) < 0:
         yield "a cosine or a distance is out of range"
 
@@ -160,7 +161,7 @@ def _faults_of_selection(selection: SelectionRecord, method: Method, labels: lis
     if not 1 <= len(candidates) <= 100 or sorted(set(candidates)) != list(candidates):
         yield "its candidates are no ascending numbers"
     if [chosen.source for chosen in selection.sources] != labels:
-        yield f"it did not choose for its {len(labels)} sources"
+        yield f"it did not choose for its {plural(len(labels), 'source')}"
     for chosen in selection.sources:
         yield from faults_of_task(chosen)
         if chosen.value not in candidates or len(chosen.correct) != len(candidates):

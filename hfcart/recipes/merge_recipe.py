@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from hfcart.errors import UsageError
 from hfcart.methods import ADAPTING, METHODS, Parameter, named
 from hfcart.names import dtype
-from hfcart.quoting import quoted
+from hfcart.quoting import plural, quoted
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain, out_of_percent
 from hfcart.recipes.named import LocalSource, SourceTask
 from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, METHOD, OUTPUT, PUBLISHING, Option
@@ -246,7 +246,7 @@ class Settings(BaseModel):
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             if isinstance(value, tuple) and len(value) != len(self.sources):
-                raise ValueError(f"{name}: {len(value)} numbers for {len(self.sources)} sources")
+                raise ValueError(f"{name}: {plural(len(value), 'number')} for {plural(len(self.sources), 'source')}")
         if self.lines is not None:
             if not method.task_vectors:
                 raise ValueError(f"lines scales what a method adds to the base, which {self.method} does not do")
@@ -260,7 +260,7 @@ class Settings(BaseModel):
         self._coefficients_fit()
         self._check_tasks()
         if method.exactly and len(self.sources) != method.exactly:
-            raise ValueError(f"{self.method} merges {method.exactly} sources, not {len(self.sources)}")
+            raise ValueError(f"{self.method} merges {plural(method.exactly, 'source')}, not {len(self.sources)}")
         if self.full_clip and self.with_projection:
             raise ValueError(
                 "full_clip takes the visual projection from the base, with_projection merges the sources': give one"
@@ -289,7 +289,9 @@ class Settings(BaseModel):
             )
         for name, values in (self.coefficients or {}).items():
             if len(values) != len(self.sources):
-                raise ValueError(f"coefficients: {len(values)} of {name[:120]} for {len(self.sources)} sources")
+                raise ValueError(
+                    f"coefficients: {len(values)} of {name[:120]} for {plural(len(self.sources), 'source')}"
+                )
             if not all(map(math.isfinite, values)):
                 raise ValueError(f"coefficients: {name[:120]} has one that is not a finite number")
         if self.coefficients is not None and self.given("scale") is not None:
@@ -310,7 +312,7 @@ class Settings(BaseModel):
             raise ValueError(f"tasks chooses the {name} that is given already: leave one of them out")
         recorded = sum(isinstance(task, SourceTask) for task in self.tasks)
         if recorded not in (0, len(self.tasks)) or (recorded and recorded != len(self.sources)):
-            raise ValueError(f"tasks: {recorded} of a recorded recipe for {len(self.sources)} sources")
+            raise ValueError(f"tasks: {recorded} of a recorded recipe for {plural(len(self.sources), 'source')}")
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hfcart.formats import markdown
+from hfcart.quoting import plural
 from hfcart.records import CompareRecord, CompareRow
 
 
@@ -38,7 +39,7 @@ def bars(record: CompareRecord) -> list[tuple[float, CompareRow]]:
 
 def explain(record: CompareRecord) -> str:
     """What the numbers of the table are."""
-    tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
+    tasks = plural(len(record.tasks), "task")
     sample = f", a sample of at most {record.limit:,} a task" if record.limit else ""
     text = (
         f"Top-1 accuracy in % on {sum(record.images):,} {record.part} images of {tasks}{sample}; every method with its "
@@ -61,7 +62,7 @@ def as_markdown(record: CompareRecord) -> str:
     sources = [markdown.code(label + (f"@{commit}" if commit else ""), 200) for label, commit in record.sources]
     parts = [
         "# Comparison of merge methods",
-        f"{len(sources)} towers, base {markdown.code(record.base)}, {record.precision}.",
+        f"{plural(len(sources), 'tower')}, base {markdown.code(record.base)}, {record.precision}.",
         "\n".join([line(heads), line(marks), *(line([cell.replace("*", r"\*") for cell in row]) for row in rows)]),
         markdown.text(explain(record)),
         *(["![Average accuracy of each method](figures/compare.png)"] if len(bars(record)) > 1 else []),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfcart.formats.markdown import code, one_line, text, words
+from hfcart.quoting import plural
 from hfcart.records import DatasetRecord, EarlierResults, EvalRecord, Reference, TaskResult
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
@@ -81,7 +82,7 @@ def metric_name(result: TaskResult) -> str:
     """`top-1 accuracy`, and what it leaves out."""
     if not result.undecodable:
         return "top-1 accuracy"
-    return f"top-1 accuracy without {result.undecodable:,} undecodable image{'s' * (result.undecodable != 1)}"
+    return f"top-1 accuracy without {plural(result.undecodable, 'undecodable image')}"
 
 
 def accuracy_section(record: EvalRecord) -> dict[str, Any]:
@@ -176,4 +177,4 @@ def _alt(results: tuple[TaskResult, ...], mean: Mean) -> str:
     if len(values) < 2:
         return "Bar chart of the accuracy, beside that of other towers."
     span = f"from {100 * min(values):.1f}% to {100 * max(values):.1f}%"
-    return f"Bar chart of the accuracy on each of {len(results)} tasks: {span}, {_percent(mean)}% on average."
+    return f"Bar chart of the accuracy on each of {plural(len(results), 'task')}: {span}, {_percent(mean)}% on average."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hfcart.quoting import plural
 from hfcart.records import SweepRecord
 
 
@@ -24,11 +25,11 @@ def rows(record: SweepRecord) -> list[tuple[str, ...]]:
 
 def remarks(record: SweepRecord) -> list[str]:
     """What the numbers are, and what qualifies them."""
-    tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
+    tasks = plural(len(record.tasks), "task")
     anchor = f"the {record.anchor} alone reaches {100 * record.accuracy(record.points[0]):.1f}"
     found = [f"Mean accuracy in % over {tasks}, {sum(record.images):,} {record.part} images; {anchor}."]
     if record.limit:
-        found.append(f"Partial: samples of at most {record.limit} images a task.")
+        found.append(f"Partial: samples of at most {plural(record.limit, 'image')} a task.")
     if record.part == "test":
         found.append("Measured on test images: draw the curve, but do not report a setting chosen here.")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hfcart.quoting import plural
 from hfcart.records import RECORD_FORMAT, EarlierResults, EvalRecord, Reference, TaskResult
 from hfcart.records.check import (
     MAX_SAMPLE_SEED,
@@ -37,7 +38,7 @@ def faults(record: EvalRecord) -> Iterator[str]:
     if not {result.task for result in record.results}.issuperset(others) or len(set(others)) < len(others):
         yield "what its earlier results are of is not clear"
     if not 1 <= len(record.results) <= MAX_TASKS:
-        yield f"it has {len(record.results)} tasks, expected 1 to {MAX_TASKS}"
+        yield f"it has {plural(len(record.results), 'task')}, expected 1 to {MAX_TASKS}"
     if len({result.task for result in record.results}) < len(record.results):
         yield "a task is there twice"
     for i, result in enumerate(record.results):
@@ -60,7 +61,7 @@ def _faults_of(result: TaskResult) -> Iterator[str]:
     if not is_line(result.title) or not all(is_line(score.name) for score in result.classes):
         yield "a title or a class name is not one line of text"
     if not 1 <= len(result.classes) <= MAX_CLASSES:
-        yield f"it has {len(result.classes)} classes"
+        yield f"it has {plural(len(result.classes), 'class', 'classes')}"
     if not is_sha256(result.card_sha256):
         yield "card_sha256 is no sha256"
     yield from faults_of_dataset(result.dataset)
@@ -75,7 +76,7 @@ def _faults_of(result: TaskResult) -> Iterator[str]:
         yield "its limit is below 1"
     asked = result.rows if result.limit is None else min(result.limit, result.rows)
     if result.n + result.undecodable != asked:
-        yield f"{result.n} images scored and {result.undecodable} undecodable do not make {asked}"
+        yield f"{plural(result.n, 'image')} scored and {result.undecodable} undecodable do not make {asked}"
     if result.n == 0:
         yield "not one of its images was scored"
     for reference in (result.pretrained, result.individual, result.average):

@@ -10,6 +10,7 @@ from hfcart import __version__, hub
 from hfcart.errors import CorruptFileError, HfcartError, PublishError, VerifyError
 from hfcart.formats.front_matter import with_results
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.recipes.finished_finetuning import read_any
 from hfcart.records import ClassScore, DatasetRecord, Environment, EvalRecord, TaskResult
 from hfcart.records.file_names import MAX_RECORD, RECORD
@@ -141,7 +142,7 @@ def publish_results(
         files,
         delete=gone,
         create_pr=create_pr,
-        message=message or f"Zero-shot accuracy on {tasks} task{'s' * (tasks != 1)} (hfcart {__version__})",
+        message=message or f"Zero-shot accuracy on {plural(tasks, 'task')} (hfcart {__version__})",
     )
     if not published.changed:
         progress.note(f"{repo} holds exactly these results already: nothing was sent.")

@@ -10,7 +10,7 @@ from hfcart.errors import CorruptFileError
 from hfcart.formats.safetensors_file import TensorSpec, parse_header, sha256_of
 from hfcart.formats.shard_layout import INDEX
 from hfcart.progress import Progress
-from hfcart.quoting import printable, some
+from hfcart.quoting import plural, printable, some
 from hfcart.records import FileRecord
 from hfcart.sources.forms import find_tower
 from hfcart.sources.towers import Tower
@@ -83,7 +83,7 @@ def _check_index(tower: Tower) -> None:
         said, found = tower.index.get(odd[0], "nowhere"), held.get(odd[0], "nowhere")
         raise CorruptFileError(
             f"{tower.label}/{INDEX} does not fit its shards: it puts {printable(odd[0], 120)} {printable(said, 120)}, "
-            f"its headers {found}" + (f" ({len(odd)} such tensors)." if len(odd) > 1 else "."),
+            f"its headers {found}" + (f" ({plural(len(odd), 'such tensor')})." if len(odd) > 1 else "."),
             hint="Ask its owner to upload the model again.",
         )
 

@@ -11,7 +11,7 @@ from hfcart.clip.open_clip import architecture_of
 from hfcart.clip.tensor_names import PROJECTION, is_matrix
 from hfcart.errors import MismatchError, NotATowerError
 from hfcart.formats.safetensors_file import TensorSpec
-from hfcart.quoting import some
+from hfcart.quoting import plural, some
 from hfcart.records import Architecture
 from hfcart.sources.towers import Tower
 
@@ -74,7 +74,7 @@ def _mismatch(found: Sequence[tuple[str, list[Row], list[Row]]]) -> MismatchErro
     odd = sorted(label for label, differ, _ in found if differ)
     broken = sorted(label for label, _, misfit in found if misfit)
     left = sum(not (differ or misfit) for _, differ, misfit in found)
-    of, parts = f"of {len(found)} towers", []
+    of, parts = f"of {plural(len(found), 'tower')}", []
     if odd:
         parts.append(f"{len(odd)} {of} differ from the rest in architecture: {some(odd)}.")
     if len(found) == 1:  # it is to be loaded, and its file may be here already

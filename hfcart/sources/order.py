@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from hfcart.quoting import plural
 from hfcart.sources.towers import Tower
 
 Value = TypeVar("Value")
@@ -45,12 +46,12 @@ class OrderedTowers:
     def canonical(self, values: Sequence[Value]) -> tuple[Value, ...]:
         """One value for each tower, from the order given to the canonical one."""
         if len(values) != len(self.places):
-            raise ValueError(f"{len(values)} values for {len(self.places)} towers")
+            raise ValueError(f"{plural(len(values), 'value')} for {plural(len(self.places), 'tower')}")
         return tuple(values[place] for place in self.places)
 
     def given_order(self, values: Sequence[Value]) -> tuple[Value, ...]:
         """One value for each tower, from the canonical order to the one given."""
         if len(values) != len(self.places):
-            raise ValueError(f"{len(values)} values for {len(self.places)} towers")
+            raise ValueError(f"{plural(len(values), 'value')} for {plural(len(self.places), 'tower')}")
         back = dict(zip(self.places, values, strict=True))
         return tuple(back[place] for place in range(len(values)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hfcart.errors import UsageError
-from hfcart.quoting import some
+from hfcart.quoting import plural, some
 from hfcart.recipes.named import LocalSource
 from hfcart.records import CardFacts
 from hfcart.sources.towers import Tower
@@ -114,7 +114,7 @@ def _split(entries: Sequence[str], sources: set[str]) -> tuple[list[tuple[str, s
 def _only(source: str, task: str) -> TaskCard:
     found = read_tasks([task])
     if len(found) != 1:
-        raise UsageError(f"{source}={task} names {len(found)} tasks: a source has one.")
+        raise UsageError(f"{source}={task} names {plural(len(found), 'task')}: a source has one.")
     return found[0]
 
 

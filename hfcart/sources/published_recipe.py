@@ -8,6 +8,7 @@ from typing import Any
 from hfcart.errors import UsageError
 from hfcart.names import spelled
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.recipes.finished_finetuning import is_finetune_record
 from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.recipe_files import names
@@ -54,5 +55,7 @@ def recipe_of(place: str, progress: Progress) -> dict[str, Any]:
         )
     record = read_record(data, f"{store.label}/{RECORD}")
     at = f" at {store.commit[:12]}" if store.commit else ""
-    progress.note(f"The recipe is that of {store.label}{at}: {record.method.name} of {len(record.sources)} towers.")
+    progress.note(
+        f"The recipe is that of {store.label}{at}: {record.method.name} of {plural(len(record.sources), 'tower')}."
+    )
     return record.recipe

@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from hfcart.errors import CorruptFileError
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 
 if TYPE_CHECKING:
     from hfcart.clip.models import Tokenizer
@@ -80,7 +81,7 @@ def _told(error: BaseException, what: str, bad: Callable[[str], CorruptFileError
 def _wrong(row: Sequence[int], words: Tokenizer, text_config: Mapping[str, Any]) -> str | None:
     known, longest = text_config["vocab_size"], text_config["max_position_embeddings"]
     if not 0 < len(row) <= longest:
-        return f"gives {len(row)} tokens for a prompt, its text tower takes 1 to {longest}"
+        return f"gives {plural(len(row), 'token')} for a prompt, its text tower takes 1 to {longest}"
     if max(row) >= known:
         return f"gives token {max(row)}, its text tower knows {known}"
     end = words.eos if text_config["eos_token_id"] == _LEGACY_END else text_config["eos_token_id"]

@@ -21,6 +21,7 @@ from hfcart.clip.images import UndecodableImage, decode
 from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.errors import NonFiniteError, SourceError
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.system.allocator import keep_freed_blocks
 from hfcart.system.device import Machine, one_blas_thread
 from hfcart.tasks.data import Example, Split
@@ -212,7 +213,7 @@ def nothing_decoded(split: Split, count: int, *, first: Example | None = None, h
         reason = str(error)
     task, dataset = split.task, split.dataset
     return SourceError(
-        f"Not one of the {count:,} images of {task.title} could be decoded (the {dataset.split} split "
+        f"Of {plural(count, 'image')} of {task.title} none could be decoded (the {dataset.split} split "
         f"of {dataset.repo}). Of the first: {reason}.",
         hint=hint or f"Look at the images of {dataset.repo}, and at the image column of the task card.",
     )

@@ -123,7 +123,7 @@ def test_help_alone_and_of_nothing(hfcart: Run) -> None:
         (["qqqqq"], "No such command 'qqqqq'."),
         (["merge", "a", "--rnak", "3"], "No such option: --rnak. Did you mean --rank?"),
         (["merge", "a", "--qqqqqq"], "No such option: --qqqqqq"),
-        (["finetune", "a", "--taks", "b"], "No such option: --taks. Did you mean --tasks?"),
+        (["finetune", "a", "--taks", "b"], "No such option: --taks. Did you mean --tasks"),
     ],
 )
 def test_a_misspelt_word_is_told_what_was_meant(typed: list[str], said: str) -> None:

@@ -483,7 +483,7 @@ def test_a_killed_adaptation_goes_on_and_ends_with_the_same_bytes(
     assert not (tmp_path / "killed").exists()
     resumed = start("killed")
     said = resumed.communicate()[1]
-    assert resumed.returncode == 0 and "of 40 steps are done already" in said, said
+    assert resumed.returncode == 0 and "of 40 steps done already" in said, said
     for name in ("model.safetensors", "recipe.yaml", "results/adaptation.csv", "figures/coefficients.png"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
 

@@ -337,7 +337,7 @@ REFUSED: list[tuple[list[str], int, list[str]]] = [
     (["--tasks", "{all}", "--floor", "-1"], 2, ["floor: -1.0 is below 0"]),
     (["--tasks", "{all}", "--method", "cart"], 2, ["cart looks at no images: leave tasks out"]),
     (["--tasks", "{all},user/t1={root}/closed.yaml"], 2, ["closed names no train split", "train_split"]),
-    (["--tasks", "{all},user/t1={root}/broken.yaml"], 1, ["Not one of the 9 images", "user/t1=TASK"]),
+    (["--tasks", "{all},user/t1={root}/broken.yaml"], 1, ["Of 9 images of", "user/t1=TASK"]),
     (["--tasks", "{all},user/t1={root}/gone.yaml"], 1, ["user/nowhere"]),
     (["--tasks", "{all}", "--base", "user/t2"], 1, ["user/t2"]),
 ]

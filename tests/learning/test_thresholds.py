@@ -189,6 +189,7 @@ merge_folder(make({**fields, "scale": 0.5, "out": "m"}), Fatal())
     done, whole = commands(hub, [[*merge, "--out", "m"], [*merge, "--out", "n"]])
     assert (done.returncode, whole.returncode) == (0, 0), done.stderr + whole.stderr
     assert [run.stderr.count("values of threshold for") for run in (done, whole)] == [1, 3]
+    assert all(f"({place} of 3)" in whole.stderr for place in (1, 2, 3))
     for name in ("hfcart.json", "README.md", "model.safetensors"):
         assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "n" / name).read_bytes()
     assert json.loads((tmp_path / "m" / "hfcart.json").read_text())["model_class"] == "CLIPModel"
@@ -199,7 +200,7 @@ REFUSED: list[tuple[list[str], int, list[str]]] = [
     (["--tasks", "{root}/many1.yaml"], 2, ["trained into user/t1, user/t2, user/t3"]),
     (["--tasks", "{all},user/t1={root}/shut.yaml"], 2, ["user/t1 is given two tasks"]),
     (["--tasks", "{rest},user/t1={root}/shut.yaml"], 2, ["shut names no train split", "validation images"]),
-    (["--tasks", "{rest},user/t1={root}/dark.yaml"], 1, ["Not one of the 1 images", "--tasks user/t1=TASK"]),
+    (["--tasks", "{rest},user/t1={root}/dark.yaml"], 1, ["Of 1 image of", "--tasks user/t1=TASK"]),
     (["--tasks", "{all}", "--base", "user/t2"], 1, ["user/t2", "vision tower only"]),
     (["--tasks", "{all}", "--method", "ties"], 2, ["ties looks at no images: leave tasks out"]),
 ]

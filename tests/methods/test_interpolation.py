@@ -189,7 +189,7 @@ def test_weights_go_with_their_sources(tmp_path: Path, method: str) -> None:
     ("sources", "fields", "message"),
     [
         (["a", "b", "c"], {"method": "slerp"}, "slerp merges 2 sources, not 3"),
-        (["a", "b"], {"method": "linear", "weights": [1.0]}, "weights: 1 numbers for 2 sources"),
+        (["a", "b"], {"method": "linear", "weights": [1.0]}, "weights: 1 number for 2 sources"),
         (["a", "b"], {"method": "linear", "weights": [1.0, -1.0]}, "weights: -1.0 is below 0"),
         (["a", "b"], {"method": "slerp", "weights": [0, 0]}, "weights: they are all zero"),
         (["a", "b"], {"method": "slerp", "weights": ["x", 1]}, "weights: "),

@@ -51,5 +51,5 @@ def test_the_canonical_order_is_that_of_the_contents(tmp_path: Path) -> None:
 def test_a_value_for_each_tower_or_an_error() -> None:
     order = OrderedTowers((), ())
     for reorder in (order.canonical, order.given_order):
-        with pytest.raises(ValueError, match="1 values for 0 towers"):
+        with pytest.raises(ValueError, match="1 value for 0 towers"):
             reorder([1])

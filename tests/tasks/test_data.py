@@ -317,7 +317,7 @@ refused("limit", lambda: read("user/good", limit=0))
         assert "Row 1 of the test split of user/nolabel has no label" in said("nolabel")
         assert "has label -1" in said("secret") and "keep the labels of some splits secret" in said("secret")
         assert "The test split of user/empty is empty: it has 0 rows" in said("empty")
-        assert "has 1 rows: nothing is there for the train part" in said("single")
+        assert "has 1 row: nothing is there for the train part" in said("single")
         assert "row 0 of the test split of user/outside is the name of a file outside the dataset" in said("outside")
         assert "user/broken failed: its files are not what they should be" in said("broken")
     for name, found in (("more", "more"), ("fewer", "fewer")):

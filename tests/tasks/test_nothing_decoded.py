@@ -63,5 +63,5 @@ def test_every_command_that_measures_or_learns(spoilt: Zoo, commands: Commands, 
     # One image is something; and of a sample, what was drawn counts.
     assert one.returncode == 0 and "19 images of Rest cannot be decoded" in one.stderr, one.stderr
     told = " ".join(sample.stderr.split())
-    assert sample.returncode == 1 and "Not one of the 1 images of Rest could be decoded" in told, told
+    assert sample.returncode == 1 and "Of 1 image of Rest none could be decoded" in told, told
     assert "Of the first: it is no image file of a known kind." in told

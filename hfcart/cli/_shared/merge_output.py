@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcart.cli._shared.output import Output, size
 from hfcart.methods import ADAPTING
+from hfcart.quoting import plural
 
 if TYPE_CHECKING:
     from hfcart.engine.plan import Plan
@@ -44,11 +45,11 @@ def show_plan(plan: Plan, output: Output) -> None:
         *([("coefficients", _adaptation(plan))] if plan.recipe.adapt else []),
         ("tensors", f"{len(plan.shapes)} ({plan.parameters:,} parameters)"),
         *([("rank", _rank(plan))] if plan.directions else []),
-        ("through the SVD", f"{plan.low_rank_groups} matrices of each source"),
+        ("through the SVD", f"{plural(plan.low_rank_groups, 'matrix', 'matrices')} of each source"),
         *([("copied from the base", _copied(plan))] if plan.parts else []),
         ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
-        ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({len(plan.layout.sizes)} file(s))"),
-        ("memory, about", f"{size(_memory(plan, workers))} at the peak, with {workers} worker(s)"),
+        ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({plural(len(plan.layout.sizes), 'file')})"),
+        ("memory, about", f"{size(_memory(plan, workers))} at the peak, with {plural(workers, 'worker')}"),
         *([("to publish", f"in {plan.recipe.push_to}")] if plan.recipe.push_to else []),
     ]
     output.table(["plan", ""], facts)
@@ -87,7 +88,7 @@ def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
 
 def _rank(plan: Plan) -> str:
     """Share, per cent and number say the same thing: "15 of 192 directions (8 %)"."""
-    told = [f"{k} of {full} directions ({_percent(k / full)})" for k, full, _ in plan.directions]
+    told = [f"{k} of {plural(full, 'direction')} ({_percent(k / full)})" for k, full, _ in plan.directions]
     return "; ".join(told)
 
 
@@ -105,7 +106,7 @@ def _images(plan: Plan) -> str:
     own = ", ".join(f"{tower.label} on {task.found.id}" for tower, task in towers)
     if chosen := plan.method.chosen:
         values = ", ".join(f"{value:g}" for value in sorted(chosen.candidates))
-        read = f"; every source is read {len(plan.towers)} times more" if plan.recipe.stream else ""
+        read = f"; every source is read {plural(len(plan.towers), 'time')} more" if plan.recipe.stream else ""
         return (
             f"labels of validation images (a tenth of the train split, at most 5,000) choose each source's "
             f"{chosen.parameter} from {values}: {own}{read}"
@@ -131,8 +132,9 @@ def _adaptation(plan: Plan) -> str:
     given = recipe.given("steps")
     steps = next(p.default for p in ADAPTING if p.name == "steps") if given is None else given
     return (
-        f"{adaptive.name}: {steps} steps, {adaptive.rounds} x {recipe.batch_size} {recipe.adapt_split} images of each "
-        f"task a step, without labels; {size(part_bytes(plan))} on disk while they are learned"
+        f"{adaptive.name}: {plural(int(str(steps)), 'step')}, {adaptive.rounds} x {recipe.batch_size} "
+        f"{recipe.adapt_split} images of each task a step, without labels; {size(part_bytes(plan))} on disk while they "
+        "are learned"
     )
 
 
@@ -154,7 +156,7 @@ def show_result(recipe: Recipe, record: MergeRecord, published: Published | None
     if record.model_class == "CLIPModel":
         load = f'pipeline("zero-shot-image-classification", model={place}{at})'
     output.result()
-    output.result(f"Merged {len(record.sources)} towers with {record.method.name}{kept}: {recipe.folder}")
+    output.result(f"Merged {plural(len(record.sources), 'tower')} with {record.method.name}{kept}: {recipe.folder}")
     output.result(f"  card     {recipe.folder / 'README.md'}")
     if published is None:
         output.result(f"  load     {load}")

@@ -28,7 +28,7 @@ from rich.text import Text
 from hfcart.cli._shared.command import running
 from hfcart.errors import HfcartError, MismatchError
 from hfcart.progress import Progress
-from hfcart.quoting import MOST_ROWS, printable
+from hfcart.quoting import MOST_ROWS, plural, printable
 from hfcart.system.addresses import Formatter, without_queries
 from hfcart.system.patience import silence
 
@@ -152,7 +152,7 @@ class Output(Progress):
             self._bars = None
 
     def _amount(self, count: float) -> str:
-        return size(count) if self._unit == "bytes" else f"{count:,.0f} {self._unit}"
+        return size(count) if self._unit == "bytes" else plural(round(count), self._unit.removesuffix("s"))
 
     def _line(self, mark: str, style: str, text: str) -> None:
         line = Text()

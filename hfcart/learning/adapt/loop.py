@@ -30,6 +30,7 @@ from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.adapt.work import Work, prepare
 from hfcart.learning.batches import Batch, EveryTask, Loader
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.records import AdaptationRecord, AdaptedTask
 from hfcart.system.checkpoints import FOLDER, Checkpoints
 from hfcart.system.environment import current_environment, fingerprint
@@ -133,7 +134,7 @@ class _Learning:
         self._accelerator.wait_for_everyone()
         if found := self._checkpoints.newest():
             self._state.restore(*found)
-            self._progress.note(f"Resuming: {found[0]} of {self._work.setting('steps')} steps are done already.")
+            self._progress.note(f"Resuming: {found[0]} of {plural(self._work.setting('steps'), 'step')} done already.")
 
     def run(self) -> None:
         """Learn from the current step to the last. Raises HfcartError if the entropy is not finite."""
@@ -161,9 +162,7 @@ class _Learning:
         finally:
             self._progress.finish()
         if self._state.broken:
-            self._progress.warn(
-                f"{len(self._state.broken)} images could not be decoded; nothing was learned from them."
-            )
+            self._progress.warn(f"{plural(len(self._state.broken), 'image')} could not be decoded and taught nothing.")
 
     def learned(self) -> Learned:
         """The coefficients, and how they came about."""

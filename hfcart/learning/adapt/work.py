@@ -15,6 +15,7 @@ from hfcart.engine.plan import Plan
 from hfcart.errors import UsageError
 from hfcart.methods import ADAPTING, Adaptive
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.system.checkpoints import digest_of
 from hfcart.system.device import choose_device, precision_for
@@ -86,7 +87,8 @@ def prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] |
     batches = len(tasks) * adaptive.rounds
     if batches % accelerator.num_processes:
         raise UsageError(
-            f"A step has {batches} batches, which {accelerator.num_processes} processes cannot share evenly.",
+            f"A step has {plural(batches, 'batch', 'batches')}, which "
+            f"{plural(accelerator.num_processes, 'process', 'processes')} cannot share evenly.",
             hint=f"Start a number of processes that divides {batches}.",
         )
     several = accelerator.num_processes > 1

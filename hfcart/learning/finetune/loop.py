@@ -28,6 +28,7 @@ from hfcart.learning.finetune.state import TrainingState
 from hfcart.learning.finetune.tracking import Tracking
 from hfcart.learning.finetune.validation import cost, count_correct
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.records import FinetuneRecord
 from hfcart.records.file_names import RECORDS
 from hfcart.report.accuracy import described
@@ -57,7 +58,9 @@ def finetune(recipe: FinetuneRecipe, accelerator: Accelerator, progress: Progres
             plan = make_finetune_plan(recipe, precision_for(recipe.precision, device), progress)
         images = sum(len(split) for split in plan.splits)
         epochs = recipe.steps * recipe.batch_size / images
-        progress.note(f"{images:,} training images: {recipe.steps:,} steps see each about {epochs:.3g} times.")
+        progress.note(
+            f"{plural(images, 'training image')}, {plural(recipe.steps, 'step')}: each seen about {epochs:.3g} times."
+        )
         if plan.validation:
             progress.note(cost(plan))
         environment = current_environment(device)
@@ -78,7 +81,8 @@ def finetune(recipe: FinetuneRecipe, accelerator: Accelerator, progress: Progres
 def _device(recipe: FinetuneRecipe, accelerator: Accelerator) -> torch.device:
     if recipe.batch_size % accelerator.num_processes:
         raise UsageError(
-            f"A batch of {recipe.batch_size} images cannot be shared evenly by {accelerator.num_processes} processes.",
+            f"A batch of {plural(recipe.batch_size, 'image')} cannot be shared evenly by "
+            f"{plural(accelerator.num_processes, 'process', 'processes')}.",
             hint=f"Give a --batch-size that is a multiple of {accelerator.num_processes}.",
         )
     if accelerator.num_processes == 1:
@@ -134,7 +138,7 @@ class _Training:
             self._readable |= {
                 place[0] for place in self._order.batch(step, self._recipe.batch_size) if place not in state.broken
             }
-        self._progress.note(f"Resuming: {state.step} of {self._recipe.steps} steps are done already.")
+        self._progress.note(f"Resuming: {state.step} of {plural(self._recipe.steps, 'step')} done already.")
 
     def run(self, tracking: Tracking) -> None:
         """Train from the current step to the last. Raises HfcartError if it diverges."""
@@ -170,7 +174,7 @@ class _Training:
                 raise self._diverged("a weight")
             self._save()
         if self.state.broken:
-            self._progress.warn(f"{len(self.state.broken)} images could not be decoded; nothing was learned from them.")
+            self._progress.warn(f"{plural(len(self.state.broken), 'image')} could not be decoded and taught nothing.")
 
     def _rate(self, step: int) -> float:
         recipe = self._recipe
@@ -220,7 +224,7 @@ class _Training:
         if not any(usable):
             task = self._plan.tasks[batch.places[0][0]]
             raise SourceError(
-                f"Not one of the {len(usable)} images of step {self.state.step + 1} could be decoded "
+                f"Of {plural(len(usable), 'image')} of step {self.state.step + 1} none could be decoded "
                 f"(the first is of {task.dataset.repo}).",
                 hint="Look at the dataset's images, and at the image column of the task card.",
             )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hfcart.errors import UsageError
 from hfcart.names import dtype
+from hfcart.quoting import plural
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain
 from hfcart.records.check import MOST_LOOKS
 
@@ -74,7 +75,7 @@ class FinetuneRecipe(BaseModel):
     @model_validator(mode="after")
     def _fields_fit(self) -> FinetuneRecipe:
         if self.warmup is not None and self.warmup >= self.steps:
-            raise ValueError(f"warmup {self.warmup} leaves nothing of {self.steps} steps: expected less")
+            raise ValueError(f"warmup {self.warmup} leaves nothing of {plural(self.steps, 'step')}: expected less")
         if self.keep == "best" and not self.validation_steps:
             raise ValueError("keep best needs validation: validate_every is 0, expected at least 1")
         if self.validation_steps and self.steps // self.validation_steps > MOST_LOOKS:

@@ -9,6 +9,7 @@ from accelerate.utils import reduce
 from hfcart.errors import NonFiniteError
 from hfcart.learning.finetune.plan import FinetunePlan
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.system.device import Machine
 from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score
 
@@ -21,7 +22,7 @@ def cost(plan: FinetunePlan) -> str:
     looks = 1 + -(-recipe.steps // recipe.validation_steps)
     share = round(100 * images * looks / (3 * recipe.steps * recipe.batch_size)) or "less than 1"
     return (
-        f"{images:,} validation images, looked at {looks} times: about {share} % more work "
+        f"{plural(images, 'validation image')}, looked at {looks} times: about {share} % more work "
         f"(--validate-every 0 leaves it out)."
     )
 

@@ -24,6 +24,7 @@ from hfcart.errors import NonFiniteError, SourceError
 from hfcart.learning.statistics import _fisher, _gram
 from hfcart.learning.statistics._store import Stored, open_stored, place, write
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.records import SourceData
 from hfcart.sources.preprocessor import clip_default, read_preprocessor
 from hfcart.sources.towers import Tower
@@ -168,7 +169,9 @@ class _Gathering:
                 hint="Look at the disk that holds it, or name another place for it with HF_ASSETS_CACHE.",
             )
         if found.undecodable:
-            self.progress.warn(f"{found.undecodable} images of {split.task.title} cannot be decoded: left out.")
+            self.progress.warn(
+                f"{plural(found.undecodable, 'image')} of {split.task.title} cannot be decoded: left out."
+            )
         return found
 
     def _gather(self, tower: Tower, split: Split, fields: dict[str, Any], head: Tensor | None, path: Any) -> None:  # noqa: ANN401
@@ -178,7 +181,9 @@ class _Gathering:
         size = max(1, (_fisher.TOKENS if self.kind == "fisher" else _gram.TOKENS) // tokens)
         draws = torch.rand(len(split), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
         images = undecodable = 0
-        self.progress.start(f"{tower.label} on {split.task.title}", len(split), "images")
+        place = next(i for i, one in enumerate(self.plan.towers, start=1) if one is tower)
+        label = f"{tower.label} on {split.task.title} ({place} of {len(self.plan.towers)})"
+        self.progress.start(label, len(split), "images")
         pool = ThreadPoolExecutor(self.workers, "gather", initializer=torch.set_num_threads, initargs=(1,))
         try:
             with one_blas_thread(), self._adder(model, totals, pool, head) as add:

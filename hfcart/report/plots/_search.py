@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hfcart.methods import METHODS
+from hfcart.quoting import plural
 from hfcart.records import CompareRecord, SweepPoint, SweepRecord
 from hfcart.report.accuracy import mean_interval
 from hfcart.report.compare_table import bars
@@ -93,7 +94,7 @@ def draw_compare(record: CompareRecord, folder: Path) -> str | None:
             figure,
             axes,
             "Mean accuracy with each method",
-            f"{_images(record)}, {len(record.sources)} towers, default parameters; lines are 95% intervals",
+            f"{_images(record)}, {plural(len(record.sources), 'tower')}, default parameters; lines are 95% intervals",
         )
         save(figure, folder / COMPARISON)
     return COMPARISON
@@ -176,11 +177,11 @@ def _of(record: SweepRecord) -> str:
     """What was measured: the method by its paper's name, the images, the towers."""
     method = METHODS.get(record.method)
     name = method.title.partition(" (")[0] if method else record.method
-    return f"{name}, {len(record.sources)} towers, mean over {_images(record)}"
+    return f"{name}, {plural(len(record.sources), 'tower')}, mean over {_images(record)}"
 
 
 def _images(record: SweepRecord | CompareRecord) -> str:
-    tasks = f"{len(record.tasks)} task{'s' * (len(record.tasks) != 1)}"
+    tasks = plural(len(record.tasks), "task")
     sample = f" (at most {record.limit:,} each)" if record.limit else ""
     return f"{sum(record.images):,} {record.part} images of {tasks}{sample}"
 

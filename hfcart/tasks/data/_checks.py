@@ -11,7 +11,7 @@ import datasets
 
 from hfcart.errors import SourceError
 from hfcart.progress import Progress
-from hfcart.quoting import quoted, some
+from hfcart.quoting import plural, quoted, some
 from hfcart.tasks.task_cards import TaskCard, name_of
 
 
@@ -89,7 +89,8 @@ def compare_names(task: TaskCard, found: Sequence[str], where: str, progress: Pr
     if len(found) != len(task.classnames):
         more = [name[:60] for name in (*task.classnames[shared:], *found[shared:])]
         progress.warn(
-            f"{sentence(where)} has {len(found)} classes, the task {task.id} has {len(task.classnames)} class names. "
+            f"{sentence(where)} has {plural(len(found), 'class', 'classes')}, the task {task.id} has "
+            f"{plural(len(task.classnames), 'class name')}. "
             f"Only {'there' if len(found) > shared else 'here'}: {_listed(more)}"
         )
     if moved:
@@ -101,7 +102,7 @@ def compare_names(task: TaskCard, found: Sequence[str], where: str, progress: Pr
         progress.warn(f"The classes of {where} are not those of the task {task.id}: " + _pairs(task, found, strange))
     elif differing:
         progress.note(
-            f"The task {task.id} has {len(differing)} class names of its own where {where} says otherwise: "
+            f"The task {task.id} has {plural(len(differing), 'class name')} of its own where {where} says otherwise: "
             + _pairs(task, found, differing)
         )
 
@@ -141,7 +142,7 @@ def checked_label(value: object, where: str, task: TaskCard) -> int:
     found = "no label" if value is None else f"label {value}"
     raise SourceError(
         f"{sentence(where)} has {found} in the column {quoted(task.dataset.label_column)}, "
-        f"expected 0 to {classes - 1}: the task {task.id} has {classes} class names.",
+        f"expected 0 to {classes - 1}: the task {task.id} has {plural(classes, 'class name')}.",
         hint=hint,
     )
 

@@ -15,6 +15,7 @@ from datasets.utils.file_utils import xopen
 from hfcart import hub
 from hfcart.errors import HfcartError, SourceError, together
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.system.threads import in_parallel
 from hfcart.tasks.data._checks import Columns, sentence
 from hfcart.tasks.data._client import client_call, failure, open_stream
@@ -123,7 +124,7 @@ class Source:
     def miscounted(self, found: str) -> HfcartError:
         """The error for a split that is longer or shorter than its own metadata says."""
         return SourceError(
-            f"The metadata of {self.pinned.repo} says that {self.name} has {self.rows:,} rows; it has {found}.",
+            f"The metadata of {self.pinned.repo} says that {self.name} has {plural(self.rows, 'row')}; it has {found}.",
             hint=together(
                 "Run the same command with --no-streaming: it counts them itself.",
                 f"Or tell its owner: {self.pinned.page}/discussions",

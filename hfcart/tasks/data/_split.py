@@ -11,6 +11,7 @@ from typing import Any, Literal
 from hfcart import hub
 from hfcart.errors import HubError, SourceError, UsageError
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.records import DatasetRecord
 from hfcart.tasks.data._checks import Columns, checked_label, sentence
 from hfcart.tasks.data._client import check_split, open_builder, promised_rows
@@ -190,7 +191,9 @@ def open_split(
 def _numbers(part: Part, source: Source) -> Sequence[int]:
     numbers = part_rows(part, source.rows)
     if not numbers:
-        raise SourceError(f"{sentence(source.name)} has {source.rows} rows: nothing is there for the {part} part.")
+        raise SourceError(
+            f"{sentence(source.name)} has {plural(source.rows, 'row')}: nothing is there for the {part} part."
+        )
     return numbers
 
 
@@ -201,7 +204,7 @@ def part_rows(part: Part, rows: int) -> Sequence[int]:
         SourceError: there are more rows than could be handled.
     """
     if rows > MAX_ROWS:
-        raise SourceError(f"The split has {rows:,} rows, expected at most {MAX_ROWS:,}.")
+        raise SourceError(f"The split has {plural(rows, 'row')}, expected at most {MAX_ROWS:,}.")
     if part == "test" or rows == 0:
         return range(rows)
     count = min(VALIDATION_MOST, max(1, rows // VALIDATION_SHARE))
