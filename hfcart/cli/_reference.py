@@ -69,7 +69,7 @@ def _row(parameter: Any) -> str | None:  # noqa: ANN401 (Typer's classes)
     written = (
         ", ".join(f"`{option}`" for option in parameter.opts if option.startswith("-")) or f"`{parameter.metavar}`"
     )
-    if parameter.name == "help" or not getattr(parameter, "help", None):
+    if parameter.name == "help" or parameter.hidden or not getattr(parameter, "help", None):
         return None
     meaning, _, default = parameter.help.partition(" Default: ")
     more = getattr(parameter, "more", "")

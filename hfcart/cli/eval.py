@@ -22,6 +22,7 @@ from hfcart.cli._shared.params import (
     WORKERS,
     measurement,
 )
+from hfcart.errors import UsageError
 from hfcart.recipes.options import BASICS, IMAGES, MACHINE, OUTPUT
 from hfcart.zero_shot.measurement import Measurement
 
@@ -80,6 +81,7 @@ def eval(
             "--push", help="Put the results into the tower's Hub repo, in one commit.", rich_help_panel=BASICS
         ),
     ] = False,
+    push_to: Annotated[str | None, typer.Option(metavar="USER/NAME", hidden=True)] = None,
     create_pr: CREATE_PR = False,
     overwrite: Annotated[
         bool,
@@ -130,7 +132,7 @@ def eval(
             tower,
             asked,
             out=out,
-            push=push or create_pr,
+            push=_same_repo(push_to, tower) or push or create_pr,
             create_pr=create_pr,
             overwrite=overwrite,
             message=commit_message,
@@ -147,6 +149,18 @@ def eval(
             output.result(f"  online   {done.published.pull_request or done.published.url}")
             if quiet:
                 output.essential(done.published.pull_request or done.published.url)
+
+
+def _same_repo(push_to: str | None, tower: str) -> bool:
+    """Whether --push-to, as other commands have it, names the repo that --push means. Raises UsageError for another."""
+    if push_to is None:
+        return False
+    if push_to != tower.partition("@")[0]:
+        raise UsageError(
+            f"Results go to the repo of the tower that was measured, and {push_to} is not that of {tower}.",
+            hint="Leave it at --push, or publish a folder of results: hfcart push FOLDER --push-to user/name",
+        )
+    return True
 
 
 def show_results(record: EvalRecord, output: Output) -> None:

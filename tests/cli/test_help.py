@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from hfcart.cli import app
 from hfcart.cli._shared.command import as_shown
+from hfcart.cli.eval import _same_repo
 from hfcart.recipes.options import PANELS
 
 FIRST = ["--method METHOD", "--rank RANK", "--scale X", "--base SOURCE", "--out FOLDER", "--push-to USER/NAME"]
@@ -101,6 +102,14 @@ def test_one_word_for_one_thing() -> None:
         for command in ("finetune", "eval", "sweep", "compare"):
             done = CliRunner().invoke(app, [command, "a", option, "nothing-like-it"])
             assert done.exit_code == 2 and "There is no task 'nothing-like-it'" in done.output, (command, option)
+
+
+def test_results_are_pushed_by_either_word() -> None:
+    """Of another repo than the tower's they are not results: `--push-to` can name no other."""
+    done = CliRunner().invoke(app, ["eval", "user/a@v1", "--tasks", "mnist", "--push-to", "user/b"])
+    assert done.exit_code == 2 and "user/b is not that of user/a@v1" in " ".join(done.output.split())
+    assert _same_repo("user/a", "user/a@v1") and not _same_repo(None, "user/a")
+    assert "--push-to" not in helped(("eval",), 100) and "--push " in helped(("eval",), 100)
 
 
 @pytest.mark.parametrize("path", [p for p in paths() if p], ids=" ".join)
