@@ -489,7 +489,7 @@ def test_tensorboard_has_every_point_once_also_after_kills(world: World) -> None
     assert all(world.results[f"tracked-kill-{step}"]["killed"] for step in TRACKED_KILLS)
     assert any(line.startswith("Resuming: ") for line in world.results["tracked"]["lines"])
     (run,) = [path for path in (world.root / "runs").iterdir() if path.name.startswith("tracked-")]
-    assert f"Logging to tensorboard: run {run.name}." in world.results["tracked"]["lines"]
+    assert f"Logging to tensorboard, run {run.name}: `tensorboard --logdir runs`" in world.results["tracked"]["lines"]
     points: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(run.glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(path)).Load():

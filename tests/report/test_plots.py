@@ -31,15 +31,29 @@ from records import (
 from running import ROOT
 from towers import TINY
 
-from hfcart.records import CompareRecord, CompareRow, EvalRecord, Reference, Similarity, SweepPoint, SweepRecord
+from hfcart.records import (
+    CompareRecord,
+    CompareRow,
+    DatasetRecord,
+    EvalRecord,
+    Look,
+    Reference,
+    Similarity,
+    SweepPoint,
+    SweepRecord,
+    TrainedTask,
+    TrainingCurve,
+    Validation,
+)
 from hfcart.report.accuracy import mean_interval, wilson
 from hfcart.report.compare_table import as_markdown
 from hfcart.report.merge_card import render_card
-from hfcart.report.plots import draw_accuracy, draw_compare, draw_figures, draw_sweep
+from hfcart.report.plots import draw_accuracy, draw_compare, draw_figures, draw_sweep, draw_training
 from hfcart.report.plots._accuracy import _draw_accuracy
 from hfcart.report.plots._canvas import TOWERS, _ink, short_names
 from hfcart.report.plots._merge import _draw_energy, _draw_similarity, _energy_grid
 from hfcart.report.plots._search import _draw_curve, _draw_grid
+from hfcart.report.plots._training import _draw
 
 ENERGY, SIMILARITY = "figures/energy.png", "figures/similarity.png"
 VIT_L14 = {**VIT_B32, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
@@ -101,7 +115,7 @@ def test_the_card_shows_what_is_drawn(tmp_path, record, names):
 DRAW = """
 import hashlib, pickle, sys
 from pathlib import Path
-from hfcart.report.plots import draw_accuracy, draw_compare, draw_figures, draw_sweep
+from hfcart.report.plots import draw_accuracy, draw_compare, draw_figures, draw_sweep, draw_training
 record, results = pickle.loads(Path("record").read_bytes())
 names = [*draw_figures(record, Path()), draw_accuracy(results, Path())]
 assert not {"matplotlib.pyplot", "torch", "tkinter"} & set(sys.modules)
@@ -393,3 +407,45 @@ def test_intervals_of_means():
     assert many[1] - many[0] == pytest.approx((one[1] - one[0]) / 2)
     low, high = mean_interval([(100, 100), (100, 100)])
     assert low < 1.0 == high, "all right is not certain to stay so"
+
+
+# ------------------------------------------------------------------------------------------------- a fine-tuning
+
+
+def trained(titles: list[str]) -> tuple[TrainedTask, ...]:
+    data = DatasetRecord("user/data", None, "train", "5" * 40)
+    return tuple(TrainedTask(f"task{i}", title, data, 90, 0, "a" * 64) for i, title in enumerate(titles))
+
+
+def curve(tasks: int, kept: int = 20, images: int = 50) -> TrainingCurve:
+    looks = tuple(Look(step, tuple(10 + step // 2 + task for task in range(tasks))) for step in (0, 10, 20, 30))
+    return TrainingCurve((10, 20, 30), (2.5, 1.25, 1.0), kept, Validation((images,) * tasks, looks))
+
+
+def test_a_training_shows_its_loss_its_accuracy_with_a_band_and_the_step_that_was_kept(tmp_path):
+    tasks = trained(["Cars", "Digits"])
+    figure = _draw(curve(2), tasks)
+    loss, accuracy = figure.axes
+    assert loss.lines[1].get_xydata().tolist() == [[5.0, 2.5], [15.0, 1.25], [25.0, 1.0]]
+    mean, *each = [line for line in accuracy.lines if len(line.get_xdata()) == 4]
+    assert mean.get_ydata() == pytest.approx([21, 31, 41, 51]) and len(each) == 2
+    (band,) = accuracy.collections
+    low, high = (100 * end for end in mean_interval([(20, 50), (21, 50)]))
+    at_20 = sorted(y for x, y in band.get_paths()[0].vertices if x == 20)
+    assert (at_20[0], at_20[-1]) == pytest.approx((low, high))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        *("mean of 2 tasks", "Cars", "Digits", "kept: step 20")
+    ]
+    assert all(20 in axes.lines[0].get_xdata() for axes in figure.axes)  # in both panels
+    assert len(_draw(curve(9), trained([f"Task {i}" for i in range(9)])).legends[0].get_texts()) == 2
+    alone = dataclasses.replace(curve(1), validation=None)
+    assert len(_draw(alone, tasks[:1]).axes) == 1
+    for folder in ("a", "b"):
+        assert draw_training(curve(2), tasks, tmp_path / folder) == "figures/training.png"
+    first, second = ((tmp_path / folder / "figures" / "training.png").read_bytes() for folder in ("a", "b"))
+    assert first == second != b""
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_title_of_a_task_breaks_the_figure_of_its_training(value, tmp_path):
+    draw_training(curve(2), trained([value, "Plain"]), tmp_path)

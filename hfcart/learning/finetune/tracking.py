@@ -7,10 +7,12 @@ training, which gives the same numbers once more, doubles none in its run.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
+import io
 import secrets
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -38,7 +40,7 @@ def check_trackers(names: Sequence[str]) -> None:
 class Tracking:
     """The trackers of one training; without any, and in all processes but the first, it does nothing.
 
-    What a tracker prints on stdout goes to stderr: stdout is for the command's own data.
+    What a tracker prints on stdout is dropped, as stdout is for the command's own data: where to look is said here.
     """
 
     def __init__(self, folder: WorkFolder | None, plan: FinetunePlan, progress: Progress) -> None:
@@ -65,7 +67,7 @@ class Tracking:
         for name in self._names:
             tracker = self._tracker(name, run)
             try:
-                with contextlib.redirect_stdout(sys.stderr):
+                with _quiet():
                     tracker.start()
             except Exception as error:  # whatever the package raises
                 raise HfcartError(
@@ -73,7 +75,11 @@ class Tracking:
                     hint="Log in there first, or leave --track out. With --debug its own error is shown.",
                 ) from error
             self._trackers.append(tracker)
-        self._progress.note(f"Logging to {' and '.join(self._names)}: run {run}.")
+            where = {
+                "tensorboard": f"tensorboard --logdir {self._runs}",
+                "trackio": f"trackio show --project {PROJECT}",
+            }
+            self._progress.note(f"Logging to {name}, run {run}" + (f": `{where[name]}`" if name in where else ""))
         return self
 
     def log(self, step: int, state: TrainingState, rate: float) -> None:
@@ -95,7 +101,7 @@ class Tracking:
         self._folder.note({"tracked": step})
         for tracker in list(self._trackers):
             try:
-                with contextlib.redirect_stdout(sys.stderr):
+                with _quiet():
                     tracker.log(values, step=step)
             except Exception as error:  # a training of hours does not end because a log does
                 self._trackers.remove(tracker)
@@ -106,13 +112,22 @@ class Tracking:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """End the run; a resumed training goes on with it all the same."""
         for tracker in self._trackers:
-            with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):
-                tracker.finish()
+            with contextlib.suppress(Exception), _quiet():
+                # Trackio's own forgets the run, too: at the end of the process it would be ended, and told, once more.
+                importlib.import_module("trackio").finish() if tracker.name == "trackio" else tracker.finish()
+
+    @property
+    def _runs(self) -> Path:
+        return self._plan.recipe.folder.parent / RUNS
 
     def _tracker(self, name: str, run: str) -> GeneralTracker:
         config = self._plan.recorded_recipe()
         if name == "tensorboard":
-            return TensorBoardTracker(run, logging_dir=self._plan.recipe.folder.parent / RUNS)
+            return TensorBoardTracker(run, logging_dir=self._runs)
         if name == "wandb":
             return WandBTracker(PROJECT, name=run, id=run, resume="allow", config=config)
         return TrackioTracker(PROJECT, name=run, resume="allow", config=config)
+
+
+def _quiet() -> contextlib.redirect_stdout[io.StringIO]:
+    return contextlib.redirect_stdout(io.StringIO())

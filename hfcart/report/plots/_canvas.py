@@ -34,9 +34,7 @@ MARKERS = "osD^vP*X"
 
 
 def blank(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, (axes,) = _figure(height, 1)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure, axes
@@ -44,12 +42,25 @@ def blank(height: float) -> tuple[Figure, Axes]:
 
 def plane(height: float) -> tuple[Figure, Axes]:
     """Axes for lines: two spines, and a grid behind."""
-    figure, axes = blank(height)
-    axes.spines[["left", "bottom"]].set_visible(True)
-    axes.tick_params(length=3)
-    axes.grid(color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
+    figure, (axes,) = planes(height, 1)
     return figure, axes
+
+
+def planes(height: float, count: int) -> tuple[Figure, list[Axes]]:
+    """Several of them, one below the other, over the same range."""
+    figure, panels = _figure(height, count)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=3)
+        axes.grid(color="0.92", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _figure(height: float, count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
 
 
 def entitle(figure: Figure, axes: Axes, title: str, below: str) -> None:
@@ -62,13 +73,13 @@ def _below(axes: Axes, line: str, x: float) -> None:
     axes.set_title(line, loc="left", x=x, fontsize=9, color="0.3")
 
 
-def key(figure: Figure, handles: Sequence[Artist], columns: int = 5) -> None:
-    """The legend, below everything. Labels of strangers' are made `drawable` before; a dollar in one stays one."""
+def key(figure: Figure, handles: Sequence[Artist], columns: int = 5, *, math: bool = False) -> None:
+    """The legend, below everything. Labels of strangers' are made `drawable` before, and hold no `math`."""
     legend = figure.legend(
         handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)), frameon=False, fontsize=9
     )
     for text in legend.get_texts():
-        text.set_parse_math(text.get_text().startswith("$"))
+        text.set_parse_math(math)
 
 
 def stroke(place: int) -> tuple[str, str]:

@@ -128,7 +128,7 @@ def _draw_curve(record: SweepRecord) -> Figure:
     axes.set_ylabel("mean accuracy (%)")
     over = r"rank, for each scale $\mathbf{\lambda}$" if record.ranks else r"scale $\mathbf{\lambda}$"
     entitle(figure, axes, f"Accuracy over {over}", _of(record) + "; bands are 95% intervals")
-    key(figure, handles, columns=6)
+    key(figure, handles, columns=6, math=True)
     return figure
 
 

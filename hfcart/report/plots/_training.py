@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.style
 import numpy as np
-from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from hfcart.records import TrainedTask, TrainingCurve, Validation
 from hfcart.report.accuracy import look_interval
-from hfcart.report.plots._canvas import OWN, TOWERS, drawable, save
+from hfcart.report.plots._canvas import BEST, OWN, TOWERS, drawable, entitle, key, planes, save, shortened, stroke
 
 TRAINING = "figures/training.png"
-_WIDTH = 8.0  # inches, as every figure
-_KEPT = "#D55E00"
-_MOST_TASKS = 8  # lines of single tasks; beyond that they hide the mean
-_LONGEST_TITLE = 28  # characters
+_MOST_TASKS = 6  # lines of single tasks; beyond that they hide the mean
 
 
-def draw_training(curve: TrainingCurve, tasks: tuple[TrainedTask, ...], folder: Path) -> str:
+def draw_training(curve: TrainingCurve, tasks: Sequence[TrainedTask], folder: Path) -> str:
     """Draw how a training went: the mean loss of each stretch of steps, and below it the accuracy in validation.
 
     Args:
@@ -38,52 +35,45 @@ def draw_training(curve: TrainingCurve, tasks: tuple[TrainedTask, ...], folder: 
     return TRAINING
 
 
-def _draw(curve: TrainingCurve, tasks: tuple[TrainedTask, ...]) -> Figure:
+def _draw(curve: TrainingCurve, tasks: Sequence[TrainedTask]) -> Figure:
     seen = curve.validation
-    figure = Figure(figsize=(_WIDTH, 5.4 if seen else 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2 if seen else 1, 1, sharex=True, squeeze=False)[:, 0]
+    figure, panels = planes(5.2 if seen else 2.8, 2 if seen else 1)
     for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="0.92", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.axvline(curve.kept, color=_KEPT, linestyle=":", linewidth=1.4)
-    middles = np.array([0, *curve.steps[:-1]]) / 2 + np.array(curve.steps) / 2
+        kept = axes.axvline(curve.kept, color=BEST, linestyle=":", linewidth=1.6, label=f"kept: step {curve.kept}")
+    middles = (np.array([0, *curve.steps[:-1]]) + np.array(curve.steps)) / 2
     panels[0].plot(middles, curve.losses, color="0.25", linewidth=1.4)
-    panels[0].set_ylabel("training loss")
     panels[0].set_ylim(bottom=0)
-    panels[0].set_title("Loss on training images, accuracy on validation images" if seen else "Loss on training images")
-    if seen is not None:
-        _draw_accuracy(panels[1], seen, tasks, curve.kept)
-    late = curve.kept > curve.steps[-1] / 2
-    panels[0].annotate(
-        f"kept: step {curve.kept}", (curve.kept, 1), xycoords=("data", "axes fraction"), xytext=(-5 if late else 5, -4),
-        textcoords="offset points", ha="right" if late else "left", va="top", color=_KEPT, fontsize=9,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-    )  # fmt: skip
+    panels[0].set_ylabel("training loss")
     panels[-1].set_xlabel("step")
-    panels[-1].set_xlim(0, curve.steps[-1] * 1.02)
+    panels[-1].set_xlim(0, 1.02 * curve.steps[-1])
+    handles: list[Artist] = []
+    below = "loss on training images"
+    if seen is not None:
+        handles = _draw_accuracy(panels[1], seen, tasks, curve.kept)
+        below += f"; accuracy on {sum(seen.images):,} validation images, the band is its 95% interval"
+    entitle(figure, panels[0], "Loss and accuracy over the training" if seen else "Loss over the training", below)
+    key(figure, [*handles, kept])
     return figure
 
 
-def _draw_accuracy(axes: Axes, seen: Validation, tasks: tuple[TrainedTask, ...], kept: int) -> None:
+def _draw_accuracy(axes: Axes, seen: Validation, tasks: Sequence[TrainedTask], kept: int) -> list[Artist]:
+    """The mean with its band, and where there are few tasks a line for each; what the legend is to show."""
     steps = [look.step for look in seen.looks]
     means = [100 * seen.accuracy(look) for look in seen.looks]
     low, high = 100 * np.array([look_interval(seen, look) for look in seen.looks]).T
-    shares = 100 * np.array([look.correct for look in seen.looks]) / seen.images
-    several = len(tasks) > 1
-    name = f"mean of {len(tasks)} tasks" if several else "accuracy"
-    axes.plot(steps, means, color=TOWERS[OWN], linewidth=2.0, marker="o", markersize=4, label=name, zorder=3)
-    axes.fill_between(steps, low, high, color=TOWERS[OWN], alpha=0.18, linewidth=0, label="its 95 % interval")
-    if several and len(tasks) <= _MOST_TASKS:
+    name = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else "accuracy"
+    blue = TOWERS[OWN]
+    axes.fill_between(steps, low, high, color=blue, alpha=0.15, linewidth=0)
+    handles: list[Artist] = [*axes.plot(steps, means, color=blue, linewidth=2, marker="o", ms=4, label=name, zorder=3)]
+    if 1 < len(tasks) <= _MOST_TASKS:
+        shares = 100 * np.array([look.correct for look in seen.looks]) / seen.images
         low, high = np.minimum(low, shares.min(axis=1)), np.maximum(high, shares.max(axis=1))
-        colours = colormaps["viridis"](np.linspace(0.1, 0.9, len(tasks)))
-        for task, values, colour in zip(tasks, shares.T, colours, strict=True):
-            axes.plot(steps, values, color=colour, linewidth=1.0, label=drawable(task.title[:_LONGEST_TITLE]))
+        for i, (task, values) in enumerate(zip(tasks, shares.T, strict=True)):
+            colour, dashes = stroke(i + 1)
+            label = drawable(shortened(task.title))
+            handles += axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.1, label=label)
     if kept in steps:
-        axes.plot(kept, means[steps.index(kept)], "o", markersize=10, mfc="none", mec=_KEPT, zorder=4)
+        axes.plot(kept, means[steps.index(kept)], "o", ms=11, mfc="none", mec=BEST, mew=1.6, zorder=4)
     axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(max(0.0, low.min() - 4), min(103.0, high.max() + 4))
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    for entry in axes.get_legend().get_texts():  # type: ignore[union-attr]
-        entry.set_parse_math(False)
+    axes.set_ylim(max(0.0, low.min() - 4), min(106.0, high.max() + 6))
+    return handles
