@@ -38,7 +38,6 @@ def evaluate(
             base (path): The CLIP model with the text tower. Default: by card or shape.
             out (path): Where to write. Default: a merged folder itself, else ./NAME-results.
             push (bool): Put the results into the tower's Hub repo, in one commit.
-            push_to (str):
         Output:
             overwrite (bool): Let a sample replace a whole split's result, in folder and repo.
         Publishing:

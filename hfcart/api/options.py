@@ -70,7 +70,6 @@ class EvaluateOptions(TypedDict, total=False):
     base: StrPath | None
     out: StrPath | None
     push: bool
-    push_to: str | None
     overwrite: bool
     create_pr: bool
     commit_message: str | None

@@ -247,7 +247,8 @@ def _written(command: str, option: Any, value: Any) -> str:  # noqa: ANN401 (typ
 
 def _options(command: str) -> Iterator[Any]:
     for option in _command(command).params:
-        if option.param_type_name == "option" and option.name not in {*_PRINTING, *FUNCTIONS[command].placed}:
+        placed = {*_PRINTING, *FUNCTIONS[command].placed}
+        if option.param_type_name == "option" and option.name not in placed and not option.hidden:
             yield option
 
 
