@@ -34,9 +34,10 @@ lint: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(BIN)/python -m hfcart.cli._reference
 
-# The README's pictures, of a demo.
+# The README's pictures and the notebook's outputs, of a demo.
 pictures: demo browser
 	$(BIN)/python tests/bench/pictures.py hfcart-demo .github
+	$(BIN)/python tests/bench/notebook.py hfcart-demo
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/merge.py

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -95,6 +97,10 @@ def _begin_anew() -> None:
     from hfcart.system.patience import silence
 
     silence.restart()
+    if "ipykernel" in sys.modules and "tqdm.autonotebook" not in sys.modules:
+        with warnings.catch_warnings():  # the Hub's client would warn of missing widgets; its bars are not shown
+            warnings.simplefilter("ignore")
+            importlib.import_module("tqdm.autonotebook")
 
 
 def _check(command: str, options: Mapping[str, Any], known: Collection[str]) -> None:
