@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 COMPAT := .compat
 # The Hub's JavaScript client, which asks the embedded Hub for other things than Python's; where there is node.
 NPM_CLIENT := .npm-client
+# So does Gradio, which the Space runs on: it asks for an older Pillow than the constraints have.
+SPACE := .space
 
 .PHONY: demo test browser quick lint docs pictures bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hfcart demo
 
-test: $(VENV)/.ready $(COMPAT)/.ready $(NPM_CLIENT)/.ready
+test: $(VENV)/.ready $(COMPAT)/.ready $(NPM_CLIENT)/.ready $(SPACE)/.ready
 	$(BIN)/python -m pytest --numprocesses 2
 
 # What people look at is tested in a real browser: Debian's, where there is none (installing it takes root).
@@ -64,5 +66,10 @@ $(NPM_CLIENT)/.ready: tests/npm/package.json tests/npm/package-lock.json
 	if command -v npm; then npm ci --prefix $(NPM_CLIENT) --ignore-scripts --no-audit --no-fund --loglevel error; fi
 	touch $@
 
+$(SPACE)/.ready: tests/space.txt $(VENV)/.ready
+	rm -rf $(SPACE)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SPACE) --requirement tests/space.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(COMPAT) $(NPM_CLIENT) hfcart-demo
+	rm -rf $(VENV) $(COMPAT) $(NPM_CLIENT) $(SPACE) hfcart-demo

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ _HOOK = install_import_hook(
 
 import torch  # noqa: E402
 from hints import faults, faults_in_python  # noqa: E402
-from running import ROOT, TOKEN, Commands, Run, works_when_typed  # noqa: E402
+from running import ROOT, TOKEN, Commands, Run, run_commands, works_when_typed  # noqa: E402
 from towers import write_tower  # noqa: E402
 
 from hfcart import errors  # noqa: E402
@@ -32,15 +31,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
-
-_RUNNER = """
-import json, sys
-from typer.testing import CliRunner
-from hfcart.cli import app
-results = [CliRunner().invoke(app, args) for args in json.load(sys.stdin)]
-print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
-"""
-
 
 # What `make quick` runs: in these rooms, whatever draws no examples and, as far as its fixtures and names tell, neither
 # starts a server or a process nor merges.
@@ -131,16 +121,7 @@ def commands(clean_env: dict[str, str], tmp_path: Path) -> Commands:
 
     def run(hub: EmbeddedHub, lines: Sequence[Sequence[str]], **more: str) -> list[subprocess.CompletedProcess[str]]:
         env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN} | more
-        done = subprocess.run(
-            [sys.executable, "-c", _RUNNER], input=json.dumps(lines), cwd=tmp_path, env=env, capture_output=True,
-            text=True, timeout=500,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
-        all_done = [subprocess.CompletedProcess(line, *each) for line, each in zip(lines, found, strict=True)]
-        for line, each in zip(lines, all_done, strict=True):
-            works_when_typed(line, each)
-        return all_done
+        return run_commands(lines, tmp_path, env)
 
     return run
 

@@ -23,7 +23,10 @@ from hfcart.cli._shared.command import Group, as_shown
 
 _FOLDER = Path(__file__).parent
 # In the order in which --help lists them; a command that is not here comes after these.
-_ORDER = ("merge", "eval", "sweep", "compare", "finetune", "push", "verify", "methods", "tasks", "demo", "help")
+_ORDER = (
+    *("merge", "eval", "sweep", "compare", "finetune", "push", "space", "verify"),
+    *("methods", "tasks", "demo", "help"),
+)
 
 
 class Commands(Group):

@@ -15,7 +15,7 @@ from hfcart.recipes.options import BASICS, OUTPUT
 def push(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="What `hfcart merge`, `hfcart finetune` or `hfcart eval` made."),
+        typer.Argument(metavar="FOLDER", help="What `hfcart merge`, `finetune`, `eval` or `space` made."),
     ],
     push_to: Annotated[
         str, typer.Option(metavar="USER/NAME", help="The Hub repo to publish it in.", rich_help_panel=BASICS)

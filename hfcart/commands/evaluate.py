@@ -12,12 +12,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-from hfcart.commands.merge import merge_aside
+from hfcart.commands.average import merge_average
 from hfcart.errors import HfcartError, SourceError
-from hfcart.progress import Progress, Within
+from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.recipes.finished_merge import pinned, read_record
-from hfcart.recipes.merge_recipe import make
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.sources.own_tasks import Known, own_tower
@@ -198,15 +197,12 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
         yield _Others(shared, ())
         return
     with tempfile.TemporaryDirectory(prefix="hfcart-average-") as folder:
-        fields = {key: value for key, value in record.recipe.items() if key not in {*record.method.parameters, "tasks"}}
-        average = {**fields, "method": "average", "full_clip": False, "out": str(Path(folder) / "average")}
-        progress.step("Averaging the towers that were merged")
         try:
-            merge_aside(make(average, RECORD), Within(progress))
+            average = merge_average(record, Path(folder) / "average", progress)
         except SourceError as error:
             error.message = f"The towers that were merged cannot be measured. {error.message}"
             raise
-        shared["average"] = replace(load_tower(average["out"], Progress()), label="average")
+        shared["average"] = replace(load_tower(str(average), Progress()), label="average")
         check_base(shared["average"], base, progress)
         yield _Others(
             shared, [(ref, (source.repo, source.facts)) for source in record.sources if (ref := pinned(source))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hfcart import hub
+from hfcart.commands.push_space import is_space, push_space
 from hfcart.errors import OutputError, VerifyError
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import commit_message, read_any
@@ -53,7 +54,7 @@ def run_push(
     (`hfcart eval` of a repo writes one) is published as those, in the repo of the tower they were measured on.
 
     Args:
-        folder: a merge, a fine-tuning, or results.
+        folder: a merge, a fine-tuning, results, or a Space.
         repo: `user/name`.
         overwrite: replace whatever is there, the result of a whole split by a sample too.
         private: for a repo that has to be created.
@@ -69,6 +70,16 @@ def run_push(
     if not folder.is_dir():
         hint = "Give the folder that `hfcart merge` or `hfcart finetune` made."
         raise OutputError(f"There is no folder {folder}.", hint=hint)
+    if is_space(folder):
+        return push_space(
+            folder,
+            repo,
+            overwrite=overwrite,
+            private=private,
+            create_pr=create_pr,
+            message=message,
+            progress=progress,
+        )
     if not (folder / RECORD).is_file() and (folder / RESULTS).is_file():
         return publish_results_of(
             folder, repo, create_pr=create_pr, overwrite=overwrite, message=message, progress=progress

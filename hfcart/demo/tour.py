@@ -8,14 +8,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfcart.demo.app import run_app
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
-from hfcart.demo.zoo import FINETUNE, build_zoo, publish_zoo
+from hfcart.demo.zoo import FINETUNE, build_zoo, publish_zoo, write_pictures
 from hfcart.errors import HfcartError, OutputError
 from hfcart.progress import Progress
 from hfcart.quoting import plural
@@ -44,20 +46,28 @@ class Tour:
         rows: one a tower: its accuracy on each task in per cent, and the mean.
         curve: the figure of accuracy over rank.
         card: the model card that was published.
+        pictures: some to try, if the Space was asked for.
+        space: opens the Space until Ctrl-C, if it was asked for.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     curve: Path
     card: Path
+    pictures: Path
+    space: Callable[[], None]
 
 
-def run_demo(folder: Path, progress: Progress) -> Tour:
+@contextmanager
+def run_demo(folder: Path, progress: Progress, *, space: bool = False) -> Iterator[Tour]:
     """Train a tiny CLIP and a tower a task, choose rank and scale on validation images, merge, measure on test images.
+
+    The Hub is up until the `with` block ends.
 
     Args:
         folder: where everything goes; an earlier demo's is replaced, but for the pictures and the base it trained.
         progress: told of every stage.
+        space: make a Space of the merge, too.
 
     Raises:
         OutputError: the folder holds something else.
@@ -78,9 +88,18 @@ def run_demo(folder: Path, progress: Progress) -> Tour:
         progress.step(f"A Hub of your own is up at {server.url}, for as long as this runs")
         server.add_user(_USER, token=_TOKEN)
         publish_zoo(server, zoo, _USER)
-        _Commands(folder, server.url, progress).run_all(tasks)
-    columns, rows = _table(folder)
-    return Tour(columns, rows, folder / "sweep-cart" / "figures" / "curve.png", folder / "merged" / "README.md")
+        commands = _Commands(folder, server.url, progress)
+        commands.run_all(tasks)
+        if space:
+            commands.run_space()
+            write_pictures(folder / "pictures")
+        yield Tour(
+            *_table(folder),
+            curve=folder / "sweep-cart" / "figures" / "curve.png",
+            card=folder / "merged" / "README.md",
+            pictures=folder / "pictures",
+            space=lambda: run_app(folder / "space", commands.environment),
+        )
 
 
 class _Commands:
@@ -92,7 +111,7 @@ class _Commands:
         inherited = {
             k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")
         }
-        self._environment = {
+        self.environment = {
             **inherited,
             "HF_ENDPOINT": url,
             "HF_TOKEN": _TOKEN,
@@ -126,6 +145,10 @@ class _Commands:
         self._run(["verify", f"{_USER}/merged"])
         self._python(_LOAD)
 
+    def run_space(self) -> None:
+        """A Space of the merge, on this Hub."""
+        self._run(["space", f"{_USER}/merged", "--tasks", "tasks/", "--out", "space", "--push-to", f"{_USER}/try-it"])
+
     def _best(self, sweep: str) -> dict[str, Any]:
         record = json.loads((self._folder / sweep / SWEEP_RECORD).read_text(encoding="utf-8"))
         found: dict[str, Any] = record["points"][record["best"]]
@@ -133,7 +156,7 @@ class _Commands:
 
     def _run(self, command: list[str]) -> None:
         _show(shlex.join(["hfcart", *command]))
-        self._check(subprocess.run(self._module(command), cwd=self._folder, env=self._environment, check=False))
+        self._check(subprocess.run(self._module(command), cwd=self._folder, env=self.environment, check=False))
 
     def _run_both(self, *commands: list[str]) -> None:
         """Commands that do not wait for each other, side by side; each one's output when all are done."""
@@ -155,7 +178,7 @@ class _Commands:
         return subprocess.run(
             self._module(command),
             cwd=self._folder,
-            env={**self._environment, "OMP_NUM_THREADS": "1"},
+            env={**self.environment, "OMP_NUM_THREADS": "1"},
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -164,7 +187,7 @@ class _Commands:
 
     def _python(self, code: str) -> None:
         _show("python\n" + code.rstrip())
-        self._check(subprocess.run([sys.executable, "-c", code], cwd=self._folder, env=self._environment, check=False))
+        self._check(subprocess.run([sys.executable, "-c", code], cwd=self._folder, env=self.environment, check=False))
 
     def _module(self, command: list[str]) -> list[str]:
         return [sys.executable, "-m", "hfcart", *command]

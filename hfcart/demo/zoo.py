@@ -173,6 +173,16 @@ def write_dataset(folder: Path, toy: Toy, *, train: int, test: int) -> None:
     (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
+def write_pictures(folder: Path, each: int = 4) -> None:
+    """Some pictures of every task's test split as files, `<task>-<class>-<n>.png`: to show a tower what it knows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for toy in TOYS.values():
+        images, labels = pictures.draw(toy, "test", each)
+        for i, (pixels, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            name = f"{toy.name}-{toy.classes[label].replace(' ', '-')}-{i + 1}.png"
+            Image.fromarray(pixels).resize((256, 256), Image.Resampling.NEAREST).save(folder / name)
+
+
 def _png(pixels: pictures.Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # noise does not compress anyway

@@ -20,7 +20,7 @@ from hfcart.hub._fetch import cached, fetch, read_small
 from hfcart.hub._files import publish_files
 from hfcart.hub._http import reset_notifier, set_notifier
 from hfcart.hub._publish import Published, Target, check_target, publish, publishable, push_command, validate_card
-from hfcart.hub._read import Snapshot, read_bytes, resolve, split_ref
+from hfcart.hub._read import Snapshot, is_open, read_bytes, resolve, split_ref
 from hfcart.hub._store import HubStore, open_repo
 from hfcart.hub._tree import RepoFile
 
@@ -44,6 +44,7 @@ __all__ = [
     "dataset_failure",
     "fetch",
     "is_offline",
+    "is_open",
     "open_repo",
     "pin_dataset",
     "publish",

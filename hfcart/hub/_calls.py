@@ -49,7 +49,7 @@ def call(what: str, fn: Callable[[], T], *, repo: str = "", stop: threading.Even
     Args:
         what: the work, as in "Resolving user/name"; begins every message.
         fn: a call of the client. HfcartErrors that it raises go straight through.
-        repo: `user/name`, or `datasets/user/name`; for messages.
+        repo: `user/name`, `datasets/user/name` or `spaces/user/name`; for messages.
         stop: set it to end a wait early and not try again.
 
     Raises:
@@ -99,7 +99,8 @@ def _check_token() -> None:
 def meaning(what: str, error: BaseException, repo: str, tries: int = 1) -> HfcartError:
     """The HfcartError that a failure of the client means after so many tries."""
     error = root(error)
-    status, page, name = status_of(error), f"{constants.ENDPOINT}/{repo}", repo.removeprefix("datasets/")
+    status, page = status_of(error), f"{constants.ENDPOINT}/{repo}"
+    name = repo.removeprefix("datasets/").removeprefix("spaces/")
     if isinstance(error, client.GatedRepoError):  # a RepositoryNotFoundError as well: it goes first
         return AccessError(
             f"{what}: {name} is gated, and this account has not been let in.",
@@ -116,9 +117,9 @@ def meaning(what: str, error: BaseException, repo: str, tries: int = 1) -> Hfcar
             hint="Run `hf auth login` for a new one. HF_TOKEN, where it is set, goes before the stored one.",
         )
     if isinstance(error, client.RepositoryNotFoundError):
-        named = f"dataset {name}" if name != repo else f"model repo {name}"
+        kind = {"datasets": "dataset", "spaces": "Space"}[repo.partition("/")[0]] if name != repo else "model repo"
         return RepoNotFoundError(
-            f"{what}: there is no {named}, or it is private and this account may not see it.",
+            f"{what}: there is no {kind} {name}, or it is private and this account may not see it.",
             hint=f"Check the spelling at {page}. If it is private, {_LOGIN}",
         )
     if status in (401, 403) or isinstance(error, client.OIDCError | client.DeviceCodeError):

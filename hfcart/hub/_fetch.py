@@ -156,7 +156,7 @@ def _proven(
 
 
 def _named(snapshot: Snapshot) -> str:
-    return snapshot.repo if snapshot.kind == "model" else f"the dataset {snapshot.repo}"
+    return {"model": "", "dataset": "the dataset ", "space": "the Space "}[snapshot.kind] + snapshot.repo
 
 
 def _corrupt(snapshot: Snapshot, path: str, how: str) -> CorruptFileError:

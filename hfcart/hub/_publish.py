@@ -41,14 +41,20 @@ from hfcart.errors import (
 from hfcart.hub._calls import API, CLIENT_ERRORS, call
 from hfcart.hub._fetch import read_small
 from hfcart.hub._http import detail, request_of, root, status_of, work
-from hfcart.hub._read import Snapshot, info, resolve, snapshot_of, split_ref
-from hfcart.hub._tree import tree
+from hfcart.hub._read import Snapshot, info, snapshot_of, split_ref
+from hfcart.hub._tree import Kind, name_of, tree
 from hfcart.quoting import plural
 from hfcart.records.check import is_commit
-from hfcart.records.file_names import MAX_RECORD, RECORD
+from hfcart.records.file_names import AVERAGE, MAX_RECORD, RECORD, SPACE_RECORD
 from hfcart.system.addresses import without_queries
 
-THE_HUBS_OWN = {".gitattributes"}  # what a new repo holds
+# What a new repo holds.
+THE_HUBS_OWN: dict[Kind, set[str]] = {"model": {".gitattributes"}, "space": {".gitattributes", "README.md"}}
+# By which file, with which fields, hfcart knows what it published.
+_OURS: dict[Kind, tuple[str, set[str]]] = {
+    "model": (RECORD, {"recipe", "method", "sources", "tensors"}),
+    "space": (SPACE_RECORD, {"towers", "base", "prompts"}),
+}
 DOTTED = (".gitattributes", ".eval_results")  # the only names with a leading dot that are published
 # What from_pretrained, of any framework, may load in place of the new weights.
 WEIGHTS = (
@@ -80,8 +86,9 @@ class Target:
         exists: False if publishing will create it.
         head: commit of main, the one to build on; None if it does not exist.
         files: paths on main, sorted.
-        record: main's hfcart.json, if it is in hfcart's format: a stranger's text beyond that.
+        record: main's hfcart.json (a Space's space.json), if it is in hfcart's format: a stranger's text beyond that.
         name: what the Hub calls the repo, which may have been renamed since.
+        kind: a repo of a model, or a Space.
     """
 
     repo: str
@@ -90,10 +97,11 @@ class Target:
     files: tuple[str, ...]
     record: bytes | None = None
     name: str = ""
+    kind: Kind = "model"
 
     @property
     def made_by_hfcart(self) -> bool:
-        """Whether main holds a merge or a fine-tuning of hfcart's."""
+        """Whether main holds a merge, a fine-tuning or a Space of hfcart's."""
         return self.record is not None
 
 
@@ -132,7 +140,7 @@ def _publishing(again: str | None = None) -> Iterator[None]:
         ) from error.__cause__
 
 
-def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool = False) -> Target:
+def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool = False, kind: Kind = "model") -> Target:
     """Find out, before the work, whether publishing to `repo` will be allowed.
 
     Args:
@@ -140,6 +148,7 @@ def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool =
         private: whether a public repo will not do.
         overwrite: whether content that hfcart did not make may be replaced.
         create_pr: whether it will be a pull request: anybody may open one, and it replaces nothing by itself.
+        kind: model, or space.
 
     Raises:
         UsageError: `repo` has another form.
@@ -156,25 +165,29 @@ def check_target(repo: str, *, private: bool, overwrite: bool, create_pr: bool =
             )
         namespaces = call("Checking the token", _namespaces, repo=repo)
         try:
-            found = info(repo)
+            found = info(repo, kind)
         except RepoNotFoundError:
             _check_namespace(repo, namespaces)
-            return Target(repo, False, None, ())
+            return Target(repo, False, None, (), kind=kind)
         if not create_pr:
-            call(f"Checking write access to {repo}", lambda: API.auth_check(repo, write=True), repo=repo)
+            call(
+                f"Checking write access to {repo}",
+                lambda: API.auth_check(repo, repo_type=kind, write=True),
+                repo=name_of(kind, repo),
+            )
         if private and not found.private:
             raise PublishError(
                 f"{repo} exists and is public; --private only makes a new repo private.",
-                hint=_MAKE_PRIVATE.format(repo),
+                hint=_MAKE_PRIVATE.format(name_of(kind, repo)),
             )
-        there = snapshot_of(repo, found)
+        there = snapshot_of(repo, found, kind)
         record = _record_of(there)
-        if not (record or overwrite or create_pr) and there.files.keys() - THE_HUBS_OWN:
+        if not (record or overwrite or create_pr) and there.files.keys() - THE_HUBS_OWN[kind]:
             raise PublishError(
                 f"{repo} exists, and hfcart did not make what it holds ({plural(len(there.files), 'file')}).",
-                hint="Choose another name, or replace its model with --overwrite.",
+                hint=f"Choose another name, or replace its {kind} with --overwrite.",
             )
-        return Target(repo, True, there.commit, tuple(sorted(there.files)), record, there.name)
+        return Target(repo, True, there.commit, tuple(sorted(there.files)), record, there.name, kind)
 
 
 def _namespaces() -> list[str]:
@@ -196,17 +209,14 @@ def _check_namespace(repo: str, namespaces: list[str]) -> None:
 
 
 def _record_of(there: Snapshot) -> bytes | None:
-    """The hfcart.json of a repo, if it is what hfcart writes as far as its keys tell."""
+    """The hfcart.json of a repo, or a Space's space.json, if it is what hfcart writes as far as its keys tell."""
+    name, fields = _OURS[there.kind]
     try:
-        data = read_small(there, RECORD, MAX_RECORD)
+        data = read_small(there, name, MAX_RECORD)
         record = json.loads(data or b"null")
     except (ValueError, RecursionError, CorruptFileError):
         return None
-    ours = (
-        isinstance(record, dict)
-        and type(record.get("format")) is int
-        and {"recipe", "method", "sources", "tensors"} <= record.keys()
-    )
+    ours = isinstance(record, dict) and type(record.get("format")) is int and fields <= record.keys()
     return data if ours else None
 
 
@@ -248,17 +258,18 @@ def publish(
         files |= instead or {}
         if not files:
             raise PublishError(f"{folder.name} holds no files to publish.")
-        head, there = target.head, set(target.files)
+        head, there, kind = target.head, set(target.files), target.kind
         if head is None:
-            head, there = _create(target.repo, private), THE_HUBS_OWN
+            head, there = _create(target.repo, kind, private), THE_HUBS_OWN[kind]
         local = call(f"Reading {folder.name}", lambda: {path: digests(content) for path, content in files.items()})
-        url = f"{constants.ENDPOINT}/{target.repo}"
-        gone = sorted(path for path in there - local.keys() if _is_stale(path, ours=target.made_by_hfcart))
-        if not gone and _holds(target.repo, head, local):
+        url = f"{constants.ENDPOINT}/{name_of(kind, target.repo)}"
+        gone = sorted(path for path in there - local.keys() if _is_stale(path, target))
+        if not gone and _holds(target.repo, head, local, kind=kind):
             return Published(url, head, None, changed=False)
         added = call(f"Reading {folder.name}", lambda: [CommitOperationAdd(*item) for item in files.items()])
-        commit = _Commit(target.repo, head, [*added, *map(CommitOperationDelete, gone)], local, message, create_pr)
-        made, pull_request = call(commit.what, commit.send, repo=target.repo)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [*added, *map(CommitOperationDelete, gone)]
+        commit = _Commit(target.repo, head, operations, local, message, create_pr, kind)
+        made, pull_request = call(commit.what, commit.send, repo=name_of(kind, target.repo))
         return Published(url, made, pull_request)
 
 
@@ -280,14 +291,11 @@ def publishable(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _is_stale(path: str, *, ours: bool) -> bool:
-    """Whether a file may not stay beside new weights that do not bring it: it is of the weights that were there.
-
-    Args:
-        path: its path in the repo.
-        ours: whether hfcart made what the repo holds.
-    """
-    name = path.rsplit("/", 1)[-1]
+def _is_stale(path: str, target: Target) -> bool:
+    """Whether a file may not stay beside new weights that do not bring it: it is of the weights that were there."""
+    name, ours = path.rsplit("/", 1)[-1], target.made_by_hfcart
+    if target.kind == "space":  # whatever else somebody put there is no model of the app's
+        return ours and path.startswith(f"{AVERAGE}/")
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in WEIGHTS) or any(
         fnmatch.fnmatchcase(path, pattern) for pattern in (*RESULT_FILES, *(OURS if ours else ()))
     )
@@ -304,9 +312,11 @@ def digests(content: bytes | Path) -> tuple[str, str]:
     return lfs.hexdigest(), git.hexdigest()
 
 
-def _holds(repo: str, commit: str, local: dict[str, tuple[str, str]], gone: Collection[str] = ()) -> bool:
+def _holds(
+    repo: str, commit: str, local: dict[str, tuple[str, str]], gone: Collection[str] = (), kind: Kind = "model"
+) -> bool:
     """Whether a commit holds all the local files as they are, and nothing of what is to go."""
-    there = {entry["path"]: entry for entry in tree(repo, commit)}
+    there = {entry["path"]: entry for entry in tree(repo, commit, kind)}
     for path, (lfs, git) in local.items():
         entry = there.get(path, {"oid": None})
         if (entry["lfs"]["oid"] != lfs) if entry.get("lfs") else (entry["oid"] != git):
@@ -314,20 +324,27 @@ def _holds(repo: str, commit: str, local: dict[str, tuple[str, str]], gone: Coll
     return not there.keys() & set(gone)
 
 
-def _create(repo: str, private: bool) -> str:
+def _create(repo: str, kind: Kind, private: bool) -> str:
     """Create the repo, in case it is not there. Returns the commit of its main."""
-    # Without a wish of the user's, an organization's own default decides.
+    sdk = "gradio" if kind == "space" else None
+
+    def create() -> None:
+        # Without a wish of the user's, an organization's own default decides.
+        API.create_repo(repo, repo_type=kind, space_sdk=sdk, private=private or None, exist_ok=True)
+
     try:
-        call(f"Creating {repo}", lambda: API.create_repo(repo, private=private or None, exist_ok=True), repo=repo)
+        call(f"Creating {repo}", create, repo=name_of(kind, repo))
     except HubError as error:  # which may be about the answer alone
         try:
-            found = info(repo)
+            found = info(repo, kind)
         except HfcartError:
             raise error from error.__cause__
         if private and not found.private:
-            raise PublishError(f"{repo} was created, and is public.", hint=_MAKE_PRIVATE.format(repo)) from error
-    there = resolve(repo)
-    if there.files.keys() - THE_HUBS_OWN:
+            raise PublishError(
+                f"{repo} was created, and is public.", hint=_MAKE_PRIVATE.format(name_of(kind, repo))
+            ) from error
+    there = snapshot_of(repo, info(repo, kind), kind)
+    if there.files.keys() - THE_HUBS_OWN[kind]:
         raise PublishError(f"{repo} did not exist when it was checked, and now holds somebody's files.")
     return there.commit
 
@@ -342,6 +359,7 @@ class _Commit:
     local: dict[str, tuple[str, str]]
     message: str
     create_pr: bool
+    kind: Kind = "model"
     known: set[str] | None = None  # pull requests that were there before
 
     @property
@@ -366,6 +384,7 @@ class _Commit:
                 commit_description=description.strip(),
                 parent_commit=self.parent,
                 create_pr=self.create_pr,
+                repo_type=self.kind,
             )
             if not is_commit(made.oid):
                 raise ValueError("no commit")
@@ -401,10 +420,10 @@ class _Commit:
 
     def landed(self) -> tuple[str, None] | None:
         """The head of main if the commit led to it, None if main has not moved."""
-        head = str(info(self.repo).sha)
+        head = str(info(self.repo, self.kind).sha)
         if head == self.parent:
             return None
-        if _holds(self.repo, head, self.local, self.gone):
+        if _holds(self.repo, head, self.local, self.gone, self.kind):
             return head, None
         moved = f"main was at {self.parent[:12]}, now it is at {head[:12]}"
         raise PublishError(f"{self.what}: it has changed since it was checked; {moved}.")
@@ -412,7 +431,7 @@ class _Commit:
     def proposed(self) -> tuple[str, str] | None:
         """Commit and page of a new pull request with exactly these files, None if there is none."""
         for number, head in self.pull_requests().items():
-            if number not in (self.known or ()) and _holds(self.repo, head, self.local, self.gone):
+            if number not in (self.known or ()) and _holds(self.repo, head, self.local, self.gone, self.kind):
                 return head, self.page(number)
         return None
 
@@ -420,13 +439,13 @@ class _Commit:
         """Commit by number."""
 
         def ask() -> dict[str, str]:
-            found = API.list_repo_refs(self.repo, include_pull_requests=True).pull_requests or []
+            found = API.list_repo_refs(self.repo, repo_type=self.kind, include_pull_requests=True).pull_requests or []
             return {ref.ref.removeprefix("refs/pr/"): ref.target_commit for ref in found}
 
-        return call(f"Listing the pull requests of {self.repo}", ask, repo=self.repo)
+        return call(f"Listing the pull requests of {self.repo}", ask, repo=name_of(self.kind, self.repo))
 
     def page(self, number: str) -> str:
-        return f"{constants.ENDPOINT}/{self.repo}/discussions/{number}".rstrip("/")
+        return f"{constants.ENDPOINT}/{name_of(self.kind, self.repo)}/discussions/{number}".rstrip("/")
 
 
 @contextmanager

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from huggingface_hub import ModelInfo, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub import ModelInfo, SpaceInfo, get_session, hf_hub_url, hf_raise_for_status
 from huggingface_hub.utils import build_hf_headers, httpx, validate_repo_id  # type: ignore[attr-defined]
 
 from hfcart.errors import CorruptFileError, HubError, UsageError
 from hfcart.hub._calls import API, call, unreachable
-from hfcart.hub._tree import Kind, RepoFile, kept, kept_commits, listing
+from hfcart.hub._tree import Kind, RepoFile, kept, kept_commits, listing, name_of
 from hfcart.quoting import quoted
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_revision
@@ -21,14 +21,14 @@ from hfcart.system.patience import READ_TIMEOUT
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A Hub repo of models (or of a dataset) at one commit.
+    """A Hub repo of models (or of a dataset, or a Space) at one commit.
 
     Attributes:
         repo: `user/name`.
         revision: what was asked for, None if nothing was.
         commit: 40 hex digits; everything read later is read at this commit.
         files: every file of that commit, by path.
-        kind: model or dataset.
+        kind: model, dataset or space.
         name: what the Hub calls the repo: another name than `repo` if it was renamed, or in another case.
     """
 
@@ -80,18 +80,27 @@ def resolve(ref: str) -> Snapshot:
     return snapshot_of(ref, info(ref))
 
 
-def info(ref: str) -> ModelInfo:
-    """What the Hub says of a repo; its `sha` is the commit that the revision means now. Raises as `resolve` does."""
+def info(ref: str, kind: Kind = "model") -> ModelInfo | SpaceInfo:
+    """What the Hub says of a model's repo or a Space; its `sha` is the commit that the revision means now.
+
+    Raises as `resolve` does.
+    """
     repo, revision = split_ref(ref)
 
-    def ask() -> ModelInfo:
-        found = API.model_info(repo, revision=revision, timeout=READ_TIMEOUT)
+    def ask() -> ModelInfo | SpaceInfo:
+        found = (API.space_info if kind == "space" else API.model_info)(repo, revision=revision, timeout=READ_TIMEOUT)
         if not isinstance(found.sha, str) or not is_commit(found.sha):
             raise ValueError("no commit")
         return found
 
-    with naming_what_is_kept("model", ref):
-        return call(f"Resolving {ref}", ask, repo=repo)
+    with naming_what_is_kept(kind, ref):
+        return call(f"Resolving {ref}", ask, repo=name_of(kind, repo))
+
+
+def is_open(ref: str) -> bool:
+    """Whether anybody may read a model's repo without a token. Raises as `resolve` does."""
+    found = info(ref)
+    return not (found.private or getattr(found, "gated", False))
 
 
 @contextmanager
@@ -130,14 +139,14 @@ def download_command(snapshot: Snapshot, path: str) -> str:
 
 
 def _download(kind: Kind, what: str, commit: str | None = None) -> str:
-    return f"hf download {what}" + " --repo-type dataset" * (kind == "dataset") + f" --revision {commit}" * bool(commit)
+    return f"hf download {what}" + f" --repo-type {kind}" * (kind != "model") + f" --revision {commit}" * bool(commit)
 
 
-def snapshot_of(ref: str, found: ModelInfo) -> Snapshot:
+def snapshot_of(ref: str, found: ModelInfo | SpaceInfo, kind: Kind = "model") -> Snapshot:
     """The snapshot at the commit of `found`. Raises as `resolve` does."""
     repo, revision = split_ref(ref)
     name = str(found.id or repo)[:200]
-    return Snapshot(repo, revision, str(found.sha), listing("model", repo, str(found.sha), name), name=name)
+    return Snapshot(repo, revision, str(found.sha), listing(kind, repo, str(found.sha), name), kind, name)
 
 
 def read_bytes(snapshot: Snapshot, path: str, start: int, end: int) -> bytes:

@@ -20,7 +20,7 @@ from hfcart.quoting import quoted
 from hfcart.records.check import is_commit, is_sha256
 from hfcart.system.patience import READ_TIMEOUT
 
-Kind = Literal["model", "dataset"]
+Kind = Literal["model", "dataset", "space"]
 _GIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 

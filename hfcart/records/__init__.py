@@ -11,6 +11,7 @@ from hfcart.records._results import ClassScore, EarlierResults, EvalRecord, Refe
 from hfcart.records._search import CompareRecord, CompareRow, SweepPoint, SweepRecord
 from hfcart.records._selection import Selected, SelectionRecord
 from hfcart.records._sources import Architecture, CardFacts, DatasetRecord, Environment, FileRecord, SourceRecord
+from hfcart.records._space import SpaceRecord, SpaceTask, SpaceTower
 from hfcart.records._training import (
     FinetuneRecord,
     Look,
@@ -44,6 +45,9 @@ __all__ = [
     "Similarity",
     "SourceData",
     "SourceRecord",
+    "SpaceRecord",
+    "SpaceTask",
+    "SpaceTower",
     "SweepPoint",
     "SweepRecord",
     "TaskResult",

@@ -61,7 +61,7 @@ def finetune_front_matter(
     base_model = [base.repo] if base.repo and is_repo_id(base.repo) else []
     datasets = dict.fromkeys(task.dataset.repo for task in record.tasks if is_repo_id(task.dataset.repo))
     metadata: dict[str, Any] = {
-        **_license(base),
+        **license_fields(base),
         "library_name": "transformers",
         "pipeline_tag": "image-feature-extraction",
         "base_model": base_model,
@@ -91,8 +91,8 @@ def _validation(record: FinetuneRecord) -> dict[str, Any] | None:
     }
 
 
-def _license(base: SourceRecord) -> dict[str, str | None]:
-    """The base's licence, where its card states one that the Hub knows, or names and links one of its own."""
+def license_fields(base: SourceRecord) -> dict[str, str | None]:
+    """A model's licence, where its card states one that the Hub knows, or names and links one of its own."""
     facts = base.facts
     if facts.license == "other":
         link = facts.license_link if LINK.fullmatch(facts.license_link or "") else None

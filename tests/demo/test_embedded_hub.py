@@ -420,6 +420,16 @@ def test_datasets(hub, client):
     assert not hub.exists("user/data")
 
 
+def test_the_page_of_a_model_is_its_card(hub):
+    hub.create("user/shown")
+    first = hub.commit("user/shown", {"README.md": CARD})
+    hub.commit("user/shown", {"README.md": b"# Newer"})
+    status, _, body = raw(hub, "GET", "/user/shown")
+    assert (status, body) == (200, b"# Newer")
+    assert raw(hub, "GET", f"/user/shown/tree/{first}")[2] == CARD
+    assert raw(hub, "GET", "/user/missing")[0] == 404
+
+
 def test_spaces_are_created_filled_and_read(client, hub):
     """Made with the SDK that they run on, and with a first card that says so."""
     out = client("""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hints import command_of, commands_in, faults
@@ -14,6 +16,29 @@ COMPAT = ROOT / ".compat"  # the last release of transformers 4, where `make tes
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Commands = Callable[..., list[subprocess.CompletedProcess[str]]]
 TOKEN = "hf_user_secret"
+_RUNNER = """
+import json, sys
+from typer.testing import CliRunner
+from hfcart.cli import app
+results = [CliRunner().invoke(app, args) for args in json.load(sys.stdin)]
+print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
+"""
+
+
+def run_commands(
+    lines: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str]
+) -> list[subprocess.CompletedProcess[str]]:
+    """Several commands one after another in one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _RUNNER], input=json.dumps(lines), cwd=cwd, env=env, capture_output=True, text=True,
+        timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    all_done = [subprocess.CompletedProcess(line, *each) for line, each in zip(lines, found, strict=True)]
+    for line, each in zip(lines, all_done, strict=True):
+        works_when_typed(line, each)
+    return all_done
 
 
 def works_when_typed(args: Sequence[str], done: subprocess.CompletedProcess[str]) -> None:

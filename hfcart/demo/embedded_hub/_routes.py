@@ -52,6 +52,10 @@ def answer(call: Call) -> Reply:
             return files.resolve(call, call.repo(KINDS[kind], f"{namespace}/{name}"), rest, raw=how == "raw")
         case (("GET" | "HEAD"), namespace, name, ("resolve" | "raw") as how, *rest):
             return files.resolve(call, call.repo("model", f"{namespace}/{name}"), rest, raw=how == "raw")
+        case ("GET", namespace, name) if namespace not in ("api", *KINDS):
+            return page(call, f"{namespace}/{name}", "main")
+        case ("GET", namespace, name, "tree", revision) if namespace not in ("api", *KINDS):
+            return page(call, f"{namespace}/{name}", revision)
     raise Refusal(404, "Sorry, we can't find the page you are looking for.")
 
 
@@ -59,6 +63,18 @@ def page_repo(call: Call, path: str) -> Repo:
     """The repo at an address outside /api: models have no prefix."""
     kind, _, repo_id = path.partition("/")
     return call.repo(KINDS[kind], repo_id) if kind in ("datasets", "spaces") else call.repo("model", path)
+
+
+def page(call: Call, repo_id: str, revision: str) -> Reply:
+    """What a browser gets of a model's page: the card, as it is written."""
+    try:
+        repo = call.repo("model", repo_id)
+        check_gate(call, repo)
+        card = repo.at(revision).files["README.md"]
+    except (Refusal, KeyError):
+        raise Refusal(404, "Sorry, we can't find the page you are looking for.") from None
+    text = {"Content-Type": "text/plain; charset=utf-8"}
+    return Reply(200, headers=text, path=call.store.blob(card), length=card.size)
 
 
 def repo_api(call: Call, repo: Repo, rest: list[str]) -> Reply:

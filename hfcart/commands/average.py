@@ -1,0 +1,34 @@
+"""The plain average of the towers that a merge was made of: what a merge is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hfcart.commands.merge import merge_aside
+from hfcart.progress import Progress, Within
+from hfcart.recipes.merge_recipe import make
+from hfcart.records import MergeRecord
+from hfcart.records.file_names import RECORD
+
+
+def merge_average(record: MergeRecord, folder: Path, progress: Progress, *, dtype: str | None = None) -> Path:
+    """Merge the sources of a merge, at their commits, once more: by their average.
+
+    Args:
+        record: of the merge.
+        folder: made here; somewhere temporary.
+        progress: told of it.
+        dtype: of the result; None for that of the merge.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SourceError: a source is a folder, or gone.
+        HubError, OutputError: as every merge.
+    """
+    fields = {key: value for key, value in record.recipe.items() if key not in {*record.method.parameters, "tasks"}}
+    changed = {"method": "average", "full_clip": False, "out": str(folder)} | ({"dtype": dtype} if dtype else {})
+    progress.step("Averaging the towers that were merged")
+    merge_aside(make({**fields, **changed}, RECORD), Within(progress))
+    return folder
