@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from hfcart.api._calling import calling, names_of, plain, texts
@@ -107,7 +106,12 @@ def merge(
         recipe = fields.pop("recipe", None)
         if given := texts(sources, "sources"):
             fields["sources"] = tuple(given)
-        asked = asked_for(Path(recipe) if recipe else None, fields, listener, "merge()")
+        if recipe:
+            from hfcart.sources.published_recipe import asked_by
+
+            asked = asked_by(recipe, fields, listener, "merge()")
+        else:
+            asked = asked_for(None, fields, listener, "merge()")
         done = run_merge(asked, listener)
         published = Published.made(done.published)
         results = Evaluated.of(done.results, folder=asked.folder, published=published) if done.results else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -60,13 +59,13 @@ def merge(
     first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports
     with reporting(quiet=quiet or not first, json=json and first, debug=debug) as output:
         given: dict[str, Any] = {"sources": tuple(sources)} if sources else {}
-        recorded = None
+        given |= given_fields(options)
         if recipe:
-            from hfcart.sources.published_recipe import is_place, recipe_of
+            from hfcart.sources.published_recipe import asked_by
 
-            recorded = recipe_of(recipe, output) if is_place(recipe) else None
-        file = Path(recipe) if recipe else None
-        asked = asked_for(file, given | given_fields(options), output, recorded=recorded)
+            asked = asked_by(recipe, given, output)
+        else:
+            asked = asked_for(None, given, output)
         if dry_run:
             from hfcart.commands.merge_and_publish import run_dry
 

@@ -9,8 +9,10 @@ from hfcart.errors import UsageError
 from hfcart.names import spelled
 from hfcart.progress import Progress
 from hfcart.quoting import plural
+from hfcart.recipes.asked import asked_for
 from hfcart.recipes.finished_finetuning import is_finetune_record
 from hfcart.recipes.finished_merge import read_record
+from hfcart.recipes.merge_recipe import Recipe
 from hfcart.recipes.recipe_files import names
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.records.repo_id import is_repo_id
@@ -28,6 +30,21 @@ def is_place(text: str) -> bool:
         return is_repo_id(text.partition("@")[0], namespace=True) and not text.endswith((".yaml", ".yml"))
     except (OSError, RuntimeError, ValueError):  # no such home, a NUL, a name too long
         return False
+
+
+def asked_by(recipe: str, given: dict[str, Any], progress: Progress, where: str = "the command line") -> Recipe:
+    """What a merge is asked to do by a recipe, of any kind, and by what was given beside it.
+
+    Args:
+        recipe: a file, a name of hfcart's own, or a merge: a folder or a Hub repo.
+        given: as for `asked_for`, and the rest, too.
+        progress: told where the recipe is from, and what of it is left out.
+        where: what gave the fields, for messages.
+
+    Raises:
+        HfcartError: as `recipe_of` and `asked_for`.
+    """
+    return asked_for(Path(recipe), given, progress, where, recipe_of(recipe, progress) if is_place(recipe) else None)
 
 
 def recipe_of(place: str, progress: Progress) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
 import subprocess
@@ -17,9 +19,16 @@ import hfcart
 from hfcart.api import options
 from hfcart.api.results import Evaluated, Merged, Published, Verified
 from hfcart.cli._shared.as_python import FUNCTIONS, keywords
+from hfcart.commands.compare import run_compare
+from hfcart.commands.evaluate_and_publish import run_measure
+from hfcart.commands.push import run_push
+from hfcart.commands.sweep import run_sweep
+from hfcart.commands.verify import run_verify
 from hfcart.errors import HfcartError, HfcartWarning, KeywordError, OutputError, UsageError
+from hfcart.learning.finetune.recipe import FinetuneRecipe
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import Recipe
+from hfcart.zero_shot.measurement import Measurement
 
 ALL = """
 import json, logging, signal, sys
@@ -57,6 +66,9 @@ found = {
 with open("found.json", "w") as file:
     json.dump(found, file)
 """
+
+
+MEASURED = {field.name for field in dataclasses.fields(Measurement)}
 
 
 def python(code: str, env: dict[str, str], cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -127,17 +139,33 @@ def test_results_show_themselves(called) -> None:
     assert {"accuracy", "low", "high", "n", "pretrained", "average", "individual"} <= set(found["columns"])
 
 
-def test_every_option_of_a_command_is_a_keyword_and_reaches_what_is_called(tmp_path: Path) -> None:
-    """Each with a value that is none: what refuses it has received it. (Flags alone are taken by name.)"""
+def test_every_option_of_a_command_is_a_keyword_and_there_is_what_takes_it() -> None:
+    own = {"commit_message"}  # `message` below
+    takes = {
+        "merge": {*Recipe.model_fields, "recipe"},
+        "evaluate": MEASURED | set(inspect.signature(run_measure).parameters) | own,
+        "sweep": MEASURED | set(inspect.signature(run_sweep).parameters) | {"rank", "scale", "threshold", "agree"},
+        "compare": MEASURED | set(inspect.signature(run_compare).parameters),
+        "finetune": set(FinetuneRecipe.model_fields),
+        "push": set(inspect.signature(run_push).parameters) | own,
+        "verify": set(inspect.signature(run_verify).parameters),
+    }
     for command, function in FUNCTIONS.items():
         keys = set(getattr(options, f"{function.name.capitalize()}Options").__annotations__)
-        assert keys == {each.name for each in keywords(command)}
+        assert keys == {each.name for each in keywords(command)} and keys <= takes[function.name], function.name
         for name in keys:
             assert f" {name} (" in (getattr(hfcart, function.name).__doc__ or ""), name
-    assert set(options.MergeOptions.__annotations__) - {"recipe"} == set(Recipe.model_fields) - {
-        "sources",
-        "coefficients",
-    }
+    assert set(options.MergeOptions.__annotations__) == takes["merge"] - {"sources", "coefficients"}
+
+
+def test_a_recipe_by_name_by_file_and_by_place(four: list[Path], tmp_path: Path) -> None:
+    first = hfcart.merge(four, rank=2, out=tmp_path / "a")
+    by_file = hfcart.merge(four, recipe=tmp_path / "a" / "recipe.yaml", out=tmp_path / "b")
+    by_place = hfcart.merge(four, recipe=tmp_path / "a", scale=2, out=tmp_path / "c")
+    assert by_file.files == first.files and by_file.folder == tmp_path / "b"
+    assert by_place.method.parameters == {"rank": 2, "scale": 2.0}
+    with pytest.raises(UsageError, match="no recipe of that name"):
+        hfcart.merge(recipe="nothing")
 
 
 @pytest.mark.parametrize(
