@@ -80,16 +80,18 @@ class Machine:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Have products of float32 matrices computed in float32: TF32, and bfloat16 inside of them, keep fewer digits.
+    """Have products and convolutions of float32 computed in float32: TF32, and bfloat16 inside, keep fewer digits.
 
-    It is one setting for the whole process; what it was is put back.
+    They are settings for the whole process; what they were is put back. cuDNN's convolutions take TF32 unless told.
     """
-    before = torch.get_float32_matmul_precision()
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from hfcart.errors import NonFiniteError, SourceError
 from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.system.allocator import keep_freed_blocks
-from hfcart.system.device import Machine, one_blas_thread
+from hfcart.system.device import Machine, full_float32, one_blas_thread
 from hfcart.tasks.data import Example, Split
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _in_threads(
     pool = ThreadPoolExecutor(workers, "score", initializer=torch.set_num_threads, initargs=(1,))
     waiting: set[Future[Result]] = set()
     try:
-        with one_blas_thread():
+        with one_blas_thread(), full_float32():
             for batch in batches:
                 waiting.add(pool.submit(work, batch))
                 if len(waiting) >= 2 * workers:

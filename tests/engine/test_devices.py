@@ -166,24 +166,24 @@ def test_full_float32_whatever_was_asked_for(tmp_path: Path, towers: list[Path],
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_the_setting_for_products_is_put_back(
+def test_the_settings_for_products_and_convolutions_are_put_back(
     tmp_path: Path, towers: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     read = reading.GroupReader.read
 
     def watched(self: reading.GroupReader, *arguments: object) -> object:
-        seen.append(torch.get_float32_matmul_precision())
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
         return read(self, *arguments)
 
     monkeypatch.setattr(reading.GroupReader, "read", watched)
     torch.set_float32_matmul_precision("high")
     try:
         merged_on(PRETENDED, towers, tmp_path / "m", method="average")
-        assert torch.get_float32_matmul_precision() == "high"
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert set(seen) == {"highest"}
+    assert set(seen) == {("highest", False)}
 
 
 def test_the_whole_stack_goes_over_in_one_piece(towers: list[Path]) -> None:

@@ -107,7 +107,7 @@ class Watch(TorchDispatchMode):
 def pretending() -> Iterator[Counter[str]]:
     """The pretended device works, in every thread that is started meanwhile; yields the waits, by name."""
     waits: Counter[str] = Counter()
-    run, tensor = threading.Thread.run, torch.tensor
+    run, tensor, new, autocast = threading.Thread.run, torch.tensor, torch.Tensor.new_tensor, torch.autocast
 
     def made(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
         return tensor(*args, **kwargs).to(device)  # which would be made without a word to the guard
@@ -116,9 +116,25 @@ def pretending() -> Iterator[Counter[str]]:
         with Watch(waits):
             run(thread)
 
+    def cast(kind: str, *args: Any, **kwargs: Any) -> Any:
+        return autocast("cpu" if kind == PRETENDED.type else kind, *args, **kwargs)
+
+    def made_like(other: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return made(*args, **{"dtype": other.dtype, "device": other.device} | kwargs)
+
+    def without_gradient(mode: Any) -> None:
+        mode.instead = torch.no_grad()  # a tensor that was made in inference mode cannot be one of ours
+        mode.instead.__enter__()
+
+    enter, leave = torch.inference_mode.__enter__, torch.inference_mode.__exit__
+    torch.inference_mode.__enter__ = without_gradient  # type: ignore[method-assign]
+    torch.inference_mode.__exit__ = lambda mode, *why: mode.instead.__exit__(*why)  # type: ignore[method-assign]
     threading.Thread.run, torch.tensor = watched, made  # type: ignore[method-assign]
+    torch.Tensor.new_tensor, torch.autocast = made_like, cast  # type: ignore[method-assign, misc, assignment]
     try:
         with Watch(waits):
             yield waits
     finally:
         threading.Thread.run, torch.tensor = run, tensor  # type: ignore[method-assign]
+        torch.Tensor.new_tensor, torch.autocast = new, autocast  # type: ignore[method-assign, misc]
+        torch.inference_mode.__enter__, torch.inference_mode.__exit__ = enter, leave  # type: ignore[method-assign]

@@ -33,6 +33,7 @@ from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.records import AdaptationRecord, AdaptedTask
 from hfcart.system.checkpoints import FOLDER, Checkpoints
+from hfcart.system.device import full_float32
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
 from hfcart.system.threads import default_workers
@@ -152,7 +153,7 @@ class _Learning:
         self._progress.start(f"Learning the coefficients of {work.adaptive.title.partition(' (')[0]}", steps, "steps")
         try:
             self._progress.advance(self._state.step)
-            with contextlib.closing(loader.batches(self._state.step, steps)) as batches:
+            with full_float32(), contextlib.closing(loader.batches(self._state.step, steps)) as batches:
                 for batch in batches:
                     self._learn(batch)
                     self._progress.advance(1)
@@ -217,7 +218,8 @@ class _Learning:
             task, index = batch.places[first + start]
             own = slice(start, start + size)
             entropies[task] += self._backward(task, index, batch.pixels[own], batch.usable[own]) / work.adaptive.rounds
-        gradient = torch.stack([self._gradient(i) for i in range(len(self._leaves))], 1)
+        # Of all groups in one transfer.
+        gradient = torch.stack([self._gradient(i) for i in range(len(self._leaves))], 1).cpu().double()
         everything = torch.cat([gradient.reshape(-1), entropies, usable])
         if self._accelerator.num_processes > 1:
             everything = self._accelerator.reduce(everything.to(work.device), "sum").cpu()

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from hfcart.clip.tensor_names import Group
@@ -168,7 +168,7 @@ class PartsFile:
                 out.addmm_(left, right.T, alpha=c)
         return out
 
-    def inner(self, adapted: Adapted, gradient: Float[Tensor, " *shape"]) -> Float64[Tensor, " task"]:
+    def inner(self, adapted: Adapted, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, " task"]:
         """⟨gradient, component_t⟩ for each tower: what the loss's gradient is to its coefficient.
 
         On factors that is ⟨gradient · right_t, left_t⟩: no component is ever multiplied out.
@@ -177,8 +177,8 @@ class PartsFile:
         for task in range(len(self._plan.towers)):
             left, right = self._components(adapted, task)
             product = gradient if right is None else gradient @ right
-            found.append(torch.dot(product.reshape(-1), left.reshape(-1)).cpu())
-        return torch.stack(found).double()
+            found.append(torch.dot(product.reshape(-1), left.reshape(-1)))
+        return torch.stack(found)
 
     def _components(self, adapted: Adapted, task: int) -> tuple[Tensor, Tensor | None]:
         key = adapted.group.key

@@ -34,7 +34,7 @@ from hfcart.records.file_names import RECORDS
 from hfcart.report.accuracy import described
 from hfcart.system.allocator import keep_freed_blocks
 from hfcart.system.checkpoints import FOLDER, Checkpoints
-from hfcart.system.device import choose_device, precision_for
+from hfcart.system.device import choose_device, full_float32, precision_for
 from hfcart.system.environment import current_environment
 from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
 from hfcart.system.threads import default_workers
@@ -159,7 +159,7 @@ class _Training:
             self._progress.advance(start)
             if start == 0:
                 self._validate(tracking)
-            with contextlib.closing(loader.batches(start, recipe.steps)) as batches:
+            with full_float32(), contextlib.closing(loader.batches(start, recipe.steps)) as batches:
                 for batch in batches:
                     self._train(batch, save=self.state.step > start and self.state.step % recipe.save_every == 0)
                     self._progress.advance(1)

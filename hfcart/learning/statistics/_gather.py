@@ -28,7 +28,7 @@ from hfcart.quoting import plural
 from hfcart.records import SourceData
 from hfcart.sources.preprocessor import clip_default, read_preprocessor
 from hfcart.sources.towers import Tower
-from hfcart.system.device import one_blas_thread
+from hfcart.system.device import full_float32, one_blas_thread
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.tasks.data import Example, Split, open_split
 from hfcart.tasks.task_cards import TaskCard
@@ -186,7 +186,7 @@ class _Gathering:
         self.progress.start(label, len(split), "images")
         pool = ThreadPoolExecutor(self.workers, "gather", initializer=torch.set_num_threads, initargs=(1,))
         try:
-            with one_blas_thread(), self._adder(model, totals, pool, head) as add:
+            with one_blas_thread(), full_float32(), self._adder(model, totals, pool, head) as add:
                 examples = split.examples(chunk=size)
                 while some := list(itertools.islice(examples, AT_ONCE * size)):
                     batches = [some[i : i + size] for i in range(0, len(some), size)]
