@@ -39,6 +39,7 @@ def merge(
             base (path): The pretrained tower, where one is needed. Default: by cards or shape.
             out (path): Where to write. Default: the name in `push_to`, else ./merged.
             push_to (str): Publish the result there, in one commit.
+            sweep (path): Take rank and scale from this sweep: its best point.
             recipe (path): Of a file, a published merge, or a name such as vit-b-32-8-cart.
         What is merged:
             lines (float): LiNeS: scale later blocks more, in place of `scale`.

@@ -22,6 +22,7 @@ class MergeOptions(TypedDict, total=False):
     base: StrPath | None
     out: StrPath | None
     push_to: str | None
+    sweep: StrPath | None
     recipe: StrPath | None
     lines: float | None
     qkv: Literal["split", "fused"] | None

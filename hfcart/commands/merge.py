@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ from hfcart.maths.similarity import compare
 from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.recipes.finished_merge import RECIPE, method_record
+from hfcart.recipes.finished_sweep import read_sweep, refuse_other_sources
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.recipes.recipe_files import as_yaml
-from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity, TensorRecord
+from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity, Swept, TensorRecord
 from hfcart.records.file_names import RECORD, RECORDS
 from hfcart.report.merge_card import render_card
 from hfcart.sources.full_clip import clip_config, read_text_config
@@ -92,6 +94,7 @@ def _work_folder(recipe: Recipe) -> WorkFolder:
 def _merge_into(folder: WorkFolder, recipe: Recipe, progress: Progress, target: Target | None) -> MergeRecord:
     plan = make_plan(recipe, folder.path / CONVERTED, progress, target)
     try:
+        swept = _swept(plan)
         plan, device = _prepared(plan, folder.out, progress, stream=recipe.stream)
         from hfcart.engine.merging import merge_groups
         from hfcart.engine.writing import GroupWriter
@@ -122,7 +125,7 @@ def _merge_into(folder: WorkFolder, recipe: Recipe, progress: Progress, target: 
             if writer.done:
                 progress.note(f"Resuming: {len(writer.done)} of {plural(len(plan.groups), 'group')} done already.")
             merge_groups(plan, writer, device, workers, progress)
-        return _finish(folder, plan, writer.done, environment, learned, selection, progress)
+        return _finish(folder, plan, writer.done, environment, learned, selection, swept, progress)
     finally:
         plan.close()
 
@@ -148,6 +151,7 @@ def rehearse(recipe: Recipe, progress: Progress, target: Target | None = None) -
     with tempfile.TemporaryDirectory() as converted:
         plan = make_plan(recipe, Path(converted), progress, target)
         try:
+            _swept(plan)
             plan, device = _prepared(plan, folder.out, progress, stream=True)
             from hfcart.system.environment import current_environment
 
@@ -158,6 +162,15 @@ def rehearse(recipe: Recipe, progress: Progress, target: Target | None = None) -
             return plan
         finally:
             plan.close()
+
+
+def _swept(plan: Plan) -> Swept | None:
+    """The sweep that the recipe took rank and scale from. Raises UsageError if it is one of other towers."""
+    if plan.recipe.sweep is None:
+        return None
+    record, swept = read_sweep(Path(plan.recipe.sweep))
+    refuse_other_sources(record, [(tower.label, tower.store.commit) for tower in plan.towers], plan.recipe.sweep)
+    return swept
 
 
 def _prepared(plan: Plan, out: Path, progress: Progress, *, stream: bool) -> tuple[Plan, device]:
@@ -202,6 +215,7 @@ def _finish(
     environment: Environment,
     learned: Learned | None,
     selection: SelectionRecord | None,
+    swept: Swept | None,
     progress: Progress,
 ) -> MergeRecord:
     """Every group is in place: prove it, write what goes beside the weights, and rename the folder."""
@@ -216,7 +230,7 @@ def _finish(
     files = dict(read_back(folder.path, plan.shapes, digests))
     files |= _write_small_files(folder, plan)
     _read_config_back(folder.path, plan)
-    record = _record(plan, lines, similarity, environment, files, learned, selection)
+    record = replace(_record(plan, lines, similarity, environment, files, learned, selection), swept=swept)
     if learned is not None:
         folder.add(LOG, adaptation_log(record, learned.history))
     folder.add(RECORD, record.to_json().encode())

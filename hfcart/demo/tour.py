@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -22,7 +21,6 @@ from hfcart.errors import HfcartError, OutputError
 from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.records import EvalRecord
-from hfcart.records.file_names import SWEEP_RECORD
 from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference
 from hfcart.results.files import RESULTS, results_in
 
@@ -136,9 +134,8 @@ class _Commands:
             ["sweep", *towers, "--tasks", cards, *grid, "--out", "sweep-cart"],
             ["sweep", *towers, "--tasks", cards, *ta, "--scale", _TA_SCALES, "--out", "sweep-ta"],
         )
-        best, ta_best = self._best("sweep-cart"), self._best("sweep-ta")
-        arithmetic = [*ta, "--scale", f"{ta_best['scale']:g}", "--out", "task-arithmetic", "--eval", cards]
-        cart = ["--rank", str(best["rank"]), "--scale", f"{best['scale']:g}", "--out", "merged"]
+        arithmetic = [*ta, "--sweep", "sweep-ta", "--out", "task-arithmetic", "--eval", cards]
+        cart = ["--sweep", "sweep-cart", "--out", "merged"]
         self._run_both(["merge", *towers, *arithmetic], ["merge", *towers, *cart])
         self._run(["eval", "merged", "--tasks", cards, "--references", "measured"])
         self._run(["push", "merged", "--push-to", f"{_USER}/merged"])
@@ -148,11 +145,6 @@ class _Commands:
     def run_space(self) -> None:
         """A Space of the merge, on this Hub."""
         self._run(["space", f"{_USER}/merged", "--tasks", "tasks/", "--out", "space", "--push-to", f"{_USER}/try-it"])
-
-    def _best(self, sweep: str) -> dict[str, Any]:
-        record = json.loads((self._folder / sweep / SWEEP_RECORD).read_text(encoding="utf-8"))
-        found: dict[str, Any] = record["points"][record["best"]]
-        return found
 
     def _run(self, command: list[str]) -> None:
         _show(shlex.join(["hfcart", *command]))

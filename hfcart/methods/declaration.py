@@ -16,7 +16,18 @@ _LONGEST = 2000  # characters of any text
 # Fields of a recipe that no method's parameter may be called.
 TAKEN = frozenset(
     (
-        *("sources", "recipe", "method", "lines", "coefficients", "base", "qkv", "matrices", "with_projection"),
+        *(
+            "sources",
+            "recipe",
+            "method",
+            "lines",
+            "coefficients",
+            "base",
+            "qkv",
+            "matrices",
+            "with_projection",
+            "sweep",
+        ),
         *("full_clip", "allow_distant", "tasks", "adapt", "adapt_split", "adapt_per", "batch_size", "precision"),
         *("out", "overwrite", "dtype", "max_shard_size", "eval", "push_to", "private", "create_pr", "commit_message"),
         *("device", "workers", "stream", "dry_run", "quiet", "json", "debug", "progress"),

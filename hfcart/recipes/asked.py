@@ -44,6 +44,8 @@ def asked_for(
     if {"sources", "method", "scale", "lines", "adapt"} & set(given) and recorded.pop("coefficients", None):
         progress.note(f"The coefficients in {file} were learned for what it merges: they are left out.")
     instead = [("lines", "scale"), ("scale", "lines")]  # each says what the other would
+    instead += [("sweep", name) for name in ("rank", "scale", "lines")]
+    instead += [("rank", "sweep"), ("scale", "sweep")]
     used = METHODS.get(spelled(str(given.get("method", recorded.get("method"))), METHODS) or "")
     if used and used.chosen:
         instead += [("tasks", used.chosen.parameter), (used.chosen.parameter, "tasks")]

@@ -20,6 +20,7 @@ from hfcart.records import (
     SelectionRecord,
     Similarity,
     SourceRecord,
+    Swept,
     TensorRecord,
 )
 from hfcart.records.check import (
@@ -34,6 +35,7 @@ from hfcart.records.check import (
     faults_of_tensors,
     is_label,
     is_sha256,
+    is_task_id,
 )
 
 SMALL_FILES = 20  # config, preprocessor, recipe, index and the tokenizer's; any other file holds a tensor at least
@@ -67,6 +69,8 @@ def faults(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
         yield from _faults_of_adaptation(record.adaptation, recipe, method)
     if record.selection is not None:
         yield from _faults_of_selection(record.selection, method, [source.label for source in record.sources])
+    if record.swept is not None:
+        yield from _faults_of_sweep(record.swept)
     if len(record.data) != (count if method.statistics else 0):
         yield f"it has images of {len(record.data)} of {plural(count, 'source')}"
     for data, source in zip(record.data, record.sources, strict=False):
@@ -168,6 +172,15 @@ def _faults_of_selection(selection: SelectionRecord, method: Method, labels: lis
             yield "what was chosen is no candidate, or not all were tried"
         if not all(0 <= correct <= chosen.images for correct in chosen.correct):
             yield "more images were recognised than there were"
+
+
+def _faults_of_sweep(swept: Swept) -> Iterator[str]:
+    if swept.part not in PARTS or not swept.tasks or not all(map(is_task_id, swept.tasks)):
+        yield "its sweep was made on no known images"
+    if not 1 <= swept.images <= MOST or not 1 <= swept.points <= MOST or not is_sha256(swept.sha256):
+        yield "a number of its sweep is out of range"
+    if not (0 <= swept.accuracy <= 1 and 0 <= swept.anchor <= 1):
+        yield "an accuracy of its sweep is none"
 
 
 def name_of(source: SourceRecord) -> str | dict[str, str]:

@@ -19,6 +19,7 @@ from hfcart.methods import ADAPTING, METHODS, Parameter, named
 from hfcart.names import dtype
 from hfcart.quoting import plural, quoted
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain, out_of_percent
+from hfcart.recipes.finished_sweep import with_sweep
 from hfcart.recipes.named import LocalSource, SourceTask
 from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, METHOD, OUTPUT, PUBLISHING, Option
 
@@ -56,6 +57,15 @@ class Settings(BaseModel):
             BASICS,
             "The token and write access are checked before the work.",
             metavar="USER/NAME",
+        ),
+    ] = None
+    sweep: Annotated[
+        str | None,
+        Option(
+            "Take rank and scale from this sweep: its best point.",
+            BASICS,
+            "The folder that `hfcart sweep` wrote, of the same sources. The card tells how they were chosen.",
+            metavar="FOLDER",
         ),
     ] = None
     lines: Annotated[
@@ -427,7 +437,7 @@ def parse_size(text: str) -> int:
 def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:
     """Validate a recipe's fields. Raises UsageError that names every wrong field."""
     try:
-        return Recipe(**fields)
+        return Recipe(**with_sweep(fields))
     except (ValidationError, TypeError) as error:
         hint = "`hfcart merge --help` lists every field."
         raise UsageError(explain(error, where, Recipe.model_fields), hint=hint) from None

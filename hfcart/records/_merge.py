@@ -7,6 +7,7 @@ from typing import Any
 
 from hfcart.records._adaptation import AdaptationRecord
 from hfcart.records._format import RECORD_FORMAT, canonical_json
+from hfcart.records._search import Swept
 from hfcart.records._selection import SelectionRecord
 from hfcart.records._sources import Architecture, DatasetRecord, Environment, SourceRecord
 
@@ -133,6 +134,7 @@ class MergeRecord:
         adaptation: how the recipe's coefficients were learned; None if it has none, or they were given.
         data: the images that the method looked at, one entry a source in their order; () if it needs none.
         selection: how one of the recipe's parameters was chosen; None if none was, or it was given.
+        swept: the sweep that rank and scale are the best of; None if they were given, or are the defaults.
     """
 
     recipe: dict[str, Any]
@@ -150,6 +152,7 @@ class MergeRecord:
     adaptation: AdaptationRecord | None = None
     data: tuple[SourceData, ...] = ()
     selection: SelectionRecord | None = None
+    swept: Swept | None = None
     format: int = RECORD_FORMAT
 
     def to_json(self) -> str:

@@ -83,6 +83,29 @@ class SweepRecord:
 
 
 @dataclass(frozen=True)
+class Swept:
+    """The sweep whose best point a merge took its rank and scale from, as far as the merge's record tells of it.
+
+    Attributes:
+        part: which images its points were measured on.
+        tasks: their ids.
+        images: how many were scored, over all tasks.
+        points: how many settings were tried.
+        accuracy: mean over tasks of the best one, in [0, 1].
+        anchor: that of the average or the base alone.
+        sha256: of its sweep.json.
+    """
+
+    part: str
+    tasks: tuple[str, ...]
+    images: int
+    points: int
+    accuracy: float
+    anchor: float
+    sha256: str
+
+
+@dataclass(frozen=True)
 class CompareRow:
     """One line of a comparison.
 

@@ -82,6 +82,8 @@ def chosen(record: MergeRecord) -> list[dict[str, str]]:
 def _how(name: str, value: object, record: MergeRecord) -> str:
     if record.selection is not None and record.selection.parameter == name:
         return "by accuracy on labelled validation images, for each tower: see below"
+    if record.swept is not None and name in ("rank", "scale"):
+        return "best of a sweep, see below"
     method = METHODS.get(record.method.name)
     parameter = method.parameter(name) if method else None
     if parameter is not None and parameter.default == value and type(parameter.default) is type(value):

@@ -90,6 +90,7 @@ def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRe
         first=first_lines(record, results),
         stated_bases=any(source.facts.base_models for source in record.sources),
         chosen=chosen(record),
+        swept=record.swept,
         treatment=_treatment(record),
         fallbacks=[code(tensor.name) for tensor in record.tensors if tensor.fallback],
         energy=_energy_range(record.tensors),

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from card_text import paragraph, table
 from clips import write_clip
 from running import Commands
 from three_towers import TOWERS
 from towers import TINY
 
 from hfcart.cli.sweep import _numbers
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
+from hfcart.errors import VerifyError
 from hfcart.methods import METHODS
 from hfcart.methods.cart.rule import cart, updates
 from hfcart.methods.task_arithmetic.rule import task_arithmetic
 from hfcart.methods.task_arithmetic.rule import updates as arithmetic_updates
+from hfcart.recipes.finished_merge import read_record
+from hfcart.recipes.finished_sweep import read_sweep
+from hfcart.records import Environment, SweepPoint, SweepRecord
 
 
 def thetas(tasks: int = 3, m: int = 20, n: int = 14) -> torch.Tensor:
@@ -107,11 +114,80 @@ def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, commands: Comman
         assert merged.returncode == 0, merged.stderr
         (result,) = json.loads((tmp_path / f"m{point}" / "results.json").read_text())["results"]
         assert [sum(c["correct"] for c in result["classes"])] == record["points"][point]["correct"]
+    check_taken(hub, commands, tmp_path, record)
     files = {str(path.relative_to(tmp_path / "sweep")) for path in (tmp_path / "sweep").rglob("*.*")}
     assert files == {"sweep.json", "figures/curve.png", "figures/grid.png"}
     assert again.returncode == 1 and "exists already" in again.stderr
     assert reverse.returncode == 0 and "hfcart merge" not in reverse.stdout, reverse.stderr
     assert "Partial: samples of at most 4 images" in reverse.stdout
+
+
+def check_taken(hub: EmbeddedHub, commands: Commands, folder: Path, swept: dict) -> None:
+    """A merge takes rank and scale from a sweep of its sources, and its card says so."""
+    best = swept["points"][swept["best"]]
+    merge = ["merge", *TOWERS]
+    lines = [
+        [*merge, "--sweep", "sweep", "--out", "taken"],
+        [*merge, "--rank", str(best["rank"]), "--scale", str(best["scale"]), "--out", "typed"],
+        [*merge, "--sweep", "sweep", "--rank", "0.5"],
+        [*merge, "--sweep", "sweep", "--method", "task_arithmetic"],
+        ["merge", *TOWERS[:2], "--sweep", "sweep"],
+        [*merge, "--sweep", "taken"],
+        [*merge, "--sweep", "r"],
+        [*merge, "--recipe", "taken/recipe.yaml", "--out", "again"],
+    ]
+    taken, typed, *refused, again = commands(hub, lines)
+    assert [run.stderr for run in (taken, typed, again) if run.returncode] == []
+    weights = {(folder / name / "model.safetensors").read_bytes() for name in ("taken", "typed", "again")}
+    assert len(weights) == 1
+    assert all(run.returncode == 2 for run in refused), [run.stderr for run in refused]
+    for run, said in zip(
+        refused,
+        (
+            "sweep gives rank and scale: leave rank out.",
+            "sweep was made with method cart, not with",
+            "sweep is a sweep of user/t1, user/t2, user/t3, not of what is merged: user/t1, user/t2.",
+            "taken holds no sweep.json.",
+            "r kept the lowest singular directions",
+        ),
+        strict=True,
+    ):
+        assert said in " ".join(run.stderr.split())
+    record = read_record((folder / "taken" / "hfcart.json").read_bytes(), "hfcart.json")
+    assert record.swept is not None and record.swept.points == 6
+    assert record.swept.sha256 == hashlib.sha256((folder / "sweep" / "sweep.json").read_bytes()).hexdigest()
+    card = (folder / "taken" / "README.md").read_text()
+    rows = table(card, "How", "Setting")
+    assert [row[2] for row in rows[1:]] == ["best of a sweep, see below"] * 2
+    said = paragraph(card, "How")
+    assert f"The sweep tried 6 settings on {sum(swept['images'])} test images of 1 task (`images1`)" in said
+    assert "**These were test images**" in said
+    assert "sweep" not in paragraph((folder / "typed" / "README.md").read_text(), "How")
+
+
+def test_a_stranger_s_sweep_is_not_believed(tmp_path: Path) -> None:
+    points = (SweepPoint(None, 0.0, (4,)), SweepPoint(0.08, 1.0, (6,)), SweepPoint(0.08, 2.0, (5,)))
+    fields = ("cart", "average", False, "split", (("a", None),), "b", "validation", ("x",), (10,), None)
+    environment = Environment("0.1.0", "2", "3.11", "Linux", "cpu", "x", "gram")
+    good = SweepRecord(*fields, (0.08,), (1.0, 2.0), points, 1, environment)
+    path = tmp_path / "sweep.json"
+    path.write_text(good.to_json())
+    record, swept = read_sweep(tmp_path)
+    assert record == good and (swept.accuracy, swept.anchor, swept.points) == (0.6, 0.4, 2)
+    plain = json.loads(good.to_json())
+    for change in (
+        {"best": 3}, {"best": 0}, {"images": []}, {"images": [5]}, {"images": [0]}, {"tasks": ["../x"]},
+        {"part": "all"}, {"scales": []}, {"points": plain["points"][:2]}, {"format": 2}, {"images": 10},
+        {"sources": None},
+        {"points": [*plain["points"][:2], {**plain["points"][2], "correct": []}]},
+    ):  # fmt: skip
+        path.write_text(json.dumps({**plain, **change}))
+        with pytest.raises(VerifyError, match="is not the record of a sweep"):
+            read_sweep(tmp_path)
+    for text in ("", "[]", "{", "null", '{"a": 1e999}'):
+        path.write_text(text)
+        with pytest.raises(VerifyError, match="is not the record of a sweep"):
+            read_sweep(tmp_path)
 
 
 REFUSED: list[tuple[list[str], int, list[str]]] = [

@@ -48,6 +48,7 @@ from hfcart.records import (
     SelectionRecord,
     SourceData,
     SourceRecord,
+    Swept,
     TensorRecord,
     TrainedTask,
     TrainingCurve,
@@ -162,6 +163,12 @@ def chosen() -> MergeRecord:
     return told(record, {**record.recipe, "threshold": [0.4, 0.4]}, selection=selection)
 
 
+def swept() -> MergeRecord:
+    return dataclasses.replace(
+        tower(), swept=Swept("validation", ("svhn", "dtd"), 900, 24, 0.61, 0.52, digest("sweep"))
+    )
+
+
 def tuned() -> FinetuneRecord:
     """A record as a fine-tuning leaves it."""
     arch = Architecture(**SMALL)
@@ -212,6 +219,7 @@ RECORDS: dict[str, Callable[[], MergeRecord | FinetuneRecord]] = {
     "learned": learned,
     "informed": informed,
     "chosen": chosen,
+    "swept": swept,
     "tuned": tuned,
 }
 
@@ -261,6 +269,15 @@ def variants(tree: Any, leave: Collection[str]) -> Iterator[Any]:
                 yield changed(tree, path, other)
 
 
+# Which base it is depends on what the record says: a name and a commit, in the form of such.
+KNOWN_BASE = re.compile(
+    r"""^base, commit = "[\w.-]+(/[\w.-]+)?", "(main|[0-9a-f]{40})"(  # fill in: [\w -]+)?$""", re.MULTILINE
+)
+
+
+OURS = re.compile(r"^https://(huggingface\.co|arxiv\.org|pypi\.org)/[\w./-]*$|^#\w+$")
+
+
 def outline(card: str) -> dict[str, Any]:
     """What a reader of Markdown would make of a card, apart from its words."""
     tokens = tokens_of(card)
@@ -269,9 +286,12 @@ def outline(card: str) -> dict[str, Any]:
         "headings": [after.content for t, after in zip(tokens, tokens[1:], strict=False) if t.type == "heading_open"],
         "images": [t.attrGet("src") for t in tokens if t.type == "image"],
         "code": [(t.info, t.content.count("\n")) for t in tokens if t.type in ("fence", "code_block")],
-        "python": [t.content for t in tokens if t.type == "fence" and t.info in ("python", "bibtex")],
-        "hosts": {re.sub(r"^https://(huggingface\.co|arxiv\.org)/[\w./-]*$", "ours", str(t.attrGet("href")))
-                  for t in tokens if t.type == "link_open"},
+        "python": [
+            re.sub(KNOWN_BASE, "base, commit = …", t.content)
+            for t in tokens
+            if t.type == "fence" and t.info in ("python", "bibtex")
+        ],
+        "hosts": {re.sub(OURS, "ours", str(t.attrGet("href"))) for t in tokens if t.type == "link_open"},
         "autolinks": [t.content for t in tokens if t.type == "text" and re.search(r"https?:|www\.", t.content)],
         "formulas": re.sub(r"```yaml\n.*?\n```", "", body_of(card), flags=re.DOTALL).count("$$"),
         "keys": set(metadata_of(card)),
@@ -321,7 +341,7 @@ def test_a_changed_record_is_refused_or_inert(kind: str) -> None:
     record = RECORDS[kind]()
     true, seen = render(record), set()
     count = 0
-    own = ("recipe", "base", "adaptation", "data", "selection")
+    own = ("recipe", "base", "adaptation", "data", "selection", "swept")
     leave = () if kind in ("plain", "tuned") else {field.name for field in dataclasses.fields(record)} - {*own}
     for tree in variants(json.loads(record.to_json()), leave):
         count += 1

@@ -50,7 +50,7 @@ FUNCTIONS = {
 _PRINTING = {"quiet", "json", "debug", "help", "dry_run"}
 _TURNED = {"no_streaming": "streaming"}
 _NAMES = {"tasks", "methods", "eval", "adapt"}
-_PATHS = {"out", "base", "recipe", "folder", "tower", "target", "sources"}
+_PATHS = {"out", "base", "recipe", "sweep", "folder", "tower", "target", "sources"}
 _CHOICES = re.compile(r"[a-z0-9-]+(\|[a-z0-9-]+)+")
 
 _TICKS = re.compile(r"(`[^`]*`)")
