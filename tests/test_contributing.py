@@ -60,7 +60,7 @@ def test_a_method_and_an_option(copy: Path, clean_env: dict[str, str]) -> None:
     recipe = yaml.safe_load((copy / "m" / "recipe.yaml").read_text())
     assert recipe["purpose"] == "research" and recipe["blend"] == 0.5
     card = (copy / "m" / "README.md").read_text()
-    assert "β is `blend`" in card and "@misc{median" in card
+    assert "`blend`, β" in card and "@misc{median" in card
     assert "Identical" in run(copy, clean_env, "verify", "m")
     assert "How far towards the average" in run(copy, clean_env, "methods", "median")
     shown = run(copy, clean_env, "merge", "--help")

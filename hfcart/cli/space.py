@@ -42,7 +42,7 @@ def space(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where to write it. [default: ./NAME-space]", rich_help_panel=BASICS),
+        typer.Option(metavar="FOLDER", help="Where to write it. Default: ./NAME-space.", rich_help_panel=BASICS),
     ] = None,
     no_average: Annotated[
         bool,
