@@ -89,7 +89,7 @@ def test_no_activation_is_guessed(tmp_path: Path, act: str) -> None:
     bare = write_open_clip(tmp_path / "bare", 1, own, config=False)
     with pytest.raises(NotATowerError, match="no shape shows which activation") as error:
         hfcart.merge([str(bare)], out=str(tmp_path / "m"))
-    assert "--activation" in (error.value.hint or "") and "--base" in (error.value.hint or "")
+    assert "`activation=" in (error.value.hint or "") and "`base=" in (error.value.hint or "")
     base = write_tower(tmp_path / "base", 0, own)
     full = write_open_clip(tmp_path / "full", 2, own)
     expected = {**config(own), "dtype": "float32"}
