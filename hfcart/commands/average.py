@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hfcart.commands.merge import merge_aside
+from hfcart.methods import METHODS
 from hfcart.progress import Progress, Within
-from hfcart.recipes.merge_recipe import make
+from hfcart.recipes.merge_recipe import OPTIONS, make
 from hfcart.records import MergeRecord
 from hfcart.records.file_names import RECORD
 
@@ -27,8 +29,14 @@ def merge_average(record: MergeRecord, folder: Path, progress: Progress, *, dtyp
         SourceError: a source is a folder, or gone.
         HubError, OutputError: as every merge.
     """
-    fields = {key: value for key, value in record.recipe.items() if key not in {*record.method.parameters, "tasks"}}
     changed = {"method": "average", "full_clip": False, "out": str(folder)} | ({"dtype": dtype} if dtype else {})
     progress.step("Averaging the towers that were merged")
-    merge_aside(make({**fields, **changed}, RECORD), Within(progress))
+    merge_aside(make({**kept_by_average(record.recipe), **changed}, RECORD), Within(progress))
     return folder
+
+
+def kept_by_average(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What of a merge's recipe holds for the average of its sources, too: coefficients and the like do not."""
+    average = METHODS["average"]
+    taken = {name for name, option in OPTIONS.items() if option.taken is None or option.taken(average)}
+    return {name: value for name, value in recipe.items() if name in taken | {"sources"}}

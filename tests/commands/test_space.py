@@ -47,10 +47,10 @@ def made(known: tuple[EmbeddedHub, Path], clean_env: dict[str, str]) -> tuple[Em
     task = ["--tasks", str(root / "colours.yaml")]
     lines = [
         [*merge, "--out", "m", "--push-to", "user/merged"],
-        [*merge, "--out", "p", "--push-to", "user/projected", "--with-projection"],
+        [*merge, "--out", "p", "--push-to", "user/projected", "--with-projection", "--matrices", "all-2d"],
         [*merge, "--out", "w", "--push-to", "user/whole", "--full-clip", "--base", "user/clip"],
         ["space", "user/merged", *task, "--push-to", "user/try"],
-        ["space", "user/projected", *task, "--no-average"],
+        ["space", "user/projected", *task],
         ["space", "user/whole", *task, "--no-average"],
     ]
     env = {**clean_env, "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "hf-home"), "HF_TOKEN": TOKEN}
