@@ -29,8 +29,18 @@ _NAMES = "|".join(ROOT.commands)
 _IN_TICKS = re.compile(r"`((?:hfcart |--)[^`]*)`")
 _TO_THE_END = re.compile(rf"(?<![\w/.-])hfcart (?:{_NAMES})(?![\w=/-]).*")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-# Of `accelerate launch`, of `hf download`, of `uv pip`, and of `python -m hfcart.cli._reference`.
-_OF_OTHERS = {"--cpu", "--local-dir", "--revision", "--repo-type", "--force-download", "--check", "--torch-backend"}
+# Of `accelerate launch`, of `hf download`, of `uv pip`, of trackers, and of `python -m hfcart.cli._reference`.
+_OF_OTHERS = {
+    "--cpu",
+    "--local-dir",
+    "--revision",
+    "--repo-type",
+    "--force-download",
+    "--check",
+    "--torch-backend",
+    "--logdir",
+    "--project",
+}
 
 
 def command_of(args: Sequence[str]) -> Any:

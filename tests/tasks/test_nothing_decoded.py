@@ -52,7 +52,9 @@ def test_every_command_that_measures_or_learns(spoilt: Zoo, commands: Commands, 
     for line, done in zip(lines, ended, strict=True):
         told = " ".join(done.stderr.split())
         assert done.returncode == 1 and "Traceback" not in told, (line, done.stdout, done.stderr)
-        assert "image" in told and "of Ruin could be decoded (the t" in told and "split of user/ruin)." in told, told
+        assert "image" in told and "of Ruin none could be decoded (the t" in told and "split of user/ruin)." in told, (
+            told
+        )
         assert "Of the first: OSError: image file is truncated" in told, told
         assert not done.stdout.strip(), (line, done.stdout)
     assert {name: hub.commits(name) for name in TOWERS} == before
