@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from hfcart.quoting import printable
+from hfcart.quoting import plural, printable
 from hfcart.records import CompareRecord, EvalRecord, FinetuneRecord, MergeRecord, SweepRecord
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ def _frame(rows: Sequence[Mapping[str, Any]], index: str | None = None) -> panda
 
 
 def _count(things: Sequence[object], one: str) -> str:
-    return f"{len(things)} {one}{'s' * (len(things) != 1)}"
+    return plural(len(things), one)
 
 
 def _value(value: object) -> str:

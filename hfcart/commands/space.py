@@ -18,7 +18,7 @@ from hfcart.commands.average import merge_average
 from hfcart.commands.push_space import push_space, space_target
 from hfcart.errors import HfcartError, SourceError, UsageError, VerifyError
 from hfcart.progress import Progress
-from hfcart.quoting import quoted, some
+from hfcart.quoting import plural, quoted, some
 from hfcart.recipes.finished_finetuning import read_any
 from hfcart.recipes.finished_merge import pinned
 from hfcart.records import FinetuneRecord, MergeRecord, SpaceRecord, SpaceTask, SpaceTower
@@ -189,7 +189,7 @@ def _average(
         progress.warn(f"The average is left out. {error.message}")
         return None
     fields = read_preprocessor(LocalStore(folder), tower.architecture.image_size) or base.preprocessor
-    return SpaceTower(f"the average of the {len(known.sources)} towers", None, None, AVERAGE, fields)
+    return SpaceTower(f"the average of the {plural(len(known.sources), 'tower')}", None, None, AVERAGE, fields)
 
 
 def _record(

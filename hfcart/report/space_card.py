@@ -9,6 +9,7 @@ from typing import Any
 from hfcart import __version__
 from hfcart.errors import HfcartError
 from hfcart.formats.markdown import code, text
+from hfcart.quoting import plural
 from hfcart.records import FinetuneRecord, MergeRecord, SourceRecord, SpaceRecord
 from hfcart.records.file_names import AVERAGE
 from hfcart.report.finetune_card import license_fields
@@ -29,7 +30,7 @@ def about(record: MergeRecord | FinetuneRecord | None) -> str:
         return f"A CLIP vision tower, fine-tuned on {'one task' if count == 1 else f'{count} tasks'}."
     if isinstance(record, MergeRecord):
         count, method = len(record.sources), record.method.title.partition(" (")[0]
-        return f"A CLIP vision tower, merged from {count} fine-tuned one{'s' * (count != 1)} with {method}."
+        return f"A CLIP vision tower, merged from {plural(count, 'fine-tuned one')} with {method}."
     return "A CLIP vision tower."
 
 
