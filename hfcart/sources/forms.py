@@ -15,7 +15,7 @@ from hfcart.clip import open_clip
 from hfcart.clip.tensor_names import PROJECTION, canonical
 from hfcart.errors import CorruptFileError, NotATowerError
 from hfcart.formats.safetensors_file import TensorSpec
-from hfcart.quoting import quoted, some
+from hfcart.quoting import plural, quoted, some
 
 # The tensor that every tower has and nothing else: what stands before it is the wrapper's prefix.
 _ANCHOR = re.compile(r"(.*?)(?:vision_model\.)?embeddings\.patch_embedding\.weight")
@@ -61,7 +61,7 @@ def find_tower(stored: Sequence[TensorSpec], where: str) -> Found:
     if len(anchors) + len(towers) > 1:
         prefixes = sorted([*anchors, *(root + inner for root, inner in towers)])
         raise NotATowerError(
-            f"{where} holds {len(prefixes)} towers, under {some([quoted(p, 60) for p in prefixes])}.",
+            f"{where} holds {plural(len(prefixes), 'tower')}, under {some([quoted(p, 60) for p in prefixes])}.",
             hint="Save the one that is meant in a file of its own.",
         )
     if towers:
