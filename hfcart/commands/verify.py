@@ -61,7 +61,7 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
 
     Args:
         target: a folder, or a Hub repo (`user/name`, `user/name@revision`).
-        device: where to compute.
+        device: where to compute; "auto" computes on the CPU what was merged on one, whose bytes no other device has.
         stream: read the sources by ranged requests.
         progress: told of every stage.
 
@@ -80,6 +80,7 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
             hint="Its card has the command that trains it again.",
         )
     record = read_record(data, f"{store.label}/{RECORD}")
+    device = "cpu" if device == "auto" and record.environment.device == "cpu" else device
     progress.step(f"Checking the files of {store.label} against its record")
     _check_files(store, record)
     with tempfile.TemporaryDirectory(prefix="hfcart-verify-") as folder:
