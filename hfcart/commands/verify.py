@@ -147,14 +147,14 @@ def _compare(store: Store, again: Path, record: MergeRecord, device: str) -> Ver
 def _retold(recorded: bytes, repeated: MergeRecord) -> list[str]:
     """The parts of a record that the repeated merge does not confirm; where it was made may differ.
 
-    How coefficients were learned, or a parameter chosen, is not repeated: the recipe has them.
+    How coefficients were learned, or a parameter or settings chosen, is not repeated: the recipe has them.
     """
     # The file itself, and not what was read of it: a method's own words are read from our registry.
     then, now = strict_json(recorded), json.loads(repeated.to_json())
     for each in (then, now):
         for source in (*each["sources"], *([each["base"]] if each["base"] else [])):
             source["revision"] = None  # what was asked for; the recipe asks for the commit it led to
-    left_out = ("environment", "files", "adaptation", "selection")
+    left_out = ("environment", "files", "adaptation", "selection", "swept")
     return [part for part in now if part not in left_out and then.get(part, now[part]) != now[part]]
 
 

@@ -135,8 +135,10 @@ def check_taken(hub: EmbeddedHub, commands: Commands, folder: Path, swept: dict)
         [*merge, "--sweep", "taken"],
         [*merge, "--sweep", "r"],
         [*merge, "--recipe", "taken/recipe.yaml", "--out", "again"],
+        ["verify", "taken"],
     ]
-    taken, typed, *refused, again = commands(hub, lines)
+    taken, typed, *refused, again, verified = commands(hub, lines)
+    assert verified.returncode == 0 and "Identical" in verified.stdout, verified.stderr
     assert [run.stderr for run in (taken, typed, again) if run.returncode] == []
     weights = {(folder / name / "model.safetensors").read_bytes() for name in ("taken", "typed", "again")}
     assert len(weights) == 1
