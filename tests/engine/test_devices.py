@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -13,8 +16,10 @@ from plans import fetched_plan
 from pretended import PRETENDED, pretending
 from towers import TINY, weights, write_tower
 
+from hfcart.clip.tensor_names import Group
 from hfcart.engine import reading
 from hfcart.engine.loop import driving
+from hfcart.engine.merging import GroupRules
 from hfcart.errors import NonFiniteError
 from hfcart.methods import METHODS
 
@@ -134,6 +139,54 @@ def test_a_failure_ends_all_of_it_and_the_journal_is_true(
     found, _, lines = merged_on(device, towers, tmp_path / "m", method="cart")  # goes on, and the digests hold
     again, _, _ = merged_on(device, towers, tmp_path / "n", method="cart")
     assert all(torch.equal(found[name], again[name]) for name in again) and len(lines) == len(again)
+
+
+@pytest.mark.parametrize("device", [CPU, *DEVICES], ids=str)
+@pytest.mark.parametrize(("method", "during"), [("cart", "merged"), ("ties", "measured")])
+def test_ctrl_c_ends_all_of_it_and_the_merge_goes_on(
+    tmp_path: Path, towers: list[Path], device: torch.device, method: str, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal while the device works: what has begun is written, nothing noted is done again, the bytes are the same.
+
+    During the merging, and during a pass before it, of which nothing is kept.
+    """
+    fields = {"method": method, "base": str(write_tower(tmp_path / "t0", 0, SMALL))}
+    whole, _, lines = merged_on(device, towers, tmp_path / "whole", **fields)
+    work, lock, caught = getattr(GroupRules, during), threading.Lock(), threading.Event()
+    keys: list[str] = []
+
+    def counting(rules: GroupRules, *arguments: object) -> object:
+        with lock:
+            keys.append(next(each.key for each in arguments if isinstance(each, Group)))
+            fifth = len(keys) == 5
+        if fifth and not caught.is_set():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            assert caught.wait(20)
+            time.sleep(0.2)  # until the main thread has dropped what has not begun
+        return work(rules, *arguments)
+
+    def stop(*_: object) -> None:
+        caught.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GroupRules, during, counting)
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            merged_on(device, towers, tmp_path / "m", **fields)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not [t for t in threading.enumerate() if t.name.startswith(("merge", "device"))]
+    journal = [json.loads(line) for line in (tmp_path / "m.partial" / "journal.jsonl").read_text().splitlines()]
+    noted = {line["group"] for line in journal if "group" in line}
+    assert len(keys) < len(lines)
+    assert noted == (set(keys) if during == "merged" else set())  # what had begun, and no more
+    keys.clear()
+    found, _, again = merged_on(device, towers, tmp_path / "m", **fields)
+    assert not noted & set(keys)
+    if during == "merged":
+        assert noted | set(keys) == {line["group"] for line in lines} and len(keys) == len(set(keys))
+    assert again == lines and all(torch.equal(found[name], whole[name]) for name in whole)
 
 
 def test_the_guard_refuses_what_a_device_refuses() -> None:
