@@ -54,9 +54,13 @@ def truncated_svds(stack: Float[Tensor, "batch m n"], k: int, *, room: int | Non
     """
     _, m, n = stack.shape
     rank_of(k, m, n)
-    room = _room(stack.device) if room is None else room
-    at_once = max(1, room // bytes_each(m, n))
+    at_once = matrices_at_once(len(stack), m, n, room_of(stack.device) if room is None else room)
     return [low for part in torch.split(stack, at_once) for low in _solved(part, k)]
+
+
+def matrices_at_once(count: int, m: int, n: int, room: int | None) -> int:
+    """How many of `count` m × n matrices are one batch: at least one, and all of them if `room` is None."""
+    return max(1, count if room is None else min(count, room // bytes_each(m, n)))
 
 
 def bytes_each(m: int, n: int) -> int:
@@ -65,9 +69,9 @@ def bytes_each(m: int, n: int) -> int:
     return 8 * (2 * m * n + 5 * small * small)
 
 
-def _room(device: torch.device) -> int:
-    # Other devices do not say what they have: one batch, however large.
-    return torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else 1 << 62
+def room_of(device: torch.device) -> int | None:
+    """Bytes that a batch's temporaries may take: a share of all that the device has; None if it does not say."""
+    return torch.cuda.get_device_properties(device).total_memory // SHARE if device.type == "cuda" else None
 
 
 def _solved(stack: Float[Tensor, "batch m n"], k: int) -> list[LowRank]:

@@ -55,7 +55,7 @@ def check(method: Method, others: Sequence[Method], adapting: Sequence[Parameter
     for field in ("matrix_rule", "other_rule", "updates", "fit"):
         if (where := getattr(method, field)) is not None:
             _name(where, _WHERE, field)
-    for field in ("needs_base", "task_vectors", "heads", "decomposes", "any_matrix"):
+    for field in ("needs_base", "task_vectors", "heads", "decomposes", "batched", "any_matrix"):
         if not isinstance(getattr(method, field), bool):
             raise ValueError(f"{field} is {getattr(method, field)!r}, expected True or False")
     if method.statistics not in (None, "fisher", "gram"):

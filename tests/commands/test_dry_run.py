@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from clips import write_clip
+from plans import fetched_plan
 from running import Commands
 from safetensors.torch import load_file, save_file
 from towers import write_tower
 
+from hfcart.cli._shared.merge_output import show_plan
+from hfcart.cli._shared.output import Output
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
+from hfcart.methods import METHODS
 from hfcart.sources.preprocessor import clip_default
+from hfcart.system import device
 
 # What is merged, and the words of what is said; each with an --out of its own.
 SAID = [
@@ -106,4 +115,34 @@ def test_the_plan_as_json(towers: EmbeddedHub, commands: Commands, tmp_path: Pat
     assert found["tensors"] == 39 and found["elements"] == 23_552 and found["decomposed"] == 12
     assert found["download_bytes"] == (tmp_path / "t1" / "model.safetensors").stat().st_size
     assert found["out"] == "new" and found["push_to"] == "user/new" and "in user/new" in shown.stdout
+    assert found["device"] == "cpu" and found["batch"] is None
     assert [f"Warning: {text}" for text in found["warnings"]] == said(plan.stderr)
+
+
+@pytest.mark.parametrize(
+    ("method", "memory", "told"),
+    [
+        # 64 × 32 and 32 × 64 are the largest: 8 · (2 · 2048 + 5 · 1024) bytes each; a quarter of the memory is theirs.
+        ("cart", 10**6, "cuda, 3 matrices at once in 221.2 kB of the 250.0 kB that a batch may take"),
+        ("cart", 6 * 10**5, "cuda, 2 matrices at once in 147.5 kB of the 150.0 kB that a batch may take"),
+        ("tsv_m", 10**6, "cuda"),  # one after another
+    ],
+)
+def test_the_plan_says_what_a_batch_takes_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    method: str, memory: int, told: str,
+) -> None:  # fmt: skip
+    towers = [write_tower(tmp_path / f"t{i}", i) for i in (1, 2, 3)]
+    base = {"base": str(write_tower(tmp_path / "t0", 0))} if METHODS[method].needs_base else {}
+    monkeypatch.setattr(device, "choose_device", lambda _: torch.device("cuda"))
+    there = SimpleNamespace(total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: there)
+    with closing(fetched_plan(towers, method=method, **base)) as plan:
+        show_plan(plan, Output())
+        show_plan(plan, Output(json=True))
+    text, _, plain = capsys.readouterr().out.partition("{")
+    assert re.search(r"^device +(.*?) *$", text, re.MULTILINE)[1] == told
+    found = json.loads("{" + plain)
+    assert found["device"] == "cuda" and (found["batch"] is None) == (method != "cart")
+    if batch := found["batch"]:
+        assert batch["bytes"] == 73_728 * batch["matrices"] and batch["most_bytes"] == memory // 4

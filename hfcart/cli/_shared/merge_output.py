@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfcart.cli._shared.output import Output, size
 from hfcart.methods import ADAPTING
@@ -49,6 +49,7 @@ def show_plan(plan: Plan, output: Output) -> None:
         *([("copied from the base", _copied(plan))] if plan.parts else []),
         ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
         ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({plural(len(plan.layout.sizes), 'file')})"),
+        ("device", _device(plan)),
         ("memory, about", f"{size(_memory(plan, workers))} at the peak, with {plural(workers, 'worker')}"),
         *([("to publish", f"in {plan.recipe.push_to}")] if plan.recipe.push_to else []),
     ]
@@ -56,6 +57,8 @@ def show_plan(plan: Plan, output: Output) -> None:
 
 
 def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
+    from hfcart.system.device import choose_device
+
     def tower(one: Tower) -> dict[str, Any]:
         source = one.source
         files = [dataclasses.asdict(file) for file in source.files]
@@ -80,6 +83,8 @@ def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
         "output_files": len(plan.layout.sizes),
         "memory_bytes": _memory(plan, workers),
         "workers": workers,
+        "device": choose_device(plan.recipe.device).type,
+        "batch": batch._asdict() if (batch := _batch(plan)) else None,
         "out": str(plan.recipe.folder),
         "push_to": plan.recipe.push_to,
         "warnings": warnings,
@@ -121,6 +126,40 @@ def _memory(plan: Plan, workers: int) -> int:
     from hfcart.learning.thresholds import held_bytes
 
     return plan.peak_bytes(workers) + held_bytes(plan)
+
+
+class _Batch(NamedTuple):
+    """How many matrices a device decomposes at once, the bytes for them, and how many they may be, if it says."""
+
+    matrices: int
+    bytes: int
+    most_bytes: int | None
+
+
+def _device(plan: Plan) -> str:
+    """Where the algebra is done, and what a batch of matrices takes of a GPU's memory."""
+    from hfcart.system.device import choose_device
+
+    name, batch = choose_device(plan.recipe.device).type, _batch(plan)
+    if batch is None:
+        return name
+    most = "" if batch.most_bytes is None else f" of the {size(batch.most_bytes)} that a batch may take"
+    return f"{name}, {plural(batch.matrices, 'matrix', 'matrices')} at once in {size(batch.bytes)}{most}"
+
+
+def _batch(plan: Plan) -> _Batch | None:
+    """The largest batch; None where one matrix is decomposed after another."""
+    from hfcart.maths.low_rank_batch import bytes_each, is_batched, matrices_at_once, room_of
+    from hfcart.system.device import choose_device
+
+    device = choose_device(plan.recipe.device)
+    if not (plan.method.batched and is_batched(device)):
+        return None
+    tensors = [[plan.shapes[name] for name in group.names] for group in plan.groups if group.matrix]
+    m, n = max(((sum(m for m, _ in each), each[0][1]) for each in tensors), key=lambda shape: bytes_each(*shape))
+    room = room_of(device)
+    matrices = matrices_at_once(len(plan.towers), m, n, room)
+    return _Batch(matrices, matrices * bytes_each(m, n), room)
 
 
 def _adaptation(plan: Plan) -> str:

@@ -60,6 +60,7 @@ METHOD = Method(
     updates=f"{__name__}.rule:updates",
     fewest=3,  # two centred task vectors are opposite, and so are their approximations
     decomposes=True,
+    batched=True,
     any_matrix=True,
     published=(83.0, 90.8),
     note="The authors' README has 84.7 and 92.6, with another rank and scale.",
