@@ -100,7 +100,7 @@ def test_it_is_used_as_if_it_were_hfcarts_own(
     record = json.loads((tmp_path / "m" / "hfcart.json").read_text())
     assert record["method"]["package"] == "hfcart-middle 1.2" and record["method"]["parameters"] == {"stretch": 1.5}
     card = (tmp_path / "m" / "README.md").read_text()
-    assert "`hfcart-middle 1.2`" in card and "σ is `stretch`" in card
+    assert "`hfcart-middle 1.2`" in card and "`stretch`, σ" in card
     assert "Identical" in run("verify", "m").stdout
     listed = run("methods")
     assert "middle" in listed.stdout
