@@ -36,8 +36,14 @@ def read_sweep(folder: Path) -> tuple[SweepRecord, Swept]:
         VerifyError: its sweep.json is not what a sweep writes; the sentence says what is wrong.
     """
     path = folder / SWEEP_RECORD
-    if not path.is_file():
-        raise UsageError(f"{folder} holds no {SWEEP_RECORD}.", hint="Give the folder that `hfcart sweep` wrote.")
+    try:
+        there = path.is_file()
+    except OSError:  # of a name that is too long
+        there = False
+    if not there:
+        raise UsageError(
+            f"{quoted(str(folder), 200)} holds no {SWEEP_RECORD}.", hint="Give the folder that `hfcart sweep` wrote."
+        )
     data = path.read_bytes() if path.stat().st_size <= _MOST else b""
     hint = "Sweep again with `hfcart sweep`, which writes a new one."
     try:

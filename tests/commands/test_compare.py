@@ -95,7 +95,7 @@ def test_a_merge_apart_is_the_merge(tmp_path: Path) -> None:
     recorded = json.loads((tmp_path / "m" / "hfcart.json").read_text())
     assert done.sha256 == recorded["files"]["model.safetensors"]
     failed = merge_apart({"sources": [towers[0], str(tmp_path)], "method": "cart", "out": str(tmp_path / "n")})
-    assert failed.sha256 is None and "holds no config.json" in (failed.error or "")
+    assert failed.sha256 is None and "holds no weights" in (failed.error or "")
 
 
 def test_a_comparison_is_merging_and_evaluating_one_by_one(

@@ -89,7 +89,7 @@ def test_two_processes_give_the_same_numbers(zoo, clean_env: dict[str, str], tmp
 def test_python_is_told_of_wrong_options_too(clip: Path, option: dict) -> None:
     import hfcart
 
-    with pytest.raises(UsageError, match=f"--{next(iter(option))} is"):
+    with pytest.raises(UsageError, match=f"`{next(iter(option))}` is"):
         hfcart.evaluate(clip, ["mnist"], **option)
 
 

@@ -133,7 +133,7 @@ def test_work_is_said_to_be_kept_only_where_it_is(tmp_path: Path, at: str | int)
         hfcart.merge([*sources, str(tmp_path / "old")], out=str(out), workers=1, progress=Stop(at))
     kept = out.with_name("m.partial").is_dir()
     assert kept == isinstance(at, int)
-    notes = [f"What is done so far is kept in {out}.partial: run the same command again to go on."]
+    notes = [f"What is done so far is kept in {out}.partial: make the same call again to go on."]
     assert getattr(stop.value, "__notes__", []) == (notes if kept else [])
 
 

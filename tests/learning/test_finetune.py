@@ -616,7 +616,7 @@ def test_two_processes_agree_with_one(world: World) -> None:
     [
         ({"lr": 0}, "lr: "),
         ({"lr": float("nan")}, "lr: "),
-        ({"warmup": 2000}, "warmup 2000 leaves nothing of 2000 steps"),
+        ({"warmup": 2000}, "warmup 2000 leaves nothing of 2,000 steps"),
         ({"steps": 0}, "steps: "),
         ({"precision": "float16"}, "precision: "),
         ({"device": "tpu"}, "unknown device 'tpu'"),
