@@ -8,13 +8,15 @@ COMPAT := .compat
 NPM_CLIENT := .npm-client
 # So does Gradio, which the Space runs on: it asks for an older Pillow than the constraints have.
 SPACE := .space
+# open_clip, of which towers come: what it imports is built for one release of torch.
+OPEN_CLIP := .open-clip
 
 .PHONY: demo test browser quick lint docs pictures bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hfcart demo
 
-test: $(VENV)/.ready $(COMPAT)/.ready $(NPM_CLIENT)/.ready $(SPACE)/.ready
+test: $(VENV)/.ready $(COMPAT)/.ready $(NPM_CLIENT)/.ready $(SPACE)/.ready $(OPEN_CLIP)/.ready
 	$(BIN)/python -m pytest --numprocesses 2
 
 # What people look at is tested in a real browser: Debian's, where there is none (installing it takes root).
@@ -71,5 +73,10 @@ $(SPACE)/.ready: tests/space.txt $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SPACE) --requirement tests/space.txt
 	touch $@
 
+$(OPEN_CLIP)/.ready: tests/open_clip.txt $(VENV)/.ready
+	rm -rf $(OPEN_CLIP)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OPEN_CLIP) --requirement tests/open_clip.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(COMPAT) $(NPM_CLIENT) $(SPACE) hfcart-demo
+	rm -rf $(VENV) $(COMPAT) $(NPM_CLIENT) $(SPACE) $(OPEN_CLIP) hfcart-demo
