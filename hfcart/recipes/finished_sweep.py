@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from hfcart.errors import UsageError, VerifyError
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.names import key
-from hfcart.quoting import quoted, some
+from hfcart.quoting import printable, quoted, some
 from hfcart.records import SweepRecord, Swept
 from hfcart.records.check import PARTS, is_sane, is_task_id
 from hfcart.records.file_names import SWEEP_RECORD
@@ -42,7 +42,7 @@ def read_sweep(folder: Path) -> tuple[SweepRecord, Swept]:
         there = False
     if not there:
         raise UsageError(
-            f"{quoted(str(folder), 200)} holds no {SWEEP_RECORD}.", hint="Give the folder that `hfcart sweep` wrote."
+            f"{printable(folder, 200)} holds no {SWEEP_RECORD}.", hint="Give the folder that `hfcart sweep` wrote."
         )
     data = path.read_bytes() if path.stat().st_size <= _MOST else b""
     hint = "Sweep again with `hfcart sweep`, which writes a new one."

@@ -449,3 +449,19 @@ def test_a_training_shows_its_loss_its_accuracy_with_a_band_and_the_step_that_wa
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_no_title_of_a_task_breaks_the_figure_of_its_training(value, tmp_path):
     draw_training(curve(2), trained([value, "Plain"]), tmp_path)
+
+
+def test_a_broken_list_of_fonts_is_not_told_of(tmp_path):
+    """matplotlib's cache, as a machine can have it: without most fonts that come with matplotlib."""
+    code = (
+        "import sys, pickle; from pathlib import Path; from matplotlib import font_manager as fonts\n"
+        "kept = [f for f in fonts.fontManager.ttflist if f.name == 'DejaVu Sans']\n"
+        "fonts.fontManager.ttflist = kept\n"
+        "from hfcart.report.plots import draw_figures\n"
+        "print(draw_figures(pickle.loads(sys.stdin.buffer.read()), Path(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], input=pickle.dumps(make_record()), capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+    )  # fmt: skip
+    assert "similarity.png" in done.stdout.decode() and done.stderr == b""

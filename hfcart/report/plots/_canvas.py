@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+# For formulas matplotlib looks up fonts that no figure here shows. Where its list of this machine's fonts is broken, it
+# tells of each on stderr, which is ours.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 Grid = NDArray[np.float64]
 # 1,200 dots, sharp on a dense screen. The Hub shows a card's figures some 750 wide: ten points are 14 pixels there.
