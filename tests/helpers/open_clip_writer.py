@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import library
 
 libraries, folder = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(1, str(libraries))
 try:
     torch.ops.load_library(next((libraries / "torchvision").glob("_C*.so")))
 except OSError:  # built for another torch; without its operators, which no tower needs, it cannot be imported
-    operators = torch.library.Library("torchvision", "DEF")
+    operators = library.Library("torchvision", "DEF")
     named = (libraries / "torchvision" / "_meta_registrations.py").read_text()
     for name in set(re.findall(r'(?:register_meta\("|"torchvision::)(\w+)"', named)):
         operators.define(f"{name}(Tensor a) -> Tensor")
