@@ -74,7 +74,7 @@ def merge(
             lr (float): wudi, adapt: learning rate of Adam. Default: the method's.
             seed (int): dare, della, fisher, regmean, adapt: of random draws. Default: 0.
             weights (numbers): linear, slerp: how much each source counts.
-            density (float): sce, dare, della, ties: share of entries kept. Default: the method's.
+            density (float): sce, dare, della, ties, dc_merge: share of entries kept. Default: the method's.
             beta (float): breadcrumbs: share of the smallest entries to drop. Default: 0.85.
             gamma (float): breadcrumbs: quantile above which entries are outliers. Default: 0.993.
             threshold (float or numbers): consensus: λ of the TALL masks, for all sources or for each. Default: 0.4.

@@ -165,7 +165,9 @@ def test_lines_over_it(tmp_path: Path, name: str) -> None:
         assert again == record
 
 
-@pytest.mark.parametrize("name", ["task_arithmetic", "tsv_m", "iso_c", "iso_cts", "consensus", "breadcrumbs"])
+@pytest.mark.parametrize(
+    "name", ["task_arithmetic", "tsv_m", "iso_c", "iso_cts", "dc_merge", "consensus", "breadcrumbs"]
+)
 def test_identical_towers_do_not_give_that_tower(name: str) -> None:
     """These sum over tasks, or keep a share: three times the same is not the same."""
     rule = METHODS[name].load()[0]

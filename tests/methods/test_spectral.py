@@ -15,6 +15,7 @@ from hfcart.errors import UsageError
 from hfcart.maths.low_rank import polar, thin_svd
 from hfcart.methods import METHODS
 from hfcart.methods.cart.rule import cart
+from hfcart.methods.dc_merge.rule import dc_merge
 from hfcart.methods.iso_c.rule import iso_c
 from hfcart.methods.iso_cts.rule import iso_cts
 from hfcart.methods.shared.base import base as keep_base
@@ -82,6 +83,22 @@ def paper_iso_cts(taus: np.ndarray, fraction: float = 0.8) -> np.ndarray:
     return np.concatenate(ss).mean() * orthogonal(np.concatenate(us, 1)) @ orthogonal(np.concatenate(vts, 0))
 
 
+def paper_dc_merge(taus: np.ndarray, share: float = 0.001) -> np.ndarray:
+    tasks, r = len(taus), min(taus.shape[1:])
+    k = r // tasks
+    parts = [svd(tau) for tau in taus]
+    u = orthogonal(np.concatenate([p[0][:, :k] for p in parts], 1))
+    vt = orthogonal(np.concatenate([p[2][:k] for p in parts], 0))
+    coordinates = np.stack([u.T @ ((p[0][:, :k] * p[1][:k]) @ p[2][:k]) @ vt.T for p in parts])
+    for own in coordinates:
+        own[np.abs(own) < np.sort(np.abs(own).ravel())[-min(own.size, max(1, int(share * r * r)))]] = 0
+    sign = np.sign(coordinates.sum(0))
+    agree = (np.sign(coordinates) == sign) & (sign != 0)
+    merged = (coordinates * agree).sum(0) / np.maximum(1, agree.sum(0))
+    block = np.arange(tasks * k) // k
+    return u @ np.where(block[:, None] == block, merged, 0) @ vt
+
+
 def paper_wudi(taus: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
     """By autograd and torch's own Adam on the loss as the paper writes it."""
     tau = torch.nn.Parameter(taus.sum(0))
@@ -120,6 +137,26 @@ def test_tsv_m_where_two_tasks_are_the_same_and_one_did_nothing() -> None:
     found = tsv_m(torch.stack([thetas[0], thetas[0], base]), base=base).tensor
     u, s, vt = svd(differences(thetas, base)[0])
     close(found, base, (u[:, :8] * s[:8]) @ vt[:8], 1e-5)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 1.0])
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dc_merge(shape: tuple[int, int], tasks: int, share: float) -> None:
+    thetas, base = towers(13, tasks, shape)
+    found = dc_merge(thetas, base=base, scale=1.2, density=share)
+    close(found.tensor, base, 1.2 * paper_dc_merge(differences(thetas, base), share))
+    assert found.rank == min(shape) // tasks
+
+
+def test_dc_merge_of_one_tower_with_every_coordinate_is_that_tower() -> None:
+    thetas, base = towers(14, 1, (40, 24))
+    close(dc_merge(thetas, base=base, density=1.0).tensor, base, differences(thetas, base)[0])
+
+
+def test_dc_merge_of_more_towers_than_directions_is_the_base() -> None:
+    thetas, base = towers(15, 5, (4, 3))
+    assert torch.equal(dc_merge(thetas, base=base).tensor, base)
 
 
 @pytest.mark.parametrize("tasks", [1, 4])
@@ -174,7 +211,7 @@ def test_wudi_without_steps_or_movement() -> None:
     assert torch.isfinite(wudi(alone, base=base, steps=3).tensor).all()
 
 
-@pytest.mark.parametrize("method", [tsv_m, iso_c, iso_cts])
+@pytest.mark.parametrize("method", [tsv_m, iso_c, iso_cts, dc_merge])
 @pytest.mark.parametrize("scale", [1e-25, 1e-3, 1e18])
 def test_spectral_methods_at_any_scale(method, scale: float) -> None:
     """With no base in the way the update scales with the towers."""
@@ -184,7 +221,7 @@ def test_spectral_methods_at_any_scale(method, scale: float) -> None:
     assert torch.linalg.norm(scaled / scale - plain) <= 1e-5 * torch.linalg.norm(plain)
 
 
-@pytest.mark.parametrize("method", [tsv_m, iso_c, iso_cts, wudi, mean_task_vector])
+@pytest.mark.parametrize("method", [tsv_m, iso_c, iso_cts, dc_merge, wudi, mean_task_vector])
 def test_order_and_inputs_do_not_matter(method) -> None:
     thetas, base = towers(10, 4, (18, 12))
     before = thetas.clone(), base.clone()
@@ -247,6 +284,7 @@ def test_polar_of_an_ill_conditioned_matrix() -> None:
         ("tsv_m", paper_tsv, {"scale": 0.9}),
         ("iso_c", paper_iso_c, {"scale": 1.3}),
         ("iso_cts", paper_iso_cts, {"scale": 1.5, "common": 0.8}),
+        ("dc_merge", paper_dc_merge, {"scale": 1.1}),
     ],
 )
 @pytest.mark.parametrize("qkv", ["split", "fused"])
@@ -327,7 +365,7 @@ def test_only_iso_cts_has_sides(rule, shape: tuple[int, int]) -> None:
     keywords, turned = ({}, {}) if rule is cart else ({"base": base}, {"base": base.T.contiguous()})
     one, other = rule(thetas, **keywords).tensor, rule(thetas.transpose(1, 2).contiguous(), **turned).tensor
     assert torch.linalg.norm(one - other.T) <= 1e-4 * torch.linalg.norm(one - base) + 1e-7 * torch.linalg.norm(base)
-    assert {m.name for m in METHODS.values() if m.any_matrix} == {"cart", "tsv_m", "iso_c", "iso_cts"}
+    assert {m.name for m in METHODS.values() if m.any_matrix} == {"cart", "tsv_m", "iso_c", "iso_cts", "dc_merge"}
 
 
 def test_wudi_on_whole_towers(tmp_path: Path) -> None:
@@ -351,7 +389,10 @@ def test_wudi_on_whole_towers(tmp_path: Path) -> None:
         ({"method": "wudi", "lr": float("nan")}, "lr: nan is not a finite number"),
         ({"method": "wudi", "steps": 2.5}, "steps: "),
         ({"method": "wudi", "scale": 1.0}, "wudi has no scale: it takes lr, steps"),
-        ({"method": "wudi", "matrices": "all-2d"}, "all-2d goes with cart, iso_c, iso_cts, tsv_m, not with wudi"),
+        (
+            {"method": "wudi", "matrices": "all-2d"},
+            "all-2d goes with cart, dc_merge, iso_c, iso_cts, tsv_m, not with wudi",
+        ),
         ({"method": "cart", "common": 0.8}, "cart has no common: it takes rank, scale"),
     ],
 )
