@@ -43,6 +43,7 @@ def merge(
             recipe (path): Of a file, a published merge, or a name such as vit-b-32-8-cart.
         What is merged:
             lines (float): LiNeS: scale later blocks more, in place of `scale`.
+            svc (str): SVC: turn down what several towers share; 1 as published.
             qkv ("split" | "fused"): Merge q, k and v as three matrices, or as one. Default: split.
             with_projection (bool): Keep the visual projection too.
             allow_distant (bool): Go on although the towers seem not to be of one ancestor.

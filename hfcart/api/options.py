@@ -25,6 +25,7 @@ class MergeOptions(TypedDict, total=False):
     sweep: StrPath | None
     recipe: StrPath | None
     lines: float | None
+    svc: str | None
     qkv: Literal["split", "fused"] | None
     with_projection: bool
     allow_distant: bool

@@ -57,6 +57,7 @@ def _as_json(m: Method) -> dict[str, Any]:
         "needs": m.needs,
         "needs_base": m.needs_base,
         "lines": m.task_vectors,
+        "svc": m.task_vectors,
         "all_2d": m.any_matrix,
         "parameters": {
             p.name: {"default": p.default, "help": p.help} | ({"choices": p.choices} if p.choices else {})
@@ -102,7 +103,9 @@ def _show_all(output: Output) -> None:
         for each in (m, m.adaptive):
             if each and each.note:
                 output.result(f"{each.name}: {each.note}")
-    output.result("--lines BETA goes with " + ", ".join(m.name for m in METHODS.values() if m.task_vectors) + ".")
+    output.result(
+        "--lines BETA and --svc ALPHA go with " + ", ".join(m.name for m in METHODS.values() if m.task_vectors) + "."
+    )
     output.result("--matrices all-2d goes with " + ", ".join(m.name for m in METHODS.values() if m.any_matrix) + ".")
     output.result("All about one of them: hfcart methods NAME")
 
@@ -111,7 +114,12 @@ def _show_one(m: Method, output: Output) -> None:
     """One method in full: what its card will say of it, its parameters and their ranges."""
     output.result(m.title)
     output.result()
-    options = [("--lines BETA", m.task_vectors), ("--matrices all-2d", m.any_matrix), ("--adapt NAMES", m.adaptive)]
+    options = [
+        ("--lines BETA", m.task_vectors),
+        ("--svc ALPHA", m.task_vectors),
+        ("--matrices all-2d", m.any_matrix),
+        ("--adapt NAMES", m.adaptive),
+    ]
     tensors = [("every tensor gets", m.matrices)]
     if not m.alike:
         tensors = [("attention and MLP weights get", m.matrices), ("every other tensor gets", m.others)]
@@ -121,7 +129,7 @@ def _show_one(m: Method, output: Output) -> None:
         ("formula", m.formula),
         (
             "goes with",
-            ", ".join(option for option, taken in options if taken) or "none of --lines, --matrices, --adapt",
+            ", ".join(option for option, taken in options if taken) or "none of --lines, --svc, --matrices, --adapt",
         ),
         ("published", _figures(m.published) or "no figure for those towers and tasks"),
         *([("note", m.note)] if m.note else []),

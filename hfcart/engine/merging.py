@@ -1,4 +1,4 @@
-"""What a merge does with each group: the method's rule on T slices, checked, and LiNeS on top where it is asked for.
+"""What a merge does with each group: the method's rule on T slices, checked, and SVC and LiNeS on top where they are asked for.
 
 Memory is O(workers × T × the largest group).
 """
@@ -20,6 +20,7 @@ from hfcart.engine.writing import GroupWriter
 from hfcart.maths.moments import spread_of
 from hfcart.methods import Measure, Merged, function, keywords_of
 from hfcart.methods.lines import alpha_of, factor, norms, scaled
+from hfcart.methods.svc import calibrated
 from hfcart.progress import Progress
 
 
@@ -114,7 +115,7 @@ class GroupRules:
     def merged(self, group: Group, held: Held, known: dict[str, Any]) -> tuple[Merged, list[list[float]]]:
         """What becomes of a group, and the inner products of the towers' distances from the centre; on the CPU."""
         thetas, base = held.to(self._device)
-        merged = self._rule(group)(thetas, **self._keywords(group, base, known))
+        merged = self._made(group, thetas, base, known)
         beta = self.plan.recipe.lines
         if beta is not None and base is not None:
             by = factor(group.key, self.plan.architecture.num_hidden_layers, known["alpha"], beta)
@@ -130,7 +131,15 @@ class GroupRules:
         """A group's part of the norms that LiNeS compares: of the summed task vectors, and of the merged one."""
         thetas, base = held.to(self._device)
         assert base is not None  # a method of task vectors has one
-        return norms(thetas, base, self._rule(group)(thetas, **self._keywords(group, base, known)).tensor)
+        return norms(thetas, base, self._made(group, thetas, base, known).tensor)
+
+    def _made(self, group: Group, thetas: torch.Tensor, base: torch.Tensor | None, known: dict[str, Any]) -> Merged:
+        """What the group's rule makes of it, calibrated if that is asked for."""
+        merged = self._rule(group)(thetas, **self._keywords(group, base, known))
+        least = self.plan.recipe.svc
+        if least is None or base is None or not group.matrix:
+            return merged
+        return merged._replace(tensor=calibrated(thetas, base, merged.tensor, least))
 
     def _rule(self, group: Group) -> Callable[..., Merged]:
         return self._matrix_rule if group.matrix else self._other_rule

@@ -21,6 +21,7 @@ TAKEN = frozenset(
             "recipe",
             "method",
             "lines",
+            "svc",
             "coefficients",
             "base",
             "qkv",

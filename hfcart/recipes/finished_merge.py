@@ -15,7 +15,7 @@ from hfcart import __version__
 from hfcart.errors import OutputError, UsageError, VerifyError
 from hfcart.formats.safetensors_file import sha256_of, strict_json
 from hfcart.methods import BROKEN, METHODS
-from hfcart.methods.shared.papers import LINES
+from hfcart.methods.shared.papers import LINES, SVC
 from hfcart.quoting import quoted, some
 from hfcart.recipes.merge_check import faults
 from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
@@ -26,7 +26,7 @@ from hfcart.records.repo_id import is_place, is_repo_id, split_place
 
 RECIPE = "recipe.yaml"
 # What Plan.recorded_recipe writes, besides the method's own parameters.
-_RECORDED = {"sources", "method", "base", "lines", "coefficients"} | {
+_RECORDED = {"sources", "method", "base", "lines", "svc", "coefficients"} | {
     name for name, option in OPTIONS.items() if option.recorded != "never"
 }
 _ALWAYS = {"sources", "method"} | {name for name, option in OPTIONS.items() if option.recorded == "always"}
@@ -91,11 +91,12 @@ def method_record(recipe: Recipe, settings: dict[str, Any]) -> MethodRecord:
     """
     method = METHODS[recipe.method]
     adaptive = method.adaptive if recipe.coefficients is not None else None
-    lines_too = recipe.lines is not None
-    citations = [*([LINES] if lines_too else []), *([adaptive.citation] if adaptive else [])]
+    wrappers = [("SVC", SVC, recipe.svc), ("LiNeS", LINES, recipe.lines)]
+    over = [(title, citation) for title, citation, asked in wrappers if asked is not None]
+    citations = [*(citation for _, citation in over), *([adaptive.citation] if adaptive else [])]
     return MethodRecord(
         name=method.name,
-        title=adaptive.title if adaptive else method.title + (" with LiNeS" if lines_too else ""),
+        title=adaptive.title if adaptive else "".join([method.title, *(f" with {name}" for name, _ in over)]),
         formula=adaptive.formula if adaptive else method.formula,
         matrices=adaptive.matrices if adaptive else method.matrices,
         others=adaptive.matrices if adaptive and method.alike else method.others,

@@ -78,6 +78,17 @@ class Settings(BaseModel):
             taken=lambda method: method.task_vectors,
         ),
     ] = None
+    svc: Annotated[
+        float | None,
+        Option(
+            "SVC: turn down what several towers share; 1 as published.",
+            MERGED,
+            "Singular values of what is added to the base are divided by the mean over towers of max(α, s), where s "
+            "says how often a direction is counted (arXiv 2602.05536).",
+            metavar="ALPHA",
+            taken=lambda method: method.task_vectors,
+        ),
+    ] = None
     qkv: Annotated[
         Literal["split", "fused"],
         Option(
@@ -264,6 +275,11 @@ class Settings(BaseModel):
                 raise ValueError("lines gives each block a scale of its own: leave scale out")
             if not math.isfinite(self.lines):
                 raise ValueError(f"lines: {self.lines} is not a finite number")
+        if self.svc is not None:
+            if not method.task_vectors:
+                raise ValueError(f"svc calibrates what a method adds to the base, which {self.method} does not do")
+            if not 0 < self.svc < math.inf:
+                raise ValueError(f"svc: {self.svc} is not a finite number above 0")
         if self.matrices != "blocks" and not method.any_matrix:
             able = ", ".join(name for name, line in METHODS.items() if line.any_matrix)
             raise ValueError(f"matrices: {self.matrices} goes with {able}, not with {self.method}")
@@ -339,6 +355,8 @@ class Settings(BaseModel):
             values = {**values, chosen.parameter: None}
         if self.lines is not None:
             values = {**values, "scale": None, "lines": self.lines}
+        if self.svc is not None:
+            values = {**values, "svc": self.svc}
         return {name: value for name, value in values.items() if value is not None}
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from running import TOKEN
@@ -163,6 +165,39 @@ def test_lines_over_it(tmp_path: Path, name: str) -> None:
     if name in ("ties", "dare"):  # with a first pass, and with masks that depend on the order: both hold still
         again = hfcart.merge(sources[::-1], method=name, base=base, lines=0.5, out=str(tmp_path / "r"), workers=1)
         assert again == record
+
+
+@pytest.mark.parametrize("name", [name for name in ALONE if METHODS[name].task_vectors])
+def test_svc_over_it(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SVC restated on what the method's own rules make: matrices calibrated, everything else as it was."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(4):
+        write_tower(tmp_path / f"t{i}", i)
+    record = hfcart.merge(["t1", "t2", "t3"], method=name, base="t0", svc=0.9, out="m", workers=3)
+    assert record.recipe["svc"] == 0.9 and record.method.parameters["svc"] == 0.9
+    assert "with SVC" in record.method.title and "li2026shared" in record.method.citation
+    order = [int(source.label[-1]) for source in record.sources]
+    plain, stacks, zero = by_rules(name, TINY, order, dict.fromkeys(range(4), torch.float32), "split")
+    matrices = 0
+    for tensor, value in load_file(tmp_path / "m" / "model.safetensors").items():
+        if not re.search(r"\.layers\.\d\.(self_attn|mlp)\..*\.weight", tensor):
+            assert torch.equal(value, plain[tensor]), tensor
+            continue
+        matrices += 1
+        start = zero[tensor].double()
+        u, s, vt = np.linalg.svd((plain[tensor].double() - start).numpy(), full_matrices=False)
+        taus = (stacks[tensor].double() - start).numpy()
+        counted = np.zeros(len(s))
+        for tau in taus:
+            own = u.T @ tau
+            counted += np.maximum(0.9, ((s[:, None] * vt) * own).sum(1) / (own**2).sum(1))
+        expected = (u * (s * 3 / counted)) @ vt
+        if name != "model_stock":  # which takes towers that share nothing back to the base
+            assert np.linalg.norm(expected - (u * s) @ vt) > 1e-3 * np.linalg.norm(expected)
+        error = np.linalg.norm((value.double() - start).numpy() - expected)
+        assert error <= 1e-4 * np.linalg.norm(expected), tensor
+    assert matrices == 12
+    assert hfcart.verify("m")
 
 
 @pytest.mark.parametrize(

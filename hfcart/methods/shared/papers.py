@@ -28,3 +28,9 @@ LINES = """@inproceedings{wang2025lines,
   booktitle = {International Conference on Learning Representations},
   year      = {2025}
 }"""
+SVC = """@inproceedings{li2026shared,
+  title     = {When Shared Knowledge Hurts: Spectral Over-Accumulation in Model Merging},
+  author    = {Li, Yayuan and Peng, Ze and Zhang, Jian and Guo, Jintao and Duan, Yue and Shi, Yinghuan},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2026}
+}"""
