@@ -75,7 +75,7 @@ def merge(
             lr (float): wudi, adapt: learning rate of Adam. Default: the method's.
             seed (int): dare, della, fisher, regmean, adapt: of random draws. Default: 0.
             weights (numbers): linear, slerp: how much each source counts.
-            density (float): sce, dare, della, ties, dc_merge: share of entries kept. Default: the method's.
+            density (float): sce, dare, della, ties: share of entries kept. Default: the method's.
             beta (float): breadcrumbs: share of the smallest entries to drop. Default: 0.85.
             gamma (float): breadcrumbs: quantile above which entries are outliers. Default: 0.993.
             threshold (float or numbers): consensus: λ of the TALL masks, for all sources or for each. Default: 0.4.
@@ -83,6 +83,7 @@ def merge(
             epsilon (float): della: how much oftener smallest entries drop. Default: 0.1.
             trim ("global" | "tensor"): ties: rank entries over the tower, or each tensor. Default: global.
             combine ("mean" | "sum"): ties: what entries that agree become. Default: mean.
+            kept (float): dc_merge: share of each tower's coordinates that counts. Default: 0.001.
             common (float): iso_cts: share of directions that the common space gets. Default: 0.8.
             floor (float): fisher: what the information's diagonal is raised to. Default: 1e-06.
             examples (int): fisher, regmean: training images of each task. Default: 256.

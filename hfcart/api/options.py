@@ -60,6 +60,7 @@ class MergeOptions(TypedDict, total=False):
     epsilon: float | None
     trim: Literal["global", "tensor"] | None
     combine: Literal["mean", "sum"] | None
+    kept: float | None
     common: float | None
     floor: float | None
     examples: int | None

@@ -1,4 +1,4 @@
-"""What a merge does with each group: the method's rule on T slices, checked, and SVC and LiNeS on top where they are asked for.
+"""What a merge does with each group: the rule on T slices, checked, then SVC and LiNeS where they are asked for.
 
 Memory is O(workers × T × the largest group).
 """

@@ -190,8 +190,8 @@ class Method:
             first: a generator function of those parameters that it names. It yields a `Measure` for each pass, is sent
             the measures' sum over all groups, and returns keyword arguments of the rules, as JSON has them. None if the
             rules need nothing but the group itself.
-        task_vectors: whether the result is the base plus a merged task vector that `lines` may scale block by block, and
-            `svc` matrix by matrix.
+        task_vectors: whether the result is the base plus a merged task vector that `lines` may scale by block and
+            `svc` by matrix.
         statistics: what its rules must know of each tower on images of its own task, without labels: `fisher` (they
             take `fishers`, task × shape, and `norms`) or `gram` (the matrix rule takes `grams` of the layers' inputs,
             task × n × n); gathered by hfcart.learning.statistics. None if it needs no images.

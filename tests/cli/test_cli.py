@@ -466,7 +466,11 @@ def test_one_method_in_full(hfcart: Run) -> None:
     shown = hfcart("methods", "iso_cts")
     assert shown.returncode == 0, shown.stderr
     method, text = METHODS["iso_cts"], " ".join(shown.stdout.split())
-    assert method.title in text and "needs base model" in text and "goes with --lines BETA, --matrices all-2d" in text
+    assert (
+        method.title in text
+        and "needs base model" in text
+        and "goes with --lines BETA, --svc ALPHA, --matrices all-2d" in text
+    )
     assert "--common 0.8 a number, above 0, at most 1" in text and method.citation in shown.stdout
     assert "every other tensor gets the base plus" in text and "marczak2025no" in text
     assert json.loads(hfcart("methods", "ties", "--json").stdout)["parameters"]["trim"]["choices"] == [

@@ -144,14 +144,14 @@ def test_tsv_m_where_two_tasks_are_the_same_and_one_did_nothing() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dc_merge(shape: tuple[int, int], tasks: int, share: float) -> None:
     thetas, base = towers(13, tasks, shape)
-    found = dc_merge(thetas, base=base, scale=1.2, density=share)
+    found = dc_merge(thetas, base=base, scale=1.2, kept=share)
     close(found.tensor, base, 1.2 * paper_dc_merge(differences(thetas, base), share))
     assert found.rank == min(shape) // tasks
 
 
 def test_dc_merge_of_one_tower_with_every_coordinate_is_that_tower() -> None:
     thetas, base = towers(14, 1, (40, 24))
-    close(dc_merge(thetas, base=base, density=1.0).tensor, base, differences(thetas, base)[0])
+    close(dc_merge(thetas, base=base, kept=1.0).tensor, base, differences(thetas, base)[0])
 
 
 def test_dc_merge_of_more_towers_than_directions_is_the_base() -> None:

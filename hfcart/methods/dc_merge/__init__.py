@@ -28,9 +28,9 @@ METHOD = Method(
     parameters=(
         scale(1.0, "α"),
         Parameter(
-            "density",
+            "kept",
             0.001,
-            "Share of entries kept. Of each tower's coordinates in the common space, in (0, 1].",
+            "Share of each tower's coordinates that counts. The largest, in the space that all span; in (0, 1].",
             above=0.0,
             most=1.0,
             symbol="ρ",

@@ -12,7 +12,7 @@ from hfcart.methods.shared.task_vectors import onto, task_vector
 
 
 def dc_merge(
-    thetas: Float[Tensor, "task m n"], *, base: Float[Tensor, "m n"], scale: float = 1.0, density: float = 0.001
+    thetas: Float[Tensor, "task m n"], *, base: Float[Tensor, "m n"], scale: float = 1.0, kept: float = 0.001
 ) -> Merged:
     """θ_0 + α · Û M V̂ᵀ: Û and V̂ span what the towers' leading directions do, M is what they agree on there.
 
@@ -24,7 +24,7 @@ def dc_merge(
         thetas: the T towers' versions of one matrix (or of fused q, k and v), float32 (or float64).
         base: the pretrained version θ_0.
         scale: α, any finite number.
-        density: share of the min(m, n)² coordinates that is kept of each tower, at least one of them; in (0, 1].
+        kept: share of the min(m, n)² coordinates that is kept of each tower, at least one of them; in (0, 1].
     """
     full, tasks = min(base.shape), len(thetas)
     k = full // tasks
@@ -34,9 +34,9 @@ def dc_merge(
     left = polar(torch.cat([p.left for p in parts], 1))
     right = polar(torch.cat([p.right for p in parts], 1))
     agreed = _Agreement(tasks * k, left.device)
-    keep = max(1, int(density * full**2))
+    count = max(1, int(kept * full**2))
     for p in parts:
-        agreed.add((left.T @ p.left * p.values) @ (p.right.T @ right), keep)
+        agreed.add((left.T @ p.left * p.values) @ (p.right.T @ right), count)
     tower = torch.arange(tasks * k, device=left.device) // k  # whose directions these are
     update = left @ (agreed.mean() * (tower[:, None] == tower)).mul_(scale) @ right.T
     return Merged(onto(base, update), k, sum(p.energy for p in parts) / tasks)
