@@ -38,6 +38,7 @@ DOORS = {
     "scipy": "maths/low_rank",
     "datasets": "tasks/data",
     "pyarrow": "tasks/data",
+    "regex": "sources/lora/config",
 }
 FEW = 15  # files that a room can have and still be held in the head
 

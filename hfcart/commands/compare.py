@@ -204,8 +204,10 @@ def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dic
     """What opens each source with the same weights, and the one of these tasks that it says it was fine-tuned on."""
     found: dict[_Ref, TaskCard | None] = {}
     for text, tower in zip(given, plan.sources.given, strict=True):
-        local = Reopened(text, tower.source.sha256)
-        found[tower.store.ref or local] = own_task(known(tower), tasks)
+        again = tower.again
+        if isinstance(again, Reopened) and again.local:
+            again = dataclasses.replace(again, path=text)  # as it was typed
+        found[again] = own_task(known(tower), tasks)
     return found
 
 
@@ -306,9 +308,9 @@ def _score(work: _Comparison, batch: Sequence[str]) -> tuple[dict[str, list[int 
     return correct, images
 
 
-def _plain(ref: _Ref) -> str | dict[str, str]:
+def _plain(ref: _Ref) -> str | dict[str, Any]:
     """A source as a recipe's field."""
-    return ref if isinstance(ref, str) else dataclasses.asdict(ref)
+    return ref if isinstance(ref, str) else ref.as_field()
 
 
 def _place(work: _Comparison, row: str) -> _Ref:

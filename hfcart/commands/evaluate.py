@@ -16,10 +16,11 @@ from hfcart.commands.average import merge_average
 from hfcart.errors import HfcartError, SourceError
 from hfcart.progress import Progress
 from hfcart.quoting import plural
-from hfcart.recipes.finished_merge import pinned, read_record
+from hfcart.recipes.finished_merge import opens_again, read_record
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.sources.own_tasks import Known, own_tower
+from hfcart.sources.towers import Ref
 from hfcart.system.environment import current_environment
 from hfcart.tasks.data import Split
 from hfcart.tasks.task_cards import TaskCard
@@ -62,7 +63,7 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
     machine = measurement.machine(processes.device if theirs else None, processes.num_processes)
     if not processes.is_main_process:
         progress = Progress()
-    tower = load_tower(ref, progress)
+    tower = load_tower(ref, progress, measurement.base)
     bound = open_base(measurement.base or base_of(tower, progress), progress)
     check_base(tower, bound, progress)
     several = f", in {plural(processes.num_processes, 'process', 'processes')}" if processes.num_processes > 1 else ""
@@ -169,7 +170,7 @@ class _Others:
     """
 
     shared: Mapping[str, LoadedTower]
-    sources: Sequence[tuple[str, Known]]
+    sources: Sequence[tuple[Ref, Known]]
 
     def individual(self, task: TaskCard, progress: Progress) -> LoadedTower | None:
         """The source that was fine-tuned on this task, and on no other, as far as its card says."""
@@ -205,7 +206,7 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
         shared["average"] = replace(load_tower(str(average), Progress()), label="average")
         check_base(shared["average"], base, progress)
         yield _Others(
-            shared, [(ref, (source.repo, source.facts)) for source in record.sources if (ref := pinned(source))]
+            shared, [(ref, (source.repo, source.facts)) for source in record.sources if (ref := opens_again(source))]
         )
 
 

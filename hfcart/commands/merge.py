@@ -255,7 +255,7 @@ def _read_config_back(folder: Path, plan: Plan) -> None:
 
 def _refuse_to_replace_a_source(plan: Plan, out: Path) -> None:
     out = out.resolve()
-    for tower in plan.towers_and_base:
+    for tower in plan.read:
         if isinstance(tower.store, LocalStore) and tower.store.folder.resolve().is_relative_to(out):
             raise OutputError(
                 f"The output {out.name} would replace the source {tower.label}.", hint="Give another --out."
@@ -264,7 +264,7 @@ def _refuse_to_replace_a_source(plan: Plan, out: Path) -> None:
 
 def _warn_of_sources(plan: Plan, progress: Progress) -> None:
     """Say what of the sources makes the merge something else than was meant."""
-    local = [tower.label for tower in plan.towers_and_base if not tower.store.repo]
+    local = [tower.label for tower in plan.read if not tower.store.repo]
     if twice := sorted({label for label in local if local.count(label) > 1}):
         progress.warn(
             f"{local.count(twice[0])} local sources are called {twice[0]}: the recipe knows them by that name alone, "
@@ -323,7 +323,7 @@ def preprocessor_of(plan: Plan, progress: Progress) -> dict[str, Any] | None:
     kinds = []
     for tower in plan.towers_and_base:
         try:
-            fields = read_preprocessor(tower.store, plan.architecture.image_size)
+            fields = read_preprocessor(tower.describing, plan.architecture.image_size)
         except PreprocessorError as error:
             progress.warn(f"{error.message} What it says of images is passed over.")
             continue

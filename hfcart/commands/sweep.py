@@ -121,7 +121,12 @@ def run_sweep(
     with WorkFolder(out, RECORDS, overwrite=overwrite, aside=(CONVERTED,), redone=(CONVERTED, TENSOR_FILES)) as folder:
         # Each once: by its text, since 1 and 1.0 are equal numbers and different ranks.
         own_ranks, own_scales = tuple({repr(r): r for r in ranks}.values()), tuple(dict.fromkeys(scales))
-        grid = _Grid(make_plan(recipe, folder.path / CONVERTED, progress), own_ranks, own_scales, reverse)
+        grid = _Grid(
+            make_plan(recipe, folder.path / CONVERTED, progress, beneath=measurement.base),
+            own_ranks,
+            own_scales,
+            reverse,
+        )
         try:
             for rank in ranks:
                 _check_rank(rank, grid.plan)

@@ -152,7 +152,8 @@ def _retold(recorded: bytes, repeated: MergeRecord) -> list[str]:
     # The file itself, and not what was read of it: a method's own words are read from our registry.
     then, now = strict_json(recorded), json.loads(repeated.to_json())
     for each in (then, now):
-        for source in (*each["sources"], *([each["base"]] if each["base"] else [])):
+        towers = [*each["sources"], *([each["base"]] if each["base"] else [])]
+        for source in (*towers, *(tower["adapter_of"] for tower in towers if "adapter_of" in tower)):
             source["revision"] = None  # what was asked for; the recipe asks for the commit it led to
     left_out = ("environment", "files", "adaptation", "selection", "swept")
     return [part for part in now if part not in left_out and then.get(part, now[part]) != now[part]]

@@ -17,8 +17,9 @@ from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.methods import ADAPTING, METHODS, Method
 from hfcart.progress import Progress
 from hfcart.quoting import plural
+from hfcart.recipes.merge_check import name_of
 from hfcart.recipes.merge_recipe import Recipe, parse_size, recorded
-from hfcart.recipes.named import LocalSource, SourceTask
+from hfcart.recipes.named import AdapterSource, LocalSource, SourceTask
 from hfcart.records import Architecture, SourceData
 from hfcart.sources.full_clip import BaseParts, read_base_parts
 from hfcart.sources.headers import read_headers
@@ -26,7 +27,9 @@ from hfcart.sources.lineage import infer_base, remember_bases
 from hfcart.sources.one_architecture import check_alike, describe
 from hfcart.sources.order import OrderedTowers
 from hfcart.sources.own_tasks import match
-from hfcart.sources.towers import Reopened, Tower, pin, pin_all
+from hfcart.sources.places import pin, pin_all
+from hfcart.sources.stores import LocalStore
+from hfcart.sources.towers import Reopened, Tower, with_bases
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -184,6 +187,8 @@ class Plan:
         if store.ref:
             return store.ref
         asked = self.recipe.base
+        if isinstance(asked, AdapterSource):
+            return self.base.again
         path = asked.path if isinstance(asked, LocalSource) else asked or infer_base(self.towers, Progress())
         return Reopened(path, self.base.source.sha256)
 
@@ -194,15 +199,20 @@ class Plan:
 
     @property
     def towers_and_base(self) -> list[Tower]:
-        """Every tower that is read."""
+        """Every tower that is merged, and the base."""
         return [*self.towers, *([self.base] if self.base else [])]
+
+    @property
+    def read(self) -> list[Tower]:
+        """Every tower that is read: those that adapters are added to, too."""
+        return with_bases(self.towers_and_base)
 
     @property
     def download_bytes(self) -> int:
         """Weights that are not on this machine yet; with --stream, what is read from the Hub."""
         return sum(
             tower.store.sizes[name]
-            for tower in self.towers_and_base
+            for tower in self.read
             if tower.store.remote and not tower.pickled
             for name in tower.weights
             if name not in tower.files
@@ -233,7 +243,7 @@ class Plan:
 
     def close(self) -> None:
         """Close the files of every tower."""
-        for tower in self.towers_and_base:
+        for tower in self.read:
             tower.close()
         if self.gathered:
             self.gathered.close()
@@ -244,11 +254,7 @@ class Plan:
         Needs the towers' records, so it is there once they are fetched.
         """
 
-        def name(tower: Tower) -> str | dict[str, str]:
-            record = tower.source
-            return record.ref or {"path": record.label, "sha256": record.sha256}
-
-        out: dict[str, Any] = {"sources": [name(tower) for tower in self.towers], "method": self.method.name}
+        out: dict[str, Any] = {"sources": [name_of(tower.source) for tower in self.towers], "method": self.method.name}
         out |= {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()}
         if self.recipe.coefficients is not None:
             found = ((group.key, self.coefficients_of(group)) for group in self.groups)
@@ -257,12 +263,14 @@ class Plan:
             pairs = zip(self.own_tasks, self.gathered.data, strict=True)
             out["tasks"] = [SourceTask.of(own.found, data.dataset.commit).plain() for own, data in pairs]
         if self.base:
-            out["base"] = name(self.base)
+            out["base"] = name_of(self.base.source)
         settled = {"dtype": TORCH_NAME[self.dtype], "full_clip": self.parts is not None}
         return out | recorded(self.recipe, settled)
 
 
-def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Target | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, converted: Path, progress: Progress, target: Target | None = None, beneath: str | None = None
+) -> Plan:
     """Resolve, read headers, check; nothing of the weights is fetched (pickles excepted: they have no header).
 
     Args:
@@ -270,20 +278,21 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Targe
         converted: folder for converted pickles; CONVERTED of a work folder.
         progress: told of each stage.
         target: where the result is to be published, if the push is to replace what is there.
+        beneath: the base of adapters that name none, where the recipe has no base of its own.
 
     Raises:
         PublishError: the target may not be replaced by this merge.
         HfcartError: whatever is wrong with the sources or the recipe.
     """
     method = METHODS[recipe.method]
-    towers = pin_all(recipe.sources, progress)
+    towers = pin_all(recipe.sources, progress, recipe.base or beneath)
     remember_bases(towers)
     tasks = _tasks(recipe, towers)
     base_ref = recipe.base
     if base_ref is None and (method.needs_base or method.heads or recipe.full_clip):
         base_ref = infer_base(towers, progress)
         progress.note(f"Base model: {base_ref} (give --base to choose another).")
-    base = pin(base_ref, progress) if base_ref else None
+    base = _shared(pin(base_ref, progress, recipe.base or beneath), towers) if base_ref else None
     if target is not None:
         from hfcart.sources.replacing import merge_of, refuse_replacing  # as the Hub's client, only for who publishes
 
@@ -317,6 +326,15 @@ def make_plan(recipe: Recipe, converted: Path, progress: Progress, target: Targe
     _check_rank(plan)
     _check_coefficients(plan)
     return plan
+
+
+def _shared(base: Tower, towers: list[Tower]) -> Tower:
+    """The base; the very tower that adapters among the sources belong to if it is that one, which is opened once."""
+
+    def place(tower: Tower) -> object:
+        return tower.store.ref or (isinstance(tower.store, LocalStore) and tower.store.opened.resolve())
+
+    return next((tower.base for tower in towers if tower.base and place(tower.base) == place(base)), base)
 
 
 def _tasks(recipe: Recipe, towers: list[Tower]) -> tuple[SourceTask, ...]:

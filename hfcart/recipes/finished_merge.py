@@ -19,6 +19,7 @@ from hfcart.methods.shared.papers import LINES, SVC
 from hfcart.quoting import quoted, some
 from hfcart.recipes.merge_check import faults
 from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
+from hfcart.recipes.named import AdapterSource
 from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, MethodRecord, SourceRecord
 from hfcart.records.check import is_commit, is_line, is_sane
 from hfcart.records.file_names import RECORD
@@ -135,7 +136,10 @@ def _check_recipe(recipe: dict[str, Any], where: str) -> None:
     if unknown := sorted(set(recipe) - known):
         raise UsageError(f"{where}: no merge records {some(map(quoted, unknown))}.")
     sources = recipe.get("sources")
-    for source in [*(sources if isinstance(sources, list | tuple) else []), *filter(None, [recipe.get("base")])]:
+    listed = [*(sources if isinstance(sources, list | tuple) else []), *filter(None, [recipe.get("base")])]
+    adapters = [each for each in listed if isinstance(each, dict) and each.keys() == {"adapter", "base"}]
+    whole = [each for each in listed if each not in adapters]
+    for source in (*whole, *(part for each in adapters for part in each.values())):
         if isinstance(source, str):
             pin, place = split_place(source)
             repo, _, commit = pin.partition("@")
@@ -153,6 +157,15 @@ def pinned(source: SourceRecord) -> str | None:
     """What opens a recorded source again (SourceRecord.ref); None for a local one, or one of no such form."""
     known = is_repo_id(source.repo or "", namespace=True) and is_commit(source.commit)
     return source.ref if known and (source.path is None or is_place(source.path)) else None
+
+
+def opens_again(source: SourceRecord) -> str | AdapterSource | None:
+    """As `pinned`; of an adapter with the base that it was read with."""
+    ref, base = pinned(source), source.adapter_of
+    if ref is None or base is None:
+        return ref
+    beneath = pinned(base)
+    return AdapterSource(adapter=ref, base=beneath) if beneath else None
 
 
 def check_files(record: MergeRecord | FinetuneRecord, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from hfcart.clip.architecture import expected_shapes, read_architecture
 from hfcart.clip.tensor_names import COPIED, is_copied
@@ -183,6 +184,7 @@ def _faults_of_sweep(swept: Swept) -> Iterator[str]:
         yield "an accuracy of its sweep is none"
 
 
-def name_of(source: SourceRecord) -> str | dict[str, str]:
+def name_of(source: SourceRecord) -> str | dict[str, Any]:
     """A source as a recorded recipe names it."""
-    return source.ref or {"path": source.label, "sha256": source.sha256}
+    own = source.ref or {"path": source.label, "sha256": source.sha256}
+    return own if source.adapter_of is None else {"adapter": own, "base": name_of(source.adapter_of)}

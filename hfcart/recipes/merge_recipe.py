@@ -20,7 +20,7 @@ from hfcart.names import dtype
 from hfcart.quoting import plural, quoted
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain, out_of_percent
 from hfcart.recipes.finished_sweep import with_sweep
-from hfcart.recipes.named import LocalSource, SourceTask
+from hfcart.recipes.named import AdapterSource, LocalSource, SourceTask
 from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, METHOD, OUTPUT, PUBLISHING, Option
 
 # Every method's parameters, and those of `adapt`, by name: fields of the recipe, and options of the command line.
@@ -34,10 +34,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    sources: tuple[str | LocalSource, ...] = Field(min_length=1, strict=False)
+    sources: tuple[str | LocalSource | AdapterSource, ...] = Field(min_length=1, strict=False)
     method: Annotated[str, Option("The merge method; `hfcart methods` lists them.", BASICS, metavar="METHOD")] = "cart"
     base: Annotated[
-        str | LocalSource | None,
+        str | LocalSource | AdapterSource | None,
         Option(
             "The pretrained tower, where one is needed.",
             BASICS,
@@ -218,7 +218,9 @@ class Settings(BaseModel):
 
     @field_validator("sources")
     @classmethod
-    def _sources_named(cls, value: tuple[str | LocalSource, ...]) -> tuple[str | LocalSource, ...]:
+    def _sources_named(
+        cls, value: tuple[str | LocalSource | AdapterSource, ...]
+    ) -> tuple[str | LocalSource | AdapterSource, ...]:
         if any(isinstance(s, str) and not s.strip() for s in value):
             raise ValueError("a source has no name")
         return value

@@ -1,4 +1,4 @@
-"""What a recipe names besides Hub repos: a local folder by its digest, and the task of a source."""
+"""What a recipe names besides Hub repos: a folder by its digest, an adapter with its base, the task of a source."""
 
 from __future__ import annotations
 
@@ -17,6 +17,20 @@ class LocalSource(BaseModel):
 
     path: str = Field(min_length=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class AdapterSource(BaseModel):
+    """A LoRA adapter and the tower that it is added to, in a recorded recipe each at its commit or by its digest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    adapter: str | LocalSource
+    base: str | LocalSource
+
+    @property
+    def path(self) -> str:
+        """What names the adapter."""
+        return self.adapter if isinstance(self.adapter, str) else self.adapter.path
 
 
 # Fields of a task card that say which images it is about and what may be seen on them.

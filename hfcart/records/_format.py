@@ -14,6 +14,14 @@ RECORD_FORMAT = 1
 
 
 def canonical_json(record: DataclassInstance, leave: Collection[str] = ()) -> str:
-    """Canonical JSON: same record, same text. `leave`: fields that are left out."""
-    fields = {name: value for name, value in dataclasses.asdict(record).items() if name not in leave}
+    """Canonical JSON: same record, same text. `leave`: fields that are left out.
+
+    What is no adapter does not say so: records are as they were before there were adapters.
+    """
+
+    def told(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        return {name: value for name, value in pairs if (name, value) != ("adapter_of", None)}
+
+    whole = dataclasses.asdict(record, dict_factory=told)
+    fields = {name: value for name, value in whole.items() if name not in leave}
     return json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -41,10 +41,12 @@ class SourceRecord:
         repo: the Hub id, None for a local folder.
         revision: what the user asked for (branch, tag, sha, refs/pr/N), None if nothing was asked.
         commit: 40 hex digits, None for a local folder.
-        sha256: digest of the weight files' digests in name order; sets the canonical order of sources.
-        files: the weight files read.
+        sha256: digest of the weight files' digests in name order, for an adapter with its base's behind them; sets the
+            canonical order of sources.
+        files: the weight files read; of an adapter its config, too.
         facts: what its card says.
         path: folder or file inside the Hub repo, None if the repo's top level was meant, or it is local.
+        adapter_of: the tower that it is a LoRA adapter of; None for a whole tower.
     """
 
     label: str
@@ -55,6 +57,7 @@ class SourceRecord:
     files: tuple[FileRecord, ...]
     facts: CardFacts = CardFacts()
     path: str | None = None
+    adapter_of: SourceRecord | None = None
 
     @property
     def ref(self) -> str | None:

@@ -157,8 +157,15 @@ def faults_of_source(source: SourceRecord) -> Iterator[str]:
         yield "a file of a source has no plain name"
     if not all(0 <= file.size < 1 << 62 and is_sha256(file.sha256) for file in source.files):
         yield "a file of a source has no size or no sha256"
-    joined = "".join(file.sha256 for file in source.files)
-    if source.sha256 != (joined if len(source.files) == 1 else hashlib.sha256(joined.encode()).hexdigest()):
+    digests = [file.sha256 for file in source.files]
+    if source.adapter_of is not None:
+        digests.append(source.adapter_of.sha256)
+        if source.adapter_of.adapter_of is not None:
+            yield "the base of an adapter is an adapter itself"
+        else:
+            yield from faults_of_source(source.adapter_of)
+    joined = "".join(digests)
+    if source.sha256 != (joined if len(digests) == 1 else hashlib.sha256(joined.encode()).hexdigest()):
         yield "the sha256 of a source is not that of its files"
 
 

@@ -182,7 +182,9 @@ def _union(many: Iterable[Iterable[str]]) -> list[str]:
 def _ingredients(record: MergeRecord) -> list[SourceRecord]:
     """Every model whose weights entered the result: the sources, and the base where it was used or copied from."""
     entered = record.base and (record.method.uses_base or _whole(record))
-    return [*record.sources, *([record.base] if record.base and entered else [])]
+    beneath = [source.adapter_of for source in record.sources if source.adapter_of]
+    found = [*record.sources, *beneath, *([record.base] if record.base and entered else [])]
+    return list({(source.label, source.sha256): source for source in found}.values())
 
 
 def _whole(record: MergeRecord) -> bool:
@@ -239,6 +241,22 @@ def _page(source: SourceRecord) -> str | None:
 
 def _tower(source: SourceRecord, record: MergeRecord, index: int | None) -> dict[str, str]:
     """One row of the table of sources, each cell as Markdown."""
+    name, pin = _pinned(source)
+    if source.adapter_of is not None:
+        base, at = _pinned(source.adapter_of)
+        name, pin = f"{name}, a LoRA adapter of {base}", f"{pin}, its base {at}"
+    return {
+        "number": "base" if index is None else str(index + 1),
+        "name": name,
+        "pin": pin,
+        "license": code(_license_of(source), 60) if _license_of(source) else "not stated",
+        "datasets": some([_dataset(name) for name in source.facts.datasets]) or "not stated",
+        "distance": f"{record.similarity.distance[index]:#.3g}" if record.similarity and index is not None else "",
+    }
+
+
+def _pinned(source: SourceRecord) -> tuple[str, str]:
+    """What a source is called, with a link if it has a page, and what it is pinned by."""
     page = _page(source)
     asked = source.revision
     if page:
@@ -252,14 +270,7 @@ def _tower(source: SourceRecord, record: MergeRecord, index: int | None) -> dict
     else:
         name = code(source.label) + ("" if source.repo else " (local)")
         pin = f"sha256 {code(source.sha256[:12])}"
-    return {
-        "number": "base" if index is None else str(index + 1),
-        "name": name,
-        "pin": pin,
-        "license": code(_license_of(source), 60) if _license_of(source) else "not stated",
-        "datasets": some([_dataset(name) for name in source.facts.datasets]) or "not stated",
-        "distance": f"{record.similarity.distance[index]:#.3g}" if record.similarity and index is not None else "",
-    }
+    return name, pin
 
 
 def _dataset(name: str) -> str:

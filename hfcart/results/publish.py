@@ -32,7 +32,8 @@ from hfcart.results.files import (
     results_files,
     results_in,
 )
-from hfcart.sources.towers import Tower, content_of, pin
+from hfcart.sources.places import pin
+from hfcart.sources.towers import Tower, content_of
 from hfcart.tasks.task_cards import TaskCard
 
 BENCHMARKS = ".eval_results/hfcart-"  # and the task; other names are other people's

@@ -13,7 +13,8 @@ from hfcart.progress import Progress
 from hfcart.quoting import plural, printable, some
 from hfcart.records import FileRecord
 from hfcart.sources.forms import find_tower
-from hfcart.sources.towers import Tower
+from hfcart.sources.lora.tower import AdaptedTower
+from hfcart.sources.towers import Tower, with_bases
 from hfcart.system.threads import in_parallel
 
 
@@ -31,12 +32,17 @@ def read_headers(towers: Sequence[Tower], converted: Path, progress: Progress) -
         for name in tower.weights:
             _add_header(tower, name)
         _check_index(tower)
+        if isinstance(tower, AdaptedTower):
+            return
         found = find_tower(tower.stored, tower.label)
         tower.tensors, tower.projection = found.tensors, found.tensors.get(PROJECTION)
         if found.note:
             progress.note(f"{tower.label} {found.note}.")
 
-    in_parallel(one, towers)
+    in_parallel(one, with_bases(towers))
+    for tower in towers:  # once what they are added to is known
+        if isinstance(tower, AdaptedTower):
+            progress.note(f"{tower.label} {tower.take_up()}.")
 
 
 def _add_header(tower: Tower, name: str) -> None:
@@ -110,4 +116,4 @@ def _convert(tower: Tower, converted: Path, progress: Progress) -> None:
         files.append(target.name)
     progress.note(f"{tower.label} has no safetensors: {some(tower.weights)} was loaded (data only) and converted.")
     tower.weights = files
-    tower.make_record(records)
+    tower.converted = records

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hfcart.errors import HfcartError, HubError, UsageError
+from hfcart.formats.safetensors_file import strict_json
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import read_any
 from hfcart.recipes.finished_merge import pinned
 from hfcart.records import CardFacts, FinetuneRecord, MergeRecord, SourceRecord
 from hfcart.records.file_names import MAX_RECORD, RECORD
-from hfcart.sources.stores import Store
+from hfcart.sources.stores import LocalStore, Store
 from hfcart.sources.towers import Tower, known_base
 
 _DEEPEST = 8  # merges of merges of ...
@@ -58,6 +59,16 @@ class _Search:
         record = read_record_of(store, self._progress)
         return _by_card(facts, by) if record is None else self.by_record(record, by, depth)
 
+    def of_tower(self, tower: Tower) -> list[Said]:
+        """What a source says of its base. Of an adapter, the tower that it is added to says it, or is it."""
+        if tower.base is None:
+            return self.of(tower.store, tower.facts, tower.label)
+        store, by = tower.base.store, f"{tower.base.label}, the base of {tower.label}"
+        if (not is_whole(store) or RECORD in store.sizes) and (found := self.of(store, tower.base.facts, by)):
+            return found
+        opened = str(store.opened) if isinstance(store, LocalStore) else store.ref
+        return [Said(f"the adapter {tower.label}", tower.base.label, opened)]
+
     def by_record(self, record: MergeRecord | FinetuneRecord, by: str, depth: int = 0) -> list[Said]:
         """What a record says: the base it names, else what its sources say."""
         base = record.sources[0] if isinstance(record, FinetuneRecord) else record.base
@@ -67,6 +78,9 @@ class _Search:
 
     def _source(self, source: SourceRecord, by: str, depth: int) -> list[Said]:
         by = f"{source.label}, a source of {by}"
+        if source.adapter_of is not None:
+            beneath = source.adapter_of
+            return self._source(beneath, by, depth + 1) or [Said(by, beneath.label, pinned(beneath), beneath.sha256)]
         if (ref := pinned(source)) is None or depth > _DEEPEST or len(self._known) >= self._most:
             return _by_card(source.facts, by)
         if ref not in self._known:
@@ -98,6 +112,15 @@ def read_record_of(store: Store, progress: Progress) -> MergeRecord | FinetuneRe
         return None
 
 
+def is_whole(store: Store) -> bool:
+    """Whether a source's config is that of a whole CLIPModel, text tower and all."""
+    try:
+        config = strict_json(store.small("config.json") or b"{}")
+    except ValueError:
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "clip"
+
+
 def _by_card(facts: CardFacts, by: str) -> list[Said]:
     """What a card says, if it names one model alone: a merge's names its sources."""
     return [Said(f"the card of {by}", repo, repo) for repo in facts.base_models if len(facts.base_models) == 1]
@@ -121,7 +144,7 @@ def infer_base(towers: Sequence[Tower], progress: Progress) -> str:
         HubError: a record cannot be followed.
     """
     search = _Search(progress)
-    found = [said for tower in towers for said in search.of(tower.store, tower.facts, tower.label)]
+    found = [said for tower in towers for said in search.of_tower(tower)]
     if found:
         agreed = _agreed(found)
         if agreed.ref is None:
@@ -143,7 +166,7 @@ def remember_bases(towers: Sequence[Tower]) -> None:
     """
     search = _Search(Progress(), most=0)
     for tower in towers:
-        if tower.store.repo or tower.facts.base_models or RECORD not in tower.store.sizes:
+        if tower.base or tower.store.repo or tower.facts.base_models or RECORD not in tower.store.sizes:
             continue
         found = search.of(tower.store, tower.facts, tower.label)
         if found and found[0].ref and all(found[0].agrees(other) for other in found):

@@ -13,7 +13,7 @@ from hfcart.errors import MismatchError, NotATowerError
 from hfcart.formats.safetensors_file import TensorSpec
 from hfcart.quoting import plural, some
 from hfcart.records import Architecture
-from hfcart.sources.towers import Tower
+from hfcart.sources.towers import Tower, with_bases
 
 FLOATS = ("F32", "F16", "BF16")
 Row = tuple[str, str, str, str]  # of a table: source, what, expected, found
@@ -32,7 +32,10 @@ def describe(towers: Sequence[Tower], base: Tower | None = None, activation: str
     Raises:
         NotATowerError: no CLIP tower. (Of which nothing says the activation: once its architecture is asked for.)
     """
-    for tower in (*([base] if base else []), *towers):
+    for tower in with_bases([*([base] if base else []), *towers]):
+        if tower.base is not None:
+            tower.described = tower.base.described
+            continue
         if tower.described is not None:
             continue
         shapes = {name: spec.shape for name, spec in tower.tensors.items()}

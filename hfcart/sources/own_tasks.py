@@ -9,9 +9,8 @@ from typing import TypeVar
 
 from hfcart.errors import UsageError
 from hfcart.quoting import plural, some
-from hfcart.recipes.named import LocalSource
 from hfcart.records import CardFacts
-from hfcart.sources.towers import Tower
+from hfcart.sources.towers import Ref, Tower
 from hfcart.tasks.task_cards import TaskCard, name_of, parts, read_tasks
 
 Known = tuple[str | None, CardFacts]  # a tower's repo on the Hub, and what its card says
@@ -47,7 +46,7 @@ def known(tower: Tower) -> Known:
     return tower.store.repo, tower.facts
 
 
-def match(towers: Sequence[Tower], typed: Sequence[str | LocalSource], entries: Sequence[str]) -> tuple[TaskCard, ...]:
+def match(towers: Sequence[Tower], typed: Sequence[Ref], entries: Sequence[str]) -> tuple[TaskCard, ...]:
     """The one task of every source.
 
     Args:
@@ -82,13 +81,13 @@ def match(towers: Sequence[Tower], typed: Sequence[str | LocalSource], entries: 
     return tuple(task for task in found if task is not None)
 
 
-def _names(tower: Tower, typed: str | LocalSource) -> set[str]:
+def _names(tower: Tower, typed: Ref) -> set[str]:
     text = _typed(typed)
     return {text, text.rstrip("/"), tower.label, *([tower.store.repo] if tower.store.repo else [])}
 
 
-def _typed(source: str | LocalSource) -> str:
-    return source.path if isinstance(source, LocalSource) else source
+def _typed(source: Ref) -> str:
+    return source if isinstance(source, str) else source.path
 
 
 def _split(entries: Sequence[str], sources: set[str]) -> tuple[list[tuple[str, str]], list[str]]:

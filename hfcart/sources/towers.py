@@ -7,33 +7,27 @@ stream -> digests -> canonical order.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hfcart.clip import open_clip
-from hfcart.clip.architecture import read_architecture
 from hfcart.errors import CorruptFileError, NotATowerError, SourceError
-from hfcart.formats.card_facts import card_facts
 from hfcart.formats.safetensors_file import (
     DTYPE_BYTES,
     LocalFile,
     TensorSpec,
     parse_header,
     sha256_of,
-    strict_json,
 )
 from hfcart.progress import Progress
-from hfcart.quoting import printable
-from hfcart.recipes.named import LocalSource
+from hfcart.recipes.named import AdapterSource, LocalSource
 from hfcart.records import Architecture, CardFacts, FileRecord, SourceRecord
 from hfcart.report.accuracy import weights_sha256
-from hfcart.sources.places import open_store
-from hfcart.sources.stores import SMALL, LocalStore, Store
-from hfcart.sources.weight_files import choose_weights, refuse_other_forms
+from hfcart.sources.stores import LocalStore, Store
 from hfcart.system.threads import default_workers, in_parallel
 
 # Towers that others are fine-tuned from, by (hidden_size, num_hidden_layers, patch_size, image_size).
@@ -46,14 +40,35 @@ _KNOWN_BASES = {
 
 @dataclass(frozen=True)
 class Reopened:
-    """A local folder that this command has read before: its weights must still have the sha256 of then."""
+    """What this command has read before, a local folder or an adapter: it must still have the sha256 of then.
+
+    Attributes:
+        path: what opens it.
+        sha256: as in SourceRecord.
+        base: of an adapter, what opens its base.
+        local: whether `path` is one of this machine.
+    """
 
     path: str
     sha256: str
+    base: str | Reopened | None = None
+    local: bool = True
 
     def __str__(self) -> str:
         """What was typed."""
         return self.path
+
+    def as_field(self) -> dict[str, Any]:
+        """As a recipe has it among its sources."""
+        plain = {"path": self.path, "sha256": self.sha256}
+        if self.base is None:
+            return plain
+        base = self.base.as_field() if isinstance(self.base, Reopened) else self.base
+        return {"adapter": plain if self.local else self.path, "base": base}
+
+
+Ref = str | LocalSource | AdapterSource | Reopened
+"""What opens a source: as it was typed, as a recipe has it, or as it was opened before."""
 
 
 @dataclass
@@ -73,6 +88,8 @@ class Tower:
         stored: everything its headers list, by the names in the files.
         files: the weight files that are on this machine, open.
         reopened: whether `wanted` is of an earlier reading.
+        converted: the pickles that its weight files were made of, if they were.
+        base: the tower that it is an adapter of; None for a whole tower.
     """
 
     store: Store
@@ -87,6 +104,8 @@ class Tower:
     stored: list[TensorSpec] = field(default_factory=list)
     files: dict[str, LocalFile] = field(default_factory=dict)
     reopened: bool = False
+    converted: list[FileRecord] = field(default_factory=list)
+    base: Tower | None = None
 
     @property
     def label(self) -> str:
@@ -111,6 +130,15 @@ class Tower:
         if self.record is None:
             raise RuntimeError(f"{self.label} is not fetched yet")
         return self.record
+
+    @property
+    def again(self) -> str | Reopened:
+        """What opens it again in this command, or nothing if it is no longer the same."""
+        local = isinstance(self.store, LocalStore)
+        if not local and self.base is None:
+            return self.store.ref or ""
+        path = str(self.store.opened) if isinstance(self.store, LocalStore) else self.store.ref or ""
+        return Reopened(path, self.source.sha256, self.base.again if self.base else None, local)
 
     @property
     def pickled(self) -> bool:
@@ -157,8 +185,7 @@ class Tower:
 
     def make_record(self, files: list[FileRecord]) -> None:
         """Fill `record` from the weight files' digests. Raises SourceError if a recipe demands others."""
-        joined = "".join(file.sha256 for file in files)
-        content = joined if len(files) == 1 else hashlib.sha256(joined.encode()).hexdigest()
+        content = weights_sha256([file.sha256 for file in files] + ([self.base.source.sha256] if self.base else []))
         if self.reopened and content != self.wanted:
             raise CorruptFileError(
                 f"{self.label} changed while it was used: {files[0].name} or another of its "
@@ -181,7 +208,18 @@ class Tower:
             files=tuple(files),
             facts=self.facts,
             path=store.path,
+            adapter_of=self.base.source if self.base else None,
         )
+
+    def content(self) -> list[str]:
+        """The digests of its weight files, by the Hub's own where it has them."""
+        return [self.store.digest(name) or sha256_of(self.store.fetch(name)) for name in self.weights]
+
+    @property
+    def describing(self) -> Store:
+        """Where its image preprocessing is stated: an adapter may leave that to its base."""
+        own = self.base is None or "preprocessor_config.json" in self.store.sizes
+        return self.store if own or self.base is None else self.base.store
 
     def close(self) -> None:
         """Close every file."""
@@ -190,44 +228,15 @@ class Tower:
         self.files.clear()
 
 
-def pin(ref: str | LocalSource | Reopened, progress: Progress) -> Tower:
-    """Resolve one source: a Hub repo to a commit, once; a folder to its files. Reads its config and card."""
-    text = ref if isinstance(ref, str) else ref.path
-    store = open_store(text, progress, local=not isinstance(ref, str))
-    refuse_other_forms(store)
-    described = _described(store)
-    readme = None
-    if store.sizes.get("README.md", 0) <= SMALL:
-        readme = store.small("README.md")
-    else:
-        progress.warn(f"{store.label}/README.md is too large to be a card: its licence counts as not stated.")
-    facts = card_facts(readme.decode("utf-8", "replace") if readme else None)
-    wanted = None if isinstance(ref, str) else ref.sha256
-    weights, index = choose_weights(store)
-    return Tower(store, described, facts, weights, wanted, index=index, reopened=isinstance(ref, Reopened))
-
-
-def _described(store: Store) -> Architecture | None:
-    """What a source's config says, None if it has none. Raises NotATowerError or CorruptFileError."""
-    for name, read in (("config.json", read_architecture), (open_clip.CONFIG, open_clip.read_open_clip_config)):
-        if (config := store.small(name)) is not None:
-            try:
-                return read(strict_json(config), store.label)
-            except ValueError as error:
-                raise CorruptFileError(f"{store.label}/{name} is not valid JSON: {printable(error, 300)}.") from None
-    return None
-
-
 def content_of(tower: Tower) -> str:
     """Digest of its weights as in SourceRecord.sha256, by the Hub's own digests where it has them."""
-    store = tower.store
-    return weights_sha256([store.digest(name) or sha256_of(store.fetch(name)) for name in tower.weights])
+    return weights_sha256(tower.content() + ([content_of(tower.base)] if tower.base else []))
 
 
-def pin_all(refs: Sequence[str | LocalSource], progress: Progress) -> list[Tower]:
-    """Pin every source, several at a time; the first failure in the order given is the one raised."""
-    progress.step("Resolving sources")
-    return in_parallel(lambda ref: pin(ref, progress), refs)
+def with_bases(towers: Sequence[Tower]) -> list[Tower]:
+    """These towers and those that adapters among them belong to, each once, a base before its adapters."""
+    bases = [tower.base for tower in towers if tower.base]
+    return list({id(tower): tower for tower in (*bases, *towers)}.values())
 
 
 def known_base(arch: Architecture) -> str | None:
@@ -241,7 +250,9 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
     Without `stream` the weight files are downloaded into the Hub's cache, in parallel, and proven against
     the Hub's own digests. With it only what is there already, or has no sha256 (small files outside LFS), is.
     """
-    remote = [(t, name) for t in towers if t.store.remote and t.record is None for name in t.weights]
+    towers = with_bases(towers)
+    open_ones = [tower for tower in towers if tower.record is None and not tower.converted]
+    remote = [(t, name) for t in open_ones if t.store.remote for name in t.weights]
     wanted = [(t, name) for t, name in remote if not (stream and t.store.digest(name) and not t.store.here(name))]
     if len(wanted) < len(remote):
         progress.note(
@@ -269,13 +280,13 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
         if new:
             progress.finish()
     progress.step("Checking digests")
-    files = [(tower, name) for tower in towers if tower.record is None for name in tower.weights]
+    files = [(tower, name) for tower in open_ones for name in tower.weights]
     with ThreadPoolExecutor(default_workers()) as pool:
         digests = list(pool.map(lambda file: _digest(*file), files))
     for tower in towers:
         if tower.record is None:
             own = [(name, digest) for (t, name), digest in zip(files, digests, strict=True) if t is tower]
-            tower.make_record([FileRecord(name, tower.size(name), d) for name, d in own])
+            tower.make_record(tower.converted or [FileRecord(name, tower.size(name), d) for name, d in own])
         if isinstance(tower.store, LocalStore):
             tower.store.check()  # its config and its weights are of one moment
 

@@ -17,25 +17,15 @@ _OF_TRAINING = re.compile(
     r"|custom_checkpoint)([._-].*)?\.(bin|pt|pth)|.*[._-]optim_states\.pt",
     re.IGNORECASE,
 )
-_ADAPTER = "adapter_config.json"
 
 
 def refuse_other_forms(store: Store) -> None:
-    """Name a source's form where it is one that cannot be merged: an adapter, a GGUF file, quantized weights.
+    """Name a source's form where it is one that cannot be merged: a GGUF file, quantized weights.
 
     Raises:
         NotATowerError: it is one of these; the hint says what to do.
     """
     names = [store.chosen] if store.chosen else sorted(store.sizes)
-    if all(name not in store.sizes for name in (SINGLE, INDEX)) and _ADAPTER in store.sizes:
-        found = _mapping(store, _ADAPTER)
-        kind, base = found.get("peft_type", "LORA"), found.get("base_model_name_or_path")
-        of = f"of {quoted(base, 120)}" if base else "that does not say of which base"
-        raise NotATowerError(
-            f"{store.label} is an adapter of peft ({quoted(kind, 40)}) {of}, not a tower.",
-            hint="Put it into its base and give the folder that this writes: PeftModel.from_pretrained(base, adapter)"
-            ".merge_and_unload().save_pretrained(folder), in Python.",
-        )
     if names and not any(name.endswith(WEIGHTS) for name in names) and any(n.endswith(".gguf") for n in names):
         raise NotATowerError(
             f"{store.label} holds GGUF files, whose weights are quantized.",

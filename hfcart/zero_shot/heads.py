@@ -27,10 +27,10 @@ from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.sources.full_clip import read_base_parts
 from hfcart.sources.lineage import base_by_record, unopenable
 from hfcart.sources.preprocessor import clip_default, read_preprocessor
-from hfcart.sources.stores import LocalStore
+from hfcart.sources.stores import LocalStore, Store
 from hfcart.sources.towers import Reopened, Tower, known_base
 from hfcart.tasks.task_cards import TaskCard
-from hfcart.zero_shot.loaded_tower import LoadedTower, opened, read_tensor
+from hfcart.zero_shot.loaded_tower import LoadedTower, is_clip, opened, read_tensor
 from hfcart.zero_shot.prompts import encoder
 
 if TYPE_CHECKING:
@@ -117,17 +117,18 @@ def base_of(tower: LoadedTower, progress: Progress) -> str | Reopened:
         VerifyError: its record cannot be read.
         HubError: its record cannot be followed.
     """
-    record = _record_of(tower)
+    of = tower.base or tower  # an adapter comes from where its base does
+    record = _record_of(of)
     # Of a merge with --full-clip too: it holds a copy of the base's text tower, and is not the base.
-    found = base_by_record(record, tower.label, progress) if record is not None else None
+    found = base_by_record(record, of.label, progress) if record is not None else None
     if found is not None and found.ref is not None:
         return found.ref
-    if tower.is_clip:
-        source = tower.source
-        return source.ref or Reopened(_opened(tower), source.sha256)
+    if tower.is_clip or (tower.base and is_clip(tower.base)):
+        source = of.source
+        return source.ref or Reopened(_opened(of.store), source.sha256)
     if found is not None:
         raise unopenable(found)
-    stated = tower.source.facts.base_models
+    stated = of.source.facts.base_models
     if record is None and len(stated) == 1:
         return stated[0]
     known = known_base(tower.architecture)
@@ -139,7 +140,7 @@ def base_of(tower: LoadedTower, progress: Progress) -> str | Reopened:
     return known
 
 
-def _record_of(tower: LoadedTower) -> MergeRecord | FinetuneRecord | None:
+def _record_of(tower: LoadedTower | Tower) -> MergeRecord | FinetuneRecord | None:
     data = tower.store.small(RECORD, MAX_RECORD)
     try:
         return None if data is None else read_any(data, f"{tower.label}/{RECORD}")
@@ -148,9 +149,9 @@ def _record_of(tower: LoadedTower) -> MergeRecord | FinetuneRecord | None:
         raise
 
 
-def _opened(tower: LoadedTower) -> str:
-    assert isinstance(tower.store, LocalStore)  # every other has a ref
-    return str(tower.store.opened)
+def _opened(store: Store) -> str:
+    assert isinstance(store, LocalStore)  # every other has a ref
+    return str(store.opened)
 
 
 def check_base(tower: LoadedTower, base: Base, progress: Progress) -> None:

@@ -19,9 +19,10 @@ from hfcart.progress import Progress, Within
 from hfcart.records import Architecture, SourceRecord
 from hfcart.sources.headers import read_headers
 from hfcart.sources.one_architecture import FLOATS, check_alike, describe
+from hfcart.sources.places import pin
 from hfcart.sources.preprocessor import read_preprocessor
 from hfcart.sources.stores import Store
-from hfcart.sources.towers import Reopened, Tower, fetch_all, pin
+from hfcart.sources.towers import Ref, Tower, fetch_all, with_bases
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
@@ -42,6 +43,7 @@ class LoadedTower:
         preprocessor: its image preprocessing, None if it states none.
         projection: a visual projection of its own (`dim width`), None if it has none.
         is_clip: whether it lies inside a whole CLIPModel, text tower and all.
+        base: the tower that it is an adapter of, closed; None for a whole tower.
     """
 
     label: str
@@ -52,41 +54,46 @@ class LoadedTower:
     preprocessor: dict[str, Any] | None
     projection: torch.Tensor | None
     is_clip: bool
+    base: Tower | None = None
 
 
 @contextmanager
-def opened(ref: str | Reopened, progress: Progress) -> Iterator[Tower]:
+def opened(ref: Ref, progress: Progress, given: str | None = None) -> Iterator[Tower]:
     """A source pinned, with its headers read and its weights ready to be read.
 
     Args:
         ref: a Hub repo (`user/name`, `user/name@revision`) or a folder, read before or not.
         progress: told of each stage.
+        given: the base, if the user gave one, for an adapter that names none.
     """
     progress.step(f"Loading {ref}")
     progress = Within(progress)
     with tempfile.TemporaryDirectory() as converted:
-        tower = pin(ref, progress)
+        tower = pin(ref, progress, given)
         try:
             read_headers([tower], Path(converted), progress)
             describe([tower])
             fetch_all([tower], progress, stream=False)
             yield tower
         finally:
-            tower.close()
+            for each in with_bases([tower]):
+                each.close()
 
 
-def load_tower(ref: str | Reopened, progress: Progress) -> LoadedTower:
-    """Load a vision tower, whichever of the three forms its tensor names have, as a CLIPVisionModel.
+def load_tower(ref: Ref, progress: Progress, given: str | None = None) -> LoadedTower:
+    """Load a vision tower, whichever form it has, as a CLIPVisionModel; the arguments are those of `opened`.
 
     Raises:
         SourceError: it is gone, no CLIP tower, damaged, holds NaN or Inf, or states an image preprocessing that
             cannot be followed.
     """
-    with opened(ref, progress) as tower:
+    with opened(ref, progress, given) as tower:
         own = tower.tensors.get(PROJECTION)
         projection = read_tensor(tower, own) if own and own.dtype in FLOATS else None
         architecture = check_alike([tower], None, projection=False)
-        preprocessor = read_preprocessor(tower.store, architecture.image_size)  # refused before the weights are read
+        preprocessor = read_preprocessor(
+            tower.describing, architecture.image_size
+        )  # refused before the weights are read
         return LoadedTower(
             label=tower.label,
             source=tower.source,
@@ -95,8 +102,14 @@ def load_tower(ref: str | Reopened, progress: Progress) -> LoadedTower:
             model=running(tower),
             preprocessor=preprocessor,
             projection=projection,
-            is_clip=any(spec.name.startswith("text_model.") for spec in tower.stored),
+            is_clip=is_clip(tower),
+            base=tower.base,
         )
+
+
+def is_clip(tower: Tower) -> bool:
+    """Whether a tower, its headers read, lies inside a whole CLIPModel."""
+    return tower.base is None and any(spec.name.startswith("text_model.") for spec in tower.stored)
 
 
 def running(tower: Tower) -> CLIPVisionModel:

@@ -32,7 +32,8 @@ from hfcart.report.accuracy import accuracy, belongs, mean_accuracy, normalised,
 from hfcart.report.merge_card import render_card
 from hfcart.results.confusion import confusion_csv, is_confusion_of
 from hfcart.results.files import check_place, read_results, write_results
-from hfcart.sources.towers import fetch_all, pin
+from hfcart.sources.places import pin
+from hfcart.sources.towers import fetch_all
 
 # Arithmetic
 

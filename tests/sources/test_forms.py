@@ -235,16 +235,14 @@ def test_openclips_preprocessing(tmp_path: Path) -> None:
 
 
 OTHERS = {
-    "lora": ({"adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": "openai/clip-vit-base-patch32"}},
-             "adapter_model.safetensors", "is an adapter of peft \\('LORA'\\) of 'openai/clip-vit-base-patch32'"),
     "dora": ({"adapter_config.json": {"peft_type": "LORA", "use_dora": True}}, "adapter_model.safetensors",
-             "that does not say of which base"),
-    "an adapter of another type": ({"adapter_config.json": {"peft_type": "IA3"}}, "adapter_model.bin", "\\('IA3'\\)"),
+             "is DoRA \\(use_dora in its"),
+    "an adapter of another type": ({"adapter_config.json": {"peft_type": "IA3"}}, "adapter_model.bin",
+                                   "of the type 'IA3'"),
     "gguf": ({}, "clip-vit-b-32-q4.gguf", "holds GGUF files"),
     "awq": ({"config.json": {**config(), "quantization_config": {"quant_method": "awq"}}}, "model.safetensors",
             "is quantized \\('awq'\\)"),
     "siglip": ({"config.json": {"model_type": "siglip"}}, "model.safetensors", "model_type 'siglip'"),
-    "broken": ({"adapter_config.json": "{", "config.json": config()}, "nothing.txt", "is an adapter of peft"),
 }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from towers import write_tower
 from hfcart.progress import Progress
 from hfcart.sources.headers import read_headers
 from hfcart.sources.order import OrderedTowers
-from hfcart.sources.towers import Tower, fetch_all, pin
+from hfcart.sources.places import pin
+from hfcart.sources.towers import Tower, fetch_all
 
 
 def pinned(folder: Path, numbers: Iterable[int]) -> list[Tower]:

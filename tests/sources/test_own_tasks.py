@@ -13,7 +13,8 @@ from hfcart.errors import UsageError
 from hfcart.progress import Progress
 from hfcart.records import CardFacts
 from hfcart.sources.own_tasks import fits, match, own_task, own_tower
-from hfcart.sources.towers import Tower, pin
+from hfcart.sources.places import pin
+from hfcart.sources.towers import Tower
 from hfcart.tasks.task_cards import TaskCard, read_tasks
 
 

@@ -152,7 +152,7 @@ class _Gathering:
     def statistics(self, tower: Tower, split: Split) -> Stored:
         """From the cache, else gathered and written there."""
         head = make_head(self.base, split.task, self.progress) if self.base else None
-        fields = read_preprocessor(tower.store, tower.architecture.image_size)
+        fields = read_preprocessor(tower.describing, tower.architecture.image_size)
         fields = fields or (self.base.preprocessor if self.base else clip_default(tower.architecture.image_size))
         decides: list[Any] = [_VERSION, self.kind, tower.source.sha256, fields, self.examples, self.seed]
         decides += [split.task.sha256, dataclasses.asdict(split.dataset), dataclasses.asdict(tower.architecture)]
