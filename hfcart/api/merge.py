@@ -58,6 +58,8 @@ def merge(
             batch_size (int): Images of each task in a batch. Default: 16.
             precision ("auto" | "float32" | "bfloat16"): Of the forward pass. Default: auto.
         Output:
+            adapters (float or int): Write an adapter of this rank for each source, too.
+            adapters_carry ("all" | "matrices"): What adapters hold. Default: all.
             dtype ("float32" | "float16" | "bfloat16"): Of the output. Default: the widest of the sources.
             max_shard_size (str): Such as 5GB or 500MB. Default: 5GB.
             overwrite (bool): Replace an output folder or repo that exists.

@@ -38,6 +38,8 @@ class MergeOptions(TypedDict, total=False):
     adapt_per: Literal["tensor", "task"] | None
     batch_size: int | None
     precision: Literal["auto", "float32", "bfloat16"] | None
+    adapters: float | str | None
+    adapters_carry: Literal["all", "matrices"] | None
     dtype: Literal["float32", "float16", "bfloat16"] | None
     max_shard_size: str | None
     overwrite: bool

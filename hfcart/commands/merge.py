@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfcart.clip.architecture import differences, output_config, read_architecture
 from hfcart.clip.tensor_names import COPIED
+from hfcart.commands.merge_adapters import finish_adapters
 from hfcart.engine.plan import CONVERTED, TORCH_NAME, Plan, make_plan
 from hfcart.errors import DistantError, OutputError, VerifyError
 from hfcart.formats.safetensors_file import strict_json
@@ -25,6 +26,7 @@ from hfcart.recipes.finished_sweep import read_sweep, refuse_other_sources
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.recipes.recipe_files import as_yaml
 from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity, Swept, TensorRecord
+from hfcart.records.adapters import FOLDER as ADAPTERS
 from hfcart.records.file_names import RECORD, RECORDS
 from hfcart.report.merge_card import render_card
 from hfcart.sources.full_clip import clip_config, read_text_config
@@ -87,7 +89,7 @@ def _work_folder(recipe: Recipe) -> WorkFolder:
         RECORDS,
         overwrite=recipe.overwrite,
         aside=(CONVERTED, work_path(Path(_ADAPTATION)).name, _CHOOSING),
-        redone=(CONVERTED, TENSOR_FILES),
+        redone=(CONVERTED, TENSOR_FILES, ADAPTERS),
     )
 
 
@@ -228,9 +230,11 @@ def _finish(
     progress.step("Reading the output back")
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
     files = dict(read_back(folder.path, plan.shapes, digests))
-    files |= _write_small_files(folder, plan)
+    adapters, own = finish_adapters(folder, plan, lines, digests)
+    files |= own | _write_small_files(folder, plan)
     _read_config_back(folder.path, plan)
-    record = replace(_record(plan, lines, similarity, environment, files, learned, selection), swept=swept)
+    record = _record(plan, lines, similarity, environment, files, learned, selection)
+    record = replace(record, swept=swept, adapters=adapters)
     if learned is not None:
         folder.add(LOG, adaptation_log(record, learned.history))
     folder.add(RECORD, record.to_json().encode())

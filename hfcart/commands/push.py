@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hfcart import hub
+from hfcart.commands.merge_adapters import adapter_configs
 from hfcart.commands.push_space import is_space, push_space
 from hfcart.errors import OutputError, VerifyError
 from hfcart.progress import Progress
@@ -102,6 +103,7 @@ def run_push(
     shown, kept = _with_online(record, results, target, overwrite=overwrite, progress=progress)
     with explain_os_errors(folder):
         instead = _prepare(folder, record, results, shown, repo, progress) | kept
+        instead |= adapter_configs(folder, record, repo)
     own = {*record.files, RECORD, CARD, *LOGS}
     left = [name for name in hub.publishable(folder) if name not in own and not _is_figure(name)]
     if foreign := [name for name in left if not name.startswith(_RESULT_PARTS)]:

@@ -7,6 +7,7 @@ the same bytes, or how far they are off and what may explain it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from hfcart.recipes.finished_finetuning import is_finetune_record
 from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.merge_recipe import make
 from hfcart.records import MergeRecord
+from hfcart.records.adapters import CONFIG, is_adapter_file, without_base
+from hfcart.records.adapters import FOLDER as ADAPTERS
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.results.files import RESULTS
 from hfcart.sources.places import open_store
@@ -95,18 +98,33 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
 
 
 def _check_files(store: Store, record: MergeRecord) -> None:
+    there = {**store.sizes, **store.below(ADAPTERS)}
     for name, digest in sorted(record.files.items()):
-        if name not in store.sizes:
+        if name not in there:
             raise VerifyError(f"{store.label} lacks {name}, which its record lists.", hint=_HINT)
-        found = store.digest(name) or sha256_of(store.fetch(name))
+        found = _digest(store, name)
         if found != digest:
             raise VerifyError(
                 f"{store.label}/{name} has sha256 {found[:12]}…, its record says {digest[:12]}….", hint=_HINT
             )
     known = {*record.files, RECORD, RESULTS}  # results may come after the merge; nothing loads them
-    extra = [name for name in store.sizes if name.endswith(_LOADED) and name not in known]
+    extra = [name for name in there if name.endswith(_LOADED) and name not in known]
     if extra:
         raise VerifyError(f"{store.label} holds {extra[0]}, which its record does not list.", hint=_HINT)
+
+
+def _digest(store: Store, name: str) -> str:
+    """sha256 of a file; of an adapter's config whatever base it names, which is the repo it was published in."""
+    place, file = _at(store, name)
+    if is_adapter_file(name) and file == CONFIG:
+        return hashlib.sha256(without_base(place.small(file) or b"")).hexdigest()
+    return place.digest(file) or sha256_of(place.fetch(file))
+
+
+def _at(store: Store, path: str) -> tuple[Store, str]:
+    """The folder that a file lies in, and its name there."""
+    folder, _, file = path.rpartition("/")
+    return (store.within(folder) if folder else store), file
 
 
 def _compare(store: Store, again: Path, record: MergeRecord, device: str) -> Verdict:
@@ -165,20 +183,24 @@ def _changes(record: MergeRecord, device: str) -> str:
 
 
 def _tensors(store: Store) -> dict[str, TensorSpec]:
+    """Every tensor of a merge by its name, those of an adapter behind its folder; `file` of each is the path."""
     out: dict[str, TensorSpec] = {}
-    for name in sorted(store.sizes):
-        if name.endswith(".safetensors"):
-            file = LocalFile(store.fetch(name), f"{store.label}/{name}")
+    for path in sorted([*store.sizes, *store.below(ADAPTERS)]):
+        if path.endswith(".safetensors"):
+            place, name = _at(store, path)
+            file = LocalFile(place.fetch(name), f"{store.label}/{path}")
             try:
-                out |= parse_header(file.read, file.size, f"{store.label}/{name}")
+                found = parse_header(file.read, file.size, f"{store.label}/{path}")
             finally:
                 file.close()
+            before = path.removesuffix(name)
+            out |= {before + tensor: dataclasses.replace(spec, file=path) for tensor, spec in found.items()}
     return out
 
 
 def _read(store: Store, spec: TensorSpec) -> bytes:
-    path = store.fetch(spec.file)
-    file = LocalFile(path, f"{store.label}/{spec.file}")
+    place, name = _at(store, spec.file)
+    file = LocalFile(place.fetch(name), f"{store.label}/{spec.file}")
     try:
         return file.read(spec.start, spec.end)
     finally:

@@ -16,6 +16,7 @@ from hfcart.clip.tensor_names import PROJECTION, Group
 from hfcart.engine.loop import Workers, workers
 from hfcart.engine.plan import Plan
 from hfcart.engine.reading import GroupReader, Held
+from hfcart.engine.residuals import Residuals
 from hfcart.engine.writing import GroupWriter
 from hfcart.maths.moments import spread_of
 from hfcart.methods import Measure, Merged, function, keywords_of
@@ -40,24 +41,30 @@ def merge_groups(plan: Plan, writer: GroupWriter, device: torch.device, number: 
     """
     reader = GroupReader(plan, device)
     rules = GroupRules(plan, reader, device)
+    residuals = Residuals(plan, plan.adapters, writer, device) if plan.adapters else None
     with workers(number, device, progress) as pool:
         known = whole_tower_facts(rules, writer, pool)
 
         def work(group: Group) -> None:
             if group.copied:
-                merged, spread = Merged(reader.copied(group)), None
+                merged, spread, held = Merged(reader.copied(group)), None, None
             else:
-                merged, spread = pool.drive(rules.merged, group, reader.read(group), known)
-            low_rank = merged.rank is not None
+                held = reader.read(group)
+                merged, spread = pool.drive(rules.merged, group, held, known)
+            digests, norms = writer.write(group, merged.tensor), None
+            if residuals and held:
+                own, norms = residuals.write(group, held.thetas, merged.tensor, pool.drive)
+                digests |= own
             writer.note(
                 {
                     "group": group.key,
-                    "sha256": writer.write(group, merged.tensor),
+                    "sha256": digests,
                     "rank": merged.rank,
-                    "full_rank": min(reader.shape(group)) if low_rank else None,
+                    "full_rank": min(reader.shape(group)) if merged.rank is not None else None,
                     "energy": merged.energy,
                     "fallback": merged.fallback,
                     "spread": spread,
+                    **({"adapters": norms} if norms else {}),
                 }
             )
 

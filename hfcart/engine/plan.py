@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hfcart.clip.architecture import expected_shapes
 from hfcart.clip.tensor_names import Group, groups
+from hfcart.engine.adapter_names import adapter_names
+from hfcart.engine.adapters import Adapters, plan_adapters, together
 from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.methods import ADAPTING, METHODS, Method
@@ -71,12 +73,13 @@ class Plan:
         tasks: the task that each of them was fine-tuned on, if the method looks at images, and the dataset's commit,
             if the recipe says one; () once what was to be chosen on them is.
         gathered: what the method knows of those images, once it is gathered.
+        adapters: what is written for each source beside the tower; None if nothing is.
         base: the base model, if the method needs one or one was given.
         architecture: shared by all of them.
         shapes: name -> shape of every output tensor, in output order.
         groups: what one call of the method merges, in output order.
         dtype: safetensors dtype of the output.
-        layout: every offset of the output.
+        layout: every offset of the output, of the adapters too.
         parts: what is copied from the base to make a whole CLIPModel; None for a tower alone.
     """
 
@@ -92,6 +95,7 @@ class Plan:
     parts: BaseParts | None
     tasks: tuple[SourceTask, ...] = ()
     gathered: Statistics | None = None
+    adapters: Adapters | None = None
 
     @property
     def towers(self) -> tuple[Tower, ...]:
@@ -310,6 +314,17 @@ def make_plan(
         base.tensors |= parts.tensors
         shapes |= {name: spec.shape for name, spec in parts.tensors.items()}
         to_do += [Group((name,), matrix=False, copied=True) for name in parts.tensors]
+    adapters = None
+    if recipe.adapters is not None:
+        adapters = plan_adapters(
+            adapter_names(towers),
+            recipe.adapters,
+            to_do,
+            shapes,
+            dtype=dtype,
+            flat=not (parts or recipe.with_projection),  # as the class of transformers 5 that loads the tower has it
+            all_tensors=recipe.adapters_carry == "all",
+        )
     plan = Plan(
         recipe,
         method,
@@ -319,9 +334,10 @@ def make_plan(
         shapes,
         tuple(to_do),
         dtype,
-        lay_out(shapes, dtype, parse_size(recipe.max_shard_size)),
+        together(lay_out(shapes, dtype, parse_size(recipe.max_shard_size)), adapters),
         parts,
         tasks,
+        adapters=adapters,
     )
     _check_rank(plan)
     _check_coefficients(plan)

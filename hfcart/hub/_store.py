@@ -59,6 +59,16 @@ class HubStore:
         names = [name.removeprefix(self._folder) for name in self._snapshot.files if name.startswith(self._folder)]
         return sorted({name.rpartition("/")[0] for name in names if "/" in name and name.endswith(WEIGHTS)})
 
+    def below(self, folder: str) -> dict[str, int]:
+        """Path -> bytes of every file inside a folder of it."""
+        own = self._folder + folder.strip("/") + "/"
+        files = self._snapshot.files.items()
+        return {name.removeprefix(self._folder): file.size for name, file in files if name.startswith(own)}
+
+    def within(self, folder: str) -> HubStore:
+        """A folder inside it, of the same commit."""
+        return HubStore(self._snapshot, self._folder + folder)
+
     def small(self, name: str, limit: int = 1 << 20) -> bytes | None:
         """A small file's bytes, None if there is no such file. Raises CorruptFileError if it is above `limit`."""
         return read_small(self._snapshot, self._folder + name, limit)

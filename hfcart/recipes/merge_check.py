@@ -24,6 +24,7 @@ from hfcart.records import (
     Swept,
     TensorRecord,
 )
+from hfcart.records.adapters import CONFIG, WEIGHTS, adapter_file, is_adapter_file, is_adapter_name
 from hfcart.records.check import (
     DTYPES,
     MOST,
@@ -65,7 +66,8 @@ def faults(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
     yield from _faults_of_weights(record, recipe, method)
     yield from _faults_of_similarity(record.similarity, count, against_base=record.base is not None)
     yield from faults_of_environment(record.environment)
-    yield from faults_of_files(record.files, len(record.tensors) + SMALL_FILES)
+    yield from faults_of_files(record.files, len(record.tensors) + 2 * count + SMALL_FILES)
+    yield from _faults_of_adapters(record, recipe)
     if record.adaptation is not None:
         yield from _faults_of_adaptation(record.adaptation, recipe, method)
     if record.selection is not None:
@@ -135,6 +137,25 @@ def _faults_of_similarity(similarity: Similarity | None, count: int, *, against_
         yield f"its similarity is not that of {plural(count, 'source')}"
     if not all(-1 <= cosine <= 1 for row in similarity.cosine for cosine in row) or min(similarity.distance) < 0:
         yield "a cosine or a distance is out of range"
+
+
+def _faults_of_adapters(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
+    """Their files are listed: what is called so without a record of it is none."""
+    adapters = record.adapters
+    if [each.source for each in adapters] != ([s.label for s in record.sources] if recipe.adapters else []):
+        yield "its adapters are not those of its sources"
+    if len({each.name for each in adapters}) < len(adapters) or not all(is_adapter_name(a.name) for a in adapters):
+        yield "two adapters have one name, or the name of one is none"
+    files = {adapter_file(each.name, file) for each in adapters for file in (CONFIG, WEIGHTS)}
+    if files != {name for name in record.files if is_adapter_file(name)}:
+        yield "the files of its adapters are not those that it lists"
+    for each in adapters:
+        if record.files.get(adapter_file(each.name, WEIGHTS)) != each.sha256:
+            yield "the sha256 of an adapter is not that of its file"
+        if not all(1 <= number <= MOST for number in (each.rank, each.parameters, each.size)):
+            yield "a number of an adapter is out of range"
+        if not 0 <= each.energy <= 1:
+            yield "the energy of an adapter is not in [0, 1]"
 
 
 def _faults_of_adaptation(adaptation: AdaptationRecord, recipe: Recipe, method: Method) -> Iterator[str]:

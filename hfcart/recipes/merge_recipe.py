@@ -95,6 +95,27 @@ class Settings(BaseModel):
             "Merge q, k and v as three matrices, or as one.", MERGED, "OpenCLIP stores them as one.", recorded="always"
         ),
     ] = "split"
+    adapters: Annotated[
+        int | float | None,
+        Option(
+            "Write an adapter of this rank for each source, too.",
+            OUTPUT,
+            "Each in adapters/<name>, as peft loads it: what the source has that the tower has not, cut to so many "
+            "singular directions. Without --method the tower is the average (Eq. 5 of CART's paper).",
+            metavar="RANK",
+            recorded="changed",
+        ),
+    ] = None
+    adapters_carry: Annotated[
+        Literal["all", "matrices"],
+        Option(
+            "What adapters hold.",
+            OUTPUT,
+            "all: biases, norms and embeddings of the source, too. matrices: the attention and MLP weights alone, as "
+            "Eq. 5 is printed.",
+            recorded="changed",
+        ),
+    ] = "all"
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         Option("Of the output.", OUTPUT, default="the widest of the sources", recorded="always"),
@@ -240,7 +261,16 @@ class Settings(BaseModel):
     def _in_full(cls, value: object) -> object:
         return dtype(value)
 
-    @field_validator(*(p.name for p in PARAMETERS.values() if p.kind in _SHARES), mode="before", check_fields=False)
+    @model_validator(mode="before")
+    @classmethod
+    def _average_under_adapters(cls, fields: Any) -> Any:  # noqa: ANN401 (fields not checked yet)
+        if isinstance(fields, dict) and fields.get("adapters") is not None:
+            return {"method": "average", **fields}
+        return fields
+
+    @field_validator(
+        "adapters", *(p.name for p in PARAMETERS.values() if p.kind in _SHARES), mode="before", check_fields=False
+    )
     @classmethod
     def _in_percent(cls, value: object) -> object:
         return out_of_percent(value)
@@ -270,6 +300,13 @@ class Settings(BaseModel):
                 raise ValueError(f"{name}: {error}") from None
             if isinstance(value, tuple) and len(value) != len(self.sources):
                 raise ValueError(f"{name}: {plural(len(value), 'number')} for {plural(len(self.sources), 'source')}")
+        if self.adapters is not None:
+            try:
+                Parameter("adapters", None, "", kind="rank").check(self.adapters)
+            except ValueError as error:
+                raise ValueError(f"adapters: {error}") from None
+        elif self.adapters_carry != "all":
+            raise ValueError("adapters_carry says what adapters hold: give adapters too, such as 8%")
         if self.lines is not None:
             if not method.task_vectors:
                 raise ValueError(f"lines scales what a method adds to the base, which {self.method} does not do")

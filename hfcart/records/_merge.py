@@ -10,6 +10,7 @@ from hfcart.records._format import RECORD_FORMAT, canonical_json
 from hfcart.records._search import Swept
 from hfcart.records._selection import SelectionRecord
 from hfcart.records._sources import Architecture, DatasetRecord, Environment, SourceRecord
+from hfcart.records.adapters import AdapterRecord
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class MergeRecord:
         data: the images that the method looked at, one entry a source in their order; () if it needs none.
         selection: how one of the recipe's parameters was chosen; None if none was, or it was given.
         swept: the sweep that rank and scale are the best of; None if they were given, or are the defaults.
+        adapters: beside the tower, one for each source in their order; () if none were asked for.
     """
 
     recipe: dict[str, Any]
@@ -153,6 +155,7 @@ class MergeRecord:
     data: tuple[SourceData, ...] = ()
     selection: SelectionRecord | None = None
     swept: Swept | None = None
+    adapters: tuple[AdapterRecord, ...] = ()
     format: int = RECORD_FORMAT
 
     def to_json(self) -> str:

@@ -16,6 +16,7 @@ from hfcart.records._merge import SourceData, TensorRecord
 from hfcart.records._selection import Selected
 from hfcart.records._sources import DatasetRecord, Environment, SourceRecord
 from hfcart.records._training import TrainedTask, TrainingCurve, Validation
+from hfcart.records.adapters import is_adapter_file
 from hfcart.records.repo_id import is_place, is_repo_id, is_revision, split_place
 
 TASK_ID = r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?"
@@ -192,5 +193,6 @@ def faults_of_files(files: dict[str, str], most: int) -> Iterator[str]:
     """What cannot be true of the digests of a folder's files, of which there are `most` at most."""
     if not 1 <= len(files) <= most:
         yield f"it lists {len(files):,} files"
-    if not all(map(_PLAIN.fullmatch, files)) or not all(map(is_sha256, files.values())):
+    named = all(_PLAIN.fullmatch(file) or is_adapter_file(file) for file in files)
+    if not named or not all(map(is_sha256, files.values())):
         yield "a file has no plain name or no sha256"

@@ -43,6 +43,12 @@ class Store(Protocol):
     def deeper(self) -> list[str]:
         """Folders inside it that hold weights, by their paths."""
 
+    def below(self, folder: str) -> dict[str, int]:
+        """Path -> bytes of every file inside a folder of it, at any depth; empty if there is none."""
+
+    def within(self, folder: str) -> Store:
+        """A folder inside it, of the same commit."""
+
     def small(self, name: str, limit: int = SMALL) -> bytes | None:
         """A small file's bytes, None if there is no such file. Raises CorruptFileError if it is above `limit`."""
 
@@ -88,6 +94,15 @@ class LocalStore:
     def deeper(self) -> list[str]:
         """Folders inside it that hold weights."""
         return sorted({path.parent.name for path in self.folder.glob("*/*") if path.suffix in WEIGHTS})
+
+    def below(self, folder: str) -> dict[str, int]:
+        """Path -> bytes of every file inside a folder of it."""
+        files = [path for path in (self.folder / folder).rglob("*") if path.is_file()]
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
+
+    def within(self, folder: str) -> LocalStore:
+        """A folder inside it."""
+        return LocalStore(self.folder / folder)
 
     def small(self, name: str, limit: int = SMALL) -> bytes | None:
         """A small file's bytes, None if there is no such file: the same each time, whatever becomes of the file.

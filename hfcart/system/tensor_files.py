@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hfcart.errors import VerifyError
 from hfcart.formats.safetensors_file import LocalFile, parse_header
@@ -43,6 +43,8 @@ class TensorFiles:
         try:
             with explain_os_errors(self._folder):
                 for file, header in self._layout.headers.items():
+                    for parent in reversed(PurePosixPath(file).parents[:-1]):
+                        (self._folder / parent).mkdir(exist_ok=True)
                     descriptor = os.open(self._folder / file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
                     self._descriptors[file] = descriptor
                     os.ftruncate(descriptor, self._layout.sizes[file])
@@ -81,7 +83,7 @@ class TensorFiles:
 
 def refuse_without_room(folder: Path, layout: Layout) -> None:
     """Raise the OutputError of a disk that is too small for the layout, and touch nothing. `folder` need not exist."""
-    reserved = sum(path.stat().st_size for path in folder.glob(TENSOR_FILES))
+    reserved = sum((folder / file).stat().st_size for file in layout.sizes if (folder / file).is_file())
     with explain_os_errors(folder):
         if shutil.disk_usage(standing_parent(folder)).free + reserved < sum(layout.sizes.values()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -27,12 +27,15 @@ KILLS = 24
 SMALL = {**TINY, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 6}
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_kill_9_at_seeded_journal_lengths(tmp_path: Path, clean_env: dict[str, str], seed: int) -> None:
+@pytest.mark.parametrize(("seed", "fields"), [(1, {"rank": 0.25}), (2, {"rank": 0.25}), (3, {"adapters": 0.25})])
+def test_kill_9_at_seeded_journal_lengths(
+    tmp_path: Path, clean_env: dict[str, str], seed: int, fields: dict[str, float]
+) -> None:
     sources = [str(write_tower(tmp_path / f"t{i}", i, SMALL)) for i in (1, 2, 3)]
-    hfcart.merge(sources, out=str(tmp_path / "undisturbed"), rank=0.25)
+    hfcart.merge(sources, out=str(tmp_path / "undisturbed"), **fields)
     command = [sys.executable, str(HELPERS / "killer.py"), str(tmp_path / "m"), str(seed), str(KILLS)]
-    done = subprocess.run([*command, *sources], env=clean_env, capture_output=True, text=True, timeout=300)
+    command += [json.dumps(fields), *sources]
+    done = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["last"] == 0

@@ -3,7 +3,7 @@
 A process of its own, with one thread and everything imported: each attempt is a fork that starts to merge at
 once, so that kills hit the merge and not the imports.
 
-Usage: python killer.py OUT SEED KILLS SOURCE...
+Usage: python killer.py OUT SEED KILLS FIELDS SOURCE...; FIELDS are the recipe's, as JSON.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def lines(journal: Path) -> list[str]:
     return journal.read_text().split("\n")[:-1] if journal.exists() else []
 
 
-def attempt(sources: list[str], out: Path, target: int | None) -> int:
+def attempt(sources: list[str], out: Path, fields: dict, target: int | None) -> int:
     """One forked merge, killed once the journal has `target` lines. Returns its wait status."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            merge(sources, out=str(out), workers=1, rank=0.25)
+            merge(sources, out=str(out), workers=1, **fields)
             code = 0
         finally:
             os._exit(code)
@@ -46,12 +46,12 @@ def attempt(sources: list[str], out: Path, target: int | None) -> int:
 
 def main() -> None:
     out, seed, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    sources = sys.argv[4:]
+    fields, sources = json.loads(sys.argv[4]), sys.argv[5:]
     journal = out.with_name(out.name + ".partial") / "journal.jsonl"
     rng, seen = random.Random(seed), []
     for _ in range(kills):
         before = lines(journal)
-        status = attempt(sources, out, len(before) + rng.randint(1, 3))
+        status = attempt(sources, out, fields, len(before) + rng.randint(1, 3))
         after = lines(journal)
         seen.append(
             {
@@ -62,7 +62,7 @@ def main() -> None:
                 "finished": out.exists(),
             }
         )
-    last = attempt(sources, out, None)
+    last = attempt(sources, out, fields, None)
     print(json.dumps({"seen": seen, "last": os.waitstatus_to_exitcode(last)}))
 
 

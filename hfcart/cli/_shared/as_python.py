@@ -213,8 +213,8 @@ def _kind(command: str, option: Any) -> str:  # noqa: ANN401 (typer's classes)
             return kind
     if _choices(command, option):
         return "choice"
-    if option.name == "lines":  # a text on the command line, which takes 8% for a number
-        return "number"
+    if option.name in ("lines", "adapters"):  # a text on the command line, which takes 8% for a number
+        return "number" if option.name == "lines" else "rank"
     return {int: "whole", float: "number"}.get(option.type_descriptor.annotation, "text")
 
 

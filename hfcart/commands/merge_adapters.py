@@ -1,0 +1,75 @@
+"""The adapters of a merge at its end: each is read back, gets its config, is recorded, and published."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfcart.records import FinetuneRecord, MergeRecord
+from hfcart.records.adapters import CONFIG, WEIGHTS, AdapterRecord, adapter_file, with_base
+from hfcart.system.journal import Line
+from hfcart.system.tensor_files import read_back
+from hfcart.system.work_folder import WorkFolder
+
+if TYPE_CHECKING:
+    from hfcart.engine.plan import Plan
+
+
+def finish_adapters(
+    folder: WorkFolder, plan: Plan, lines: Sequence[Line], digests: Mapping[str, str]
+) -> tuple[tuple[AdapterRecord, ...], dict[str, str]]:
+    """Prove every adapter's weights, and write what goes beside them.
+
+    Args:
+        folder: whose tensors are all in place.
+        plan: with its towers in canonical order.
+        lines: of the journal, one for each group.
+        digests: sha256 of every tensor, by its slot.
+
+    Returns:
+        The adapters in the order of the towers, and sha256 of their files by path; nothing without adapters.
+
+    Raises:
+        VerifyError: a tensor reads back different from what was written.
+    """
+    adapters = plan.adapters
+    if adapters is None:
+        return (), {}
+    norms = [line["adapters"] for line in lines if line.get("adapters")]
+    config = adapters.config()
+    records: list[AdapterRecord] = []
+    files: dict[str, str] = {}
+    for place, (name, tower) in enumerate(zip(plan.sources.canonical(adapters.names), plan.towers, strict=True)):
+        own = {tensor: digests[adapter_file(name, tensor)] for tensor in adapters.shapes}
+        ((_, digest),) = read_back((folder.path / adapter_file(name, CONFIG)).parent, adapters.shapes, own)
+        folder.add(adapter_file(name, CONFIG), config)
+        files |= {adapter_file(name, WEIGHTS): digest, adapter_file(name, CONFIG): hashlib.sha256(config).hexdigest()}
+        kept, total = (sum(each[place][i] for each in norms) for i in (0, 1))
+        records.append(
+            AdapterRecord(
+                name=name,
+                source=tower.label,
+                rank=adapters.rank,
+                parameters=adapters.parameters,
+                size=adapters.file_bytes,
+                sha256=digest,
+                energy=round(min(1.0, kept / total), 6) if total else 1.0,
+            )
+        )
+    return tuple(records), files
+
+
+def adapter_configs(folder: Path, record: MergeRecord | FinetuneRecord, repo: str) -> dict[str, bytes]:
+    """The configs of a folder's adapters as they are published: they name the repo, which has the tower too.
+
+    Args:
+        folder: with the adapters, checked.
+        record: of the folder.
+        repo: `user/name`.
+    """
+    if not isinstance(record, MergeRecord):
+        return {}
+    paths = [adapter_file(each.name, CONFIG) for each in record.adapters]
+    return {path: with_base((folder / path).read_bytes(), repo) for path in paths}

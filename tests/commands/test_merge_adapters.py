@@ -1,0 +1,178 @@
+"""Adapters from the command line to the Hub and back: one commit, verified, named well, and loaded from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from running import Commands, Run
+from safetensors.torch import load_file, save_file
+from towers import write_tower
+
+import hfcart
+from hfcart.commands.verify import run_verify
+from hfcart.demo.embedded_hub.hub import EmbeddedHub
+from hfcart.engine.adapter_names import adapter_names
+from hfcart.errors import VerifyError
+from hfcart.progress import Progress
+from hfcart.records.adapters import is_adapter_name
+from hfcart.sources.towers import pin_all
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@pytest.fixture
+def three(hub: EmbeddedHub, tmp_path: Path) -> list[str]:
+    for i in (1, 2, 3):
+        folder = write_tower(tmp_path / "src" / f"t{i}", i)
+        hub.create(f"user/clip-{i}")
+        hub.commit(f"user/clip-{i}", {path.name: path for path in folder.iterdir()})
+    return [f"user/clip-{i}" for i in (1, 2, 3)]
+
+
+def test_all_in_one_commit_and_verified(hub: EmbeddedHub, commands: Commands, three: list[str], tmp_path: Path) -> None:
+    lines = [
+        ["merge", *three, "--adapters", "25%", "--push-to", "user/merged"],
+        ["verify", "user/merged"],
+        ["push", "merged", "--push-to", "user/merged"],
+        ["merge", "--recipe", "user/merged", "--out", "again"],
+        ["merge", *three, "--method", "cart", "--push-to", "user/merged", "--out", "cart"],
+    ]
+    before = len([r for r in hub.requests if r.method == "POST" and "/commit/" in r.path])
+    merge, verify, push, again, cart = commands(hub, lines)
+    assert [done.returncode for done in (merge, verify, push, again, cart)] == [0] * 5, merge.stderr + cart.stderr
+    assert "Identical: all 192 tensors" in verify.stdout and "exactly this already" in push.stderr
+    assert len([r for r in hub.requests if r.method == "POST" and "/commit/" in r.path]) == before + 2
+    for name in ("clip-1", "clip-2", "clip-3"):
+        here = tmp_path / "merged/adapters" / name
+        for file in (CONFIG, WEIGHTS):
+            assert (tmp_path / "again/adapters" / name / file).read_bytes() == (here / file).read_bytes()
+    # A merge without adapters that takes the repo's place takes the old ones away.
+    assert not [path for path in hub.files("user/merged", "main") if path.startswith("adapters/")]
+
+
+def test_the_published_config_names_its_repo(
+    hub: EmbeddedHub, commands: Commands, three: list[str], tmp_path: Path
+) -> None:
+    merged, verified = commands(
+        hub, [["merge", *three, "--adapters", "2", "--push-to", "user/merged"], ["verify", "user/merged"]]
+    )
+    assert merged.returncode == verified.returncode == 0, merged.stderr + verified.stderr
+    online = hub.files("user/merged", "main")
+    for name in ("clip-1", "clip-2", "clip-3"):
+        config = json.loads(online[f"adapters/{name}/{CONFIG}"])
+        here = json.loads((tmp_path / "merged/adapters" / name / CONFIG).read_text())
+        assert config.pop("base_model_name_or_path") == "user/merged"
+        assert here.pop("base_model_name_or_path") is None and here == config
+        assert online[f"adapters/{name}/{WEIGHTS}"] == (tmp_path / "merged/adapters" / name / WEIGHTS).read_bytes()
+
+
+@pytest.fixture
+def merge(tmp_path: Path) -> Path:
+    sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2)]
+    hfcart.merge(sources, out=str(tmp_path / "m"), adapters=0.25)
+    return tmp_path / "m"
+
+
+def verified(merge: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.chdir(merge.parent)
+    return run_verify("m", device="auto", stream=False, progress=Progress())
+
+
+def test_a_config_that_was_changed_is_named(merge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = merge / "adapters/t2" / CONFIG
+    good = path.read_text()
+    path.write_text(good.replace('_path": null', '_path": "user/elsewhere"'))
+    assert '"base_model_name_or_path": "user/elsewhere"' in path.read_text()
+    assert verified(merge, monkeypatch).identical
+    for wrong in (
+        good.replace('"lora_alpha": 8', '"lora_alpha": 80'),
+        good.replace('_path": null', '_path": "a", "auto_mapping": "b"'),
+        good + " ",
+    ):
+        path.write_text(wrong)
+        with pytest.raises(VerifyError, match=f"m/adapters/t2/{CONFIG} has sha256"):
+            verified(merge, monkeypatch)
+
+
+def test_an_adapter_that_was_changed_is_named(merge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = merge / "adapters/t2" / WEIGHTS
+    tensors = load_file(path)
+    name = "base_model.model.encoder.layers.1.mlp.fc2.lora_A.weight"
+    tensors[name][0, 0] += 1
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(VerifyError, match=f"m/adapters/t2/{WEIGHTS} has sha256"):
+        verified(merge, monkeypatch)
+    # The record tells the same story: only making it again shows it.
+    record = json.loads((merge / "hfcart.json").read_text())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    record["files"][f"adapters/t2/{WEIGHTS}"] = digest
+    next(each for each in record["adapters"] if each["name"] == "t2")["sha256"] = digest
+    (merge / "hfcart.json").write_text(json.dumps(record))
+    verdict = verified(merge, monkeypatch)
+    assert list(verdict.differences) == [f"adapters/t2/{name}"]
+
+
+def test_an_adapter_too_many_or_too_few_is_named(merge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (merge / "adapters/t2").rename(merge / "adapters/t3")
+    with pytest.raises(VerifyError, match=f"m lacks adapters/t2/{CONFIG}"):
+        verified(merge, monkeypatch)
+    (merge / "adapters/t2").mkdir()
+    for file in (CONFIG, WEIGHTS):
+        (merge / "adapters/t2" / file).write_bytes((merge / "adapters/t3" / file).read_bytes())
+    with pytest.raises(VerifyError, match="m holds adapters/t3/.*, which its record does not list"):
+        verified(merge, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "../t2"}, {"name": "t1"}, {"name": "train"}, {"name": "T2"}, {"source": "t1"}, {"rank": 0},
+        {"energy": 1.5}, {"sha256": "0" * 64}, {"size": -1},
+    ],
+)  # fmt: skip
+def test_a_stranger_s_record_says_nothing_wrong_of_adapters(
+    merge: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object]
+) -> None:
+    record = json.loads((merge / "hfcart.json").read_text())
+    next(each for each in record["adapters"] if each["name"] == "t2").update(wrong)
+    (merge / "hfcart.json").write_text(json.dumps(record))
+    with pytest.raises(VerifyError, match="is not a merge record of hfcart"):
+        verified(merge, monkeypatch)
+
+
+def test_names_are_the_task_else_the_shortest_that_is_its_own(tmp_path: Path) -> None:
+    def names(*paths: str) -> dict[str, str]:
+        found = []
+        for order in (paths, paths[::-1]):
+            towers = pin_all([str(tmp_path / path) for path in order], Progress())
+            found.append(dict(zip(order, adapter_names(towers), strict=True)))
+            for tower in towers:
+                tower.close()
+        assert found[0] == found[1] and len(set(found[0].values())) == len(paths)
+        assert all(map(is_adapter_name, found[0].values()))
+        return found[0]
+
+    for i, path in enumerate(["a/clip-cars", "b/clip-cars", "clip-dogs", "train", "Ünï côdé!", "模型", "…", "x" * 200]):
+        write_tower(tmp_path / path, i + 1)
+    assert names("a/clip-cars", "clip-dogs") == {"a/clip-cars": "clip-cars", "clip-dogs": "clip-dogs"}
+    # Two folders of one name: a local source is known by nothing but its name and what it holds.
+    same = names("a/clip-cars", "b/clip-cars", "clip-dogs")
+    assert same["clip-dogs"] == "clip-dogs"
+    assert all(name.startswith("clip-cars-") for path, name in same.items() if path != "clip-dogs")
+    odd = names("train", "Ünï côdé!", "模型", "…", "x" * 200)
+    assert odd["train"] == "train-tower" and odd["x" * 200] == "x" * 60
+
+
+def test_places_in_one_repo_are_told_apart(hub: EmbeddedHub, hfcart: Run, tmp_path: Path) -> None:
+    files = {}
+    for i, task in enumerate(["Cars", "DTD"]):
+        files |= {f"{task}/{p.name}": p for p in write_tower(tmp_path / f"t{i}", i + 1).iterdir()}
+    hub.create("user/towers")
+    hub.commit("user/towers", files)
+    sources = ["user/towers:Cars/model.safetensors", "user/towers:DTD/model.safetensors"]
+    done = hfcart("merge", *sources, "--adapters", "1", "--out", "m", hub=hub)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "m/adapters").iterdir()) == ["cars-model", "dtd-model"]
