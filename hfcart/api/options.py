@@ -98,6 +98,8 @@ class SweepOptions(TypedDict, total=False):
     base: StrPath | None
     out: StrPath | None
     reverse: bool
+    adapters: bool
+    adapters_carry: Literal["all", "matrices"] | None
     qkv: Literal["split", "fused"] | None
     overwrite: bool
     part: Literal["validation", "test", "train"] | None

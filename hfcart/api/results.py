@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hfcart.quoting import plural, printable
-from hfcart.records import CompareRecord, EvalRecord, FinetuneRecord, MergeRecord, SweepRecord
+from hfcart.records import CompareRecord, EvalRecord, FinetuneRecord, MergeRecord, SweepPoint, SweepRecord
 
 if TYPE_CHECKING:
     import pandas
@@ -191,9 +191,13 @@ class Swept(_Of, SweepRecord):
         return self.folder / "figures" / "curve.png"
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row a point, the anchor alone first: rank, scale, mean accuracy and each task's, in [0, 1]."""
+        """A row a point, the anchor alone first: rank, scale, mean accuracy and each task's, in [0, 1].
+
+        Of adapters the last row is the tasks' own towers, which have no rank.
+        """
         rows = []
-        for point in self.points:
+        own = [SweepPoint(None, 1.0, self.adapters.individual)] if self.adapters else []
+        for point in (*self.points, *own):
             tasks = {task: right / n for task, right, n in zip(self.tasks, point.correct, self.images, strict=True)}
             row: dict[str, object] = {"rank": point.rank, "scale": point.scale, "accuracy": self.accuracy(point)}
             rows.append(row | tasks)

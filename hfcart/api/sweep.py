@@ -26,6 +26,8 @@ def sweep(
         sweep = hfcart.sweep(towers, "8", rank=[0.04, 0.08, 0.16], scale=[1, 1.5, 2])
         merged = hfcart.merge(towers, **sweep.setting)
 
+    With `adapters=True` each task is measured through its own tower's adapter, at every rank.
+
     Args:
         sources: Hub repos and local folders, as for `hfcart.merge`.
         tasks: what is measured, as for `hfcart.evaluate`.
@@ -41,6 +43,8 @@ def sweep(
             out (path): Where to write. Default: sweep.
         What is merged:
             reverse (bool): Keep the lowest singular directions in place of the top.
+            adapters (bool): Measure the average with an adapter for each task, not merges.
+            adapters_carry ("all" | "matrices"): What adapters hold. Default: all.
             qkv ("split" | "fused"): Merge q, k and v as three matrices, or as one. Default: split.
         Output:
             overwrite (bool): Replace an earlier sweep.
@@ -71,7 +75,8 @@ def sweep(
         from hfcart.zero_shot.measurement import Measurement, split_options
 
         how, rest = split_options({"part": "validation", **plain(options)})
-        measurement = Measurement(read_tasks(names_of(tasks)), **how)
+        adapters = names_of(tasks) if rest.pop("adapters", False) else ()
+        measurement = Measurement([] if adapters else read_tasks(names_of(tasks)), **how)
         folder = Path(rest.pop("out", "sweep"))
         record = run_sweep(
             texts(sources, "sources"),
@@ -79,6 +84,7 @@ def sweep(
             ranks=_numbers(rest.pop("rank", None), ratios=True),
             scales=_numbers(rest.pop("scale", None), ratios=False),
             settings={name: rest.pop(name) for name in ("threshold", "agree") if name in rest},
+            adapters=adapters,
             out=folder,
             progress=listener,
             **rest,

@@ -73,6 +73,25 @@ def sweep(
             "--reverse", help="Keep the lowest singular directions in place of the top.", rich_help_panel=MERGED
         ),
     ] = False,
+    adapters: Annotated[
+        bool,
+        typer.Option(
+            "--adapters",
+            help="Measure the average with an adapter for each task, not merges.\fAt every rank, each task "
+            "through the adapter of its own tower: the one that its card names, or whose card names its dataset; say "
+            "others as SOURCE=TASK among the tasks. (Eq. 5 and Fig. 3 of CART's paper.)",
+            rich_help_panel=MERGED,
+        ),
+    ] = False,
+    adapters_carry: Annotated[
+        str,
+        typer.Option(
+            metavar="all|matrices",
+            help="What adapters hold.\fall: biases, norms and embeddings of the source, too. matrices: the attention "
+            "and MLP weights alone, as Eq. 5 is printed.",
+            rich_help_panel=MERGED,
+        ),
+    ] = "all",
     qkv: Annotated[
         str,
         typer.Option(
@@ -115,10 +134,11 @@ def sweep(
     Examples:
         hfcart sweep user/a user/b user/c --tasks 8
         hfcart sweep user/a user/b user/c --tasks 8 --rank 0.02:0.5 --scale 0.5:2.5
+        hfcart sweep user/a user/b user/c --tasks 8 --adapters
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
         asked = measurement(
-            tasks,
+            None if adapters else tasks,
             base=base,
             part=part,
             limit=limit,
@@ -140,6 +160,8 @@ def sweep(
             settings=given_fields(own),
             qkv=qkv,
             reverse=reverse,
+            adapters=[tasks] if adapters else (),
+            adapters_carry=adapters_carry,
             out=out,
             overwrite=overwrite,
             progress=output,
@@ -161,18 +183,23 @@ def _numbers(text: str, option: str) -> list[int | float]:
 def _show(record: SweepRecord, command: list[str], base: str | None, out: Path, output: Output) -> None:
     from hfcart.report.sweep_table import columns, remarks, rows
 
-    best = record.points[record.best]
     output.result()
     output.table(columns(record), rows(record))
     for remark in remarks(record):
         output.result(remark)
+    if not (record.reverse or record.adapters):
+        output.result(f"  best     hfcart merge {shlex.join([*command, *_setting(record, base)])}")
+    if (curve := out / "figures" / "curve.png").is_file():
+        output.result(f"  curve    {curve}")
+
+
+def _setting(record: SweepRecord, base: str | None) -> list[str]:
+    """The best point as options of `hfcart merge`."""
+    best = record.points[record.best]
     options = ["--scale", f"{best.scale:g}"]
     if best.rank is not None:
         options = ["--rank", str(best.rank), *options]
     options += ["--method", record.method] if record.method != "cart" else []
     options += ["--qkv", record.qkv] if record.qkv != "split" else []
     options += ["--base", base] if base and record.anchor == "base" else []
-    if not record.reverse:
-        output.result(f"  best     hfcart merge {shlex.join([*command, *options])}")
-    if (curve := out / "figures" / "curve.png").is_file():
-        output.result(f"  curve    {curve}")
+    return options

@@ -16,10 +16,11 @@ from hfcart.errors import UsageError, VerifyError
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.names import key
 from hfcart.quoting import printable, quoted, some
-from hfcart.records import SweepRecord, Swept
+from hfcart.records import AdapterSweep, SweepRecord, Swept
 from hfcart.records.check import PARTS, is_sane, is_task_id
 from hfcart.records.file_names import SWEEP_RECORD
 
+CARRY = ("all", "matrices")
 _MOST = 20_000_000  # bytes; a point of a thousand tasks takes some ten thousand
 
 
@@ -83,6 +84,8 @@ def with_sweep(fields: dict[str, Any]) -> dict[str, Any]:
     folder = fields["sweep"]
     record, _ = read_sweep(Path(folder))
     found = settings_of(record)
+    if record.adapters:
+        raise UsageError(f"{folder} is a sweep of adapters, whose ranks are those of no merge.")
     if record.reverse:
         raise UsageError(f"{folder} kept the lowest singular directions: no merge does.")
     if each := [name for name, value in record.parameters.items() if isinstance(value, list | tuple)]:
@@ -125,3 +128,17 @@ def _faults(record: SweepRecord) -> Iterator[str]:
         yield "more images were recognised than there were"
     elif not all(math.isfinite(point.scale) for point in record.points):
         yield "a scale is no number"
+    elif record.adapters:
+        yield from _faults_of_adapters(record, record.adapters)
+
+
+def _faults_of_adapters(record: SweepRecord, adapters: AdapterSweep) -> Iterator[str]:
+    pairs = zip(adapters.individual, record.images, strict=False)
+    if adapters.carry not in CARRY or record.scales != (1.0,) or record.method != "cart":
+        yield "its adapters are of no known kind"
+    elif not len(adapters.owners) == len(adapters.individual) == len(record.tasks) == len(set(record.tasks)):
+        yield "its adapters are not one for each task"
+    elif not all(0 <= correct <= n for correct, n in pairs):
+        yield "more images were recognised than there were"
+    elif len(adapters.sizes) != len(record.ranks) or min(*adapters.sizes, adapters.parameters) < 1:
+        yield "its adapters have no sizes"

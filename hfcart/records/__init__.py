@@ -8,7 +8,7 @@ from hfcart.records._adaptation import AdaptationRecord, AdaptedTask
 from hfcart.records._format import RECORD_FORMAT
 from hfcart.records._merge import MergeRecord, MethodRecord, Similarity, SourceData, TensorRecord
 from hfcart.records._results import ClassScore, EarlierResults, EvalRecord, Reference, TaskResult
-from hfcart.records._search import CompareRecord, CompareRow, SweepPoint, SweepRecord, Swept
+from hfcart.records._search import AdapterSweep, CompareRecord, CompareRow, SweepPoint, SweepRecord, Swept
 from hfcart.records._selection import Selected, SelectionRecord
 from hfcart.records._sources import Architecture, CardFacts, DatasetRecord, Environment, FileRecord, SourceRecord
 from hfcart.records._space import SpaceRecord, SpaceTask, SpaceTower
@@ -24,6 +24,7 @@ from hfcart.records._training import (
 __all__ = [
     "AdaptationRecord",
     "AdaptedTask",
+    "AdapterSweep",
     "Architecture",
     "CardFacts",
     "ClassScore",

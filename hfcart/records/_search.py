@@ -25,6 +25,25 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
+class AdapterSweep:
+    """What a sweep of adapters knows beside its points: each task is measured through its own tower's adapter.
+
+    Attributes:
+        carry: `all`, where an adapter has its tower's own biases, norms and embeddings too, or `matrices`.
+        owners: label of each task's own tower, in the order of the tasks.
+        individual: images that these towers themselves recognise, one number a task.
+        sizes: how many numbers an adapter of each rank holds.
+        parameters: how many the tower holds.
+    """
+
+    carry: str
+    owners: tuple[str, ...]
+    individual: tuple[int, ...]
+    sizes: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
 class SweepRecord:
     """A sweep; written as sweep.json.
 
@@ -45,6 +64,7 @@ class SweepRecord:
         best: index of the point with the highest mean accuracy; the first of equal ones.
         environment: versions and device.
         parameters: the method's others, which every point has; what has a value for each source is in their order.
+        adapters: of a sweep of adapters to the average; None for one of merges.
     """
 
     method: str
@@ -63,6 +83,7 @@ class SweepRecord:
     best: int
     environment: Environment
     parameters: dict[str, Any] = field(default_factory=dict)
+    adapters: AdapterSweep | None = None
     format: int = 1
 
     def rows(self) -> list[tuple[SweepPoint, ...]]:
@@ -78,8 +99,8 @@ class SweepRecord:
         return sum(right / n for right, n in zip(point.correct, self.images, strict=True)) / len(self.images)
 
     def to_json(self) -> str:
-        """Canonical JSON: same record, same bytes."""
-        return canonical_json(self)
+        """Canonical JSON: same record, same bytes. Where there are no adapters, that field is left out."""
+        return canonical_json(self, leave=() if self.adapters else ("adapters",))
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,16 @@ WORKERS = Annotated[
 ]
 
 
-def measurement(tasks: str, *, no_streaming: bool, **options: Any) -> Measurement:  # noqa: ANN401 (its other fields)
-    """What the options of a command ask to be measured. Raises UsageError for a task or a value that is none."""
+def measurement(
+    tasks: str | None,
+    *,
+    no_streaming: bool,
+    **options: Any,  # noqa: ANN401 (its other fields)
+) -> Measurement:
+    """What the options of a command ask to be measured; without tasks, those are read later, with the sources.
+
+    Raises UsageError for a task or a value that is none.
+    """
     from hfcart.tasks.task_cards import read_tasks
 
-    return Measurement(read_tasks([tasks]), streaming=not no_streaming, **options)
+    return Measurement([] if tasks is None else read_tasks([tasks]), streaming=not no_streaming, **options)

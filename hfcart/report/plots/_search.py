@@ -18,6 +18,7 @@ from hfcart.quoting import plural
 from hfcart.records import CompareRecord, SweepPoint, SweepRecord
 from hfcart.report.accuracy import mean_interval
 from hfcart.report.compare_table import bars
+from hfcart.report.plots._adapters import draw_adapters
 from hfcart.report.plots._canvas import (
     BEST,
     MARKERS,
@@ -34,6 +35,7 @@ from hfcart.report.plots._canvas import (
     plane,
     save,
 )
+from hfcart.report.sweep_table import images_in_words
 
 COMPARISON = "figures/compare.png"
 
@@ -46,12 +48,15 @@ def draw_sweep(record: SweepRecord, folder: Path) -> list[str]:
         folder: the output folder; the figures go to `folder/figures/`.
 
     Returns:
-        Names of the files written, relative to `folder`: none for a single point.
+        Names of the files written, relative to `folder`: none for a single point. (Of adapters there is always a
+        curve: it has the average and the towers themselves at its ends.)
     """
     reached = np.array([[100 * record.accuracy(point) for point in row] for row in record.rows()])
     figures: dict[str, Figure] = {}
     with matplotlib.style.context("default"):
-        if reached.size > 1:
+        if record.adapters:
+            figures["figures/curve.png"] = draw_adapters(record, record.adapters)
+        elif reached.size > 1:
             figures["figures/curve.png"] = _draw_curve(record)
         if min(reached.shape) > 1:
             figures["figures/grid.png"] = _draw_grid(record, reached.T)
@@ -94,7 +99,8 @@ def draw_compare(record: CompareRecord, folder: Path) -> str | None:
             figure,
             axes,
             "Mean accuracy with each method",
-            f"{_images(record)}, {plural(len(record.sources), 'tower')}, default parameters; lines are 95% intervals",
+            f"{images_in_words(record)}, {plural(len(record.sources), 'tower')}, default parameters; "
+            "lines are 95% intervals",
         )
         save(figure, folder / COMPARISON)
     return COMPARISON
@@ -177,13 +183,7 @@ def _of(record: SweepRecord) -> str:
     """What was measured: the method by its paper's name, the images, the towers."""
     method = METHODS.get(record.method)
     name = method.title.partition(" (")[0] if method else record.method
-    return f"{name}, {plural(len(record.sources), 'tower')}, mean over {_images(record)}"
-
-
-def _images(record: SweepRecord | CompareRecord) -> str:
-    tasks = plural(len(record.tasks), "task")
-    sample = f" (at most {record.limit:,} each)" if record.limit else ""
-    return f"{sum(record.images):,} {record.part} images of {tasks}{sample}"
+    return f"{name}, {plural(len(record.sources), 'tower')}, mean over {images_in_words(record)}"
 
 
 def _rank_name(rank: int | float) -> str:
