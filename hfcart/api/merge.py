@@ -43,7 +43,7 @@ def merge(
             recipe (path): Of a file, a published merge, or a name such as vit-b-32-8-cart.
         What is merged:
             lines (float): LiNeS: scale later blocks more, in place of `scale`.
-            svc (str): SVC: turn down what several towers share; 1 as published.
+            svc (float): SVC: turn down what several towers share; 1 as published.
             qkv ("split" | "fused"): Merge q, k and v as three matrices, or as one. Default: split.
             with_projection (bool): Keep the visual projection too.
             allow_distant (bool): Go on although the towers seem not to be of one ancestor.
@@ -75,7 +75,7 @@ def merge(
         Parameters of single methods:
             steps (int): wudi, adapt: steps of Adam. Default: the method's.
             lr (float): wudi, adapt: learning rate of Adam. Default: the method's.
-            seed (int): dare, della, fisher, regmean, adapt: of random draws. Default: 0.
+            seed (int): dare, della, esm, fisher, regmean, adapt: of random draws. Default: 0.
             weights (numbers): linear, slerp: how much each source counts.
             density (float): sce, dare, della, ties: share of entries kept. Default: the method's.
             beta (float): breadcrumbs: share of the smallest entries to drop. Default: 0.85.
@@ -87,8 +87,8 @@ def merge(
             combine ("mean" | "sum"): ties: what entries that agree become. Default: mean.
             kept (float): dc_merge: share of each tower's coordinates that counts. Default: 0.001.
             common (float): iso_cts: share of directions that the common space gets. Default: 0.8.
+            examples (int): esm, fisher, regmean: training images of each task. Default: the method's.
             floor (float): fisher: what the information's diagonal is raised to. Default: 1e-06.
-            examples (int): fisher, regmean: training images of each task. Default: 256.
             off_diagonal (float): regmean: factor of off-diagonal Gram entries. Default: 0.9.
 
     Returns:

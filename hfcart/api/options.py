@@ -25,7 +25,7 @@ class MergeOptions(TypedDict, total=False):
     sweep: StrPath | None
     recipe: StrPath | None
     lines: float | None
-    svc: str | None
+    svc: float | None
     qkv: Literal["split", "fused"] | None
     with_projection: bool
     allow_distant: bool
@@ -64,8 +64,8 @@ class MergeOptions(TypedDict, total=False):
     combine: Literal["mean", "sum"] | None
     kept: float | None
     common: float | None
-    floor: float | None
     examples: int | None
+    floor: float | None
     off_diagonal: float | None
 
 

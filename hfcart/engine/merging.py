@@ -130,9 +130,10 @@ class GroupRules:
         spread = spread_of(thetas, base)
         return merged._replace(tensor=merged.tensor.cpu()), spread.tolist()
 
-    def measured(self, measure: Measure, _: Group, held: Held) -> torch.Tensor:
+    def measured(self, measure: Measure, group: Group, held: Held) -> torch.Tensor:
         """A group's part of a statistic of the whole towers."""
-        return measure(*held.to(self._device))  # type: ignore[no-any-return]
+        thetas, base = held.to(self._device)
+        return measure(thetas, base, **keywords_of(measure, self._of_group(group)))  # type: ignore[no-any-return]
 
     def norms(self, known: dict[str, Any], group: Group, held: Held) -> torch.Tensor:
         """A group's part of the norms that LiNeS compares: of the summed task vectors, and of the merged one."""
@@ -155,10 +156,14 @@ class GroupRules:
         """What the group's rule names of the recipe's parameters and of all else that is known."""
         # Where LiNeS scales each block, nothing else does: a recipe with `lines` has no scale.
         whole = {"scale": 1.0} if self.plan.recipe.lines is not None else {}
-        offered = {**whole, **self.plan.settings, **known, "base": base, "key": group.key}
+        offered = {**whole, **self.plan.settings, **known, "base": base, **self._of_group(group)}
         # OpenCLIP, which the papers' towers are of, stores visual.proj as width × dim, the transpose of ours.
         offered["transposed"] = group.key == PROJECTION
         offered["coefficients"] = self.plan.coefficients_of(group)
-        if gathered := self.plan.gathered:
-            offered |= {**gathered.known, **gathered.of(group, self._device)}
         return keywords_of(self._rule(group), offered)
+
+    def _of_group(self, group: Group) -> dict[str, Any]:
+        """What is known of one group: its name, and the statistics of images on it."""
+        gathered = self.plan.gathered
+        statistics = {**gathered.known, **gathered.of(group, self._device)} if gathered else {}
+        return {"key": group.key, **statistics}

@@ -18,7 +18,8 @@ _LARGEST = 1e300  # of a parameter; beyond it a whole number is no float
 # In the order in which methods are listed.
 FAMILIES = ("between the towers", "task vectors", "singular directions", "images")
 
-# One pass of a `fit`: (thetas, base) of a group -> a tensor of counts or sums, which are added over all groups.
+# One pass of a `fit`: (thetas, base) of a group, and its `key` and statistics where the function names them, to a
+# tensor of counts or sums, which are added over all groups.
 Measure = Callable[..., Any]
 
 

@@ -25,6 +25,7 @@ from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, METHOD, 
 
 # Every method's parameters, and those of `adapt`, by name: fields of the recipe, and options of the command line.
 PARAMETERS = {p.name: p for p in (*ADAPTING, *(p for m in METHODS.values() for p in m.parameters))}
+WRAPPERS = ("lines", "svc")  # fields whose number goes over what any method makes
 _SHARES = ("number", "rank", "numbers", "each")  # kinds of parameters that may be written in per cent
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 

@@ -319,6 +319,21 @@ def test_the_whole_way(zoo: Zoo, commands: Commands, tmp_path: Path, method: str
     assert moved > 0.1
 
 
+def test_esm_the_whole_way(zoo: Zoo, commands: Commands, tmp_path: Path) -> None:
+    """Gathered, its norms measured, merged, repeated with one worker, streamed, in another order, and verified."""
+    command = ["merge", *TOWERS, "--method", "esm", "--base", "user/clip", "--tasks", tasks_of(zoo[1])]
+    turned = ["merge", *TOWERS[::-1], *command[4:]]
+    streamed = ["merge", "--recipe", "a/recipe.yaml", "--workers", "1", "--stream", "--out", "b"]
+    fused = [*command, "--qkv", "fused", "--lines", "0.5", "--svc", "1", "--out", "d"]
+    done = commands(zoo[0], [[*command, "--out", "a"], streamed, [*turned, "--out", "c"], fused, ["verify", "a"]])
+    assert [each.returncode for each in done] == [0] * 5, "\n".join(each.stderr for each in done)
+    records = [json.loads((tmp_path / name / "hfcart.json").read_text()) for name in "abc"]
+    assert records[0]["files"] == records[1]["files"] == records[2]["files"]
+    assert records[0]["data"][0]["images"] == 32 and "Identical" in done[4].stdout
+    readme = (tmp_path / "a" / "README.md").read_text()
+    assert "2602.20208" in readme and "looked at images, without their labels" in readme
+
+
 def test_fused_qkv_share_their_gram(zoo: Zoo, commands: Commands, tmp_path: Path) -> None:
     """RegMean treats each row by itself, Fisher each entry: split or fused is the same merge, up to rounding."""
     hub, root = zoo

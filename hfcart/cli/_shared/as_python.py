@@ -19,7 +19,7 @@ from hfcart.cli import app
 from hfcart.cli._shared.output import without_foreign_options
 from hfcart.cli._shared.recipe_options import given_fields
 from hfcart.methods import ADAPTING, METHODS
-from hfcart.recipes.merge_recipe import PARAMETERS
+from hfcart.recipes.merge_recipe import PARAMETERS, WRAPPERS
 from hfcart.recipes.options import BASICS, PANELS
 from hfcart.tasks.task_cards import parts
 
@@ -213,8 +213,8 @@ def _kind(command: str, option: Any) -> str:  # noqa: ANN401 (typer's classes)
             return kind
     if _choices(command, option):
         return "choice"
-    if option.name in ("lines", "adapters"):  # a text on the command line, which takes 8% for a number
-        return "number" if option.name == "lines" else "rank"
+    if option.name == "adapters" or option.name in WRAPPERS:  # texts on the command line, which takes 8% for a number
+        return "rank" if option.name == "adapters" else "number"
     return {int: "whole", float: "number"}.get(option.type_descriptor.annotation, "text")
 
 

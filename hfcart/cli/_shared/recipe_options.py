@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from hfcart.recipes.fields import number
-from hfcart.recipes.merge_recipe import OPTIONS, PARAMETERS, Recipe
+from hfcart.recipes.merge_recipe import OPTIONS, PARAMETERS, WRAPPERS, Recipe
 from hfcart.recipes.options import Option
 
 _FIRST = ("method", "rank", "scale", "base", "out", "push_to")  # of the options, as the help lists them
@@ -67,7 +67,7 @@ def _value(name: str, typed: Any) -> Any:  # noqa: ANN401 (whatever the option h
     kind = PARAMETERS[name].kind if name in PARAMETERS else ""
     if kind == "rank" or name == "adapters":
         return _number(str(typed), name)
-    if kind == "number" or name == "lines":
+    if kind == "number" or name in WRAPPERS:
         return float(_number(str(typed), name))
     if kind in ("numbers", "each"):
         numbers = tuple(float(_number(part, name)) for part in str(typed).split(","))

@@ -15,7 +15,7 @@ from hfcart.maths.moments import double_home, run_of
 def task_vector(theta: Float[Tensor, " *shape"], base: Float[Tensor, " *shape"]) -> Float64[Tensor, " *shape"]:
     """θ_t − θ_0 in float64, where float32 weights have an exact difference."""
     home = double_home(theta.device)
-    return theta.to(home).double().sub_(base.to(home))
+    return theta.to(home, torch.float64, copy=True).sub_(base.to(home))
 
 
 def summed(thetas: Float[Tensor, " task *shape"], base: Float[Tensor, " *shape"]) -> Float64[Tensor, " *shape"]:
@@ -57,7 +57,7 @@ def chunks_of(
     run = run_of(base.device)
     for begin in range(0, len(start), run):
         part = slice(begin, min(begin + run, len(start)))
-        yield flat[:, part].to(home).double().sub_(start[part].to(home)), part
+        yield flat[:, part].to(home, torch.float64, copy=True).sub_(start[part].to(home)), part
 
 
 def magnitudes(taus: Float64[Tensor, "task entry"]) -> Float32[Tensor, "task entry"]:

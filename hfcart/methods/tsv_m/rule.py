@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from hfcart.maths.low_rank import polar, thin_svd
@@ -23,9 +23,17 @@ def tsv_m(thetas: Float[Tensor, "task m n"], *, base: Float[Tensor, "m n"], scal
         base: the pretrained version θ_0.
         scale: α, any finite number.
     """
+    update, k, energy = orthogonal_sum(thetas, base)
+    return Merged(onto(base, update.mul_(scale)), k, energy)
+
+
+def orthogonal_sum(
+    thetas: Float[Tensor, "task m n"], base: Float[Tensor, "m n"]
+) -> tuple[Float64[Tensor, "m n"], int, float]:
+    """(Û diag(S) V̂ᵀ, the k kept of each task vector, the share of their squares that those keep)."""
     k = max(1, min(base.shape) // len(thetas))
     parts = [thin_svd(task_vector(theta, base), k) for theta in thetas]
     left = polar(torch.cat([p.left for p in parts], 1))
     right = polar(torch.cat([p.right for p in parts], 1))
-    values = torch.cat([p.values for p in parts]).mul_(scale)
-    return Merged(onto(base, (left * values) @ right.T), k, sum(p.energy for p in parts) / len(parts))
+    values = torch.cat([p.values for p in parts])
+    return (left * values) @ right.T, k, sum(p.energy for p in parts) / len(parts)
