@@ -56,6 +56,16 @@ class Adapters:
         """Size of one adapter's weight file."""
         return self.layout.sizes[adapter_file(self.names[0], WEIGHTS)]
 
+    @property
+    def copies(self) -> float:
+        """Float32 copies of a group that making them takes beside the towers' own; of one after the other."""
+        full = max(min(self.shapes[left][0], self.shapes[right][1]) for left, right in map(self.factors, self.ranks))
+        return 4 + 3 * self.rank / full
+
+    def decomposed(self, groups: Sequence[Group]) -> int:
+        """How many matrices of each source go through an SVD, fused ones counted once."""
+        return sum(group.key in self.ranks for group in groups)
+
     def factors(self, matrix: str) -> tuple[str, str]:
         """Names in the file of B (out × k) and A (k × in): the matrix of tower + adapter is the tower's + B A."""
         module = self._path(matrix.removesuffix(".weight"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,8 +117,9 @@ class Plan:
 
     @property
     def low_rank_groups(self) -> int:
-        """How many matrices (fused ones counted once) go through the SVD, for each source."""
-        return sum(g.matrix for g in self.groups) if self.method.decomposes else 0
+        """How many matrices (fused ones counted once) go through the SVD, for each source; adapters decompose too."""
+        by_method = sum(g.matrix for g in self.groups) if self.method.decomposes else 0
+        return by_method + (self.adapters.decomposed(self.groups) if self.adapters else 0)
 
     @property
     def directions(self) -> list[tuple[int, int, int]]:
@@ -243,7 +245,8 @@ class Plan:
         if self.method.statistics == "gram":
             largest = 4 * max(self.shapes[g.key][1] ** 2 for g in self.groups if g.matrix)
         copied = 8 * max((self.group_elements(group) for group in self.groups if group.copied), default=0)
-        return _BASELINE + workers * largest * (len(self.towers) + self.method.copies) + copied
+        copies = max(self.method.copies, self.adapters.copies if self.adapters else 0)
+        return _BASELINE + math.ceil(workers * largest * (len(self.towers) + copies)) + copied
 
     def close(self) -> None:
         """Close the files of every tower."""

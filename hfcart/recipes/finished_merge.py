@@ -16,7 +16,7 @@ from hfcart import __version__
 from hfcart.errors import OutputError, UsageError, VerifyError
 from hfcart.formats.safetensors_file import sha256_of, strict_json
 from hfcart.methods import BROKEN, METHODS
-from hfcart.methods.shared.papers import LINES, SVC
+from hfcart.methods.shared.papers import CHOI, LINES, SVC
 from hfcart.quoting import quoted, some
 from hfcart.recipes.merge_check import faults
 from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
@@ -97,6 +97,7 @@ def method_record(recipe: Recipe, settings: dict[str, Any]) -> MethodRecord:
     wrappers = [("SVC", SVC, recipe.svc), ("LiNeS", LINES, recipe.lines)]
     over = [(title, citation) for title, citation, asked in wrappers if asked is not None]
     citations = [*(citation for _, citation in over), *([adaptive.citation] if adaptive else [])]
+    citations += [CHOI] if recipe.adapters is not None and method.citation != CHOI else []
     return MethodRecord(
         name=method.name,
         title=adaptive.title if adaptive else "".join([method.title, *(f" with {name}" for name, _ in over)]),

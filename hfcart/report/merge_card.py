@@ -35,6 +35,7 @@ from hfcart.records import (
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_place, is_repo_id
 from hfcart.report.accuracy import belongs
+from hfcart.report.adapters_section import adapters_section
 from hfcart.report.first_lines import chosen, first_lines
 from hfcart.report.results_section import HUB, accuracy_section, model_index
 from hfcart.report.template import front_matter as as_yaml
@@ -99,6 +100,7 @@ def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRe
         images=[_images(data) for data in record.data],
         selected=[_selected(each, record.selection) for each in record.selection.sources] if record.selection else [],
         accuracy=accuracy_section(results) if results else None,
+        adapters=adapters_section(record),
         # Escapes for everything beyond ASCII: exact, and no invisible character can disguise a source.
         recipe=yaml.safe_dump(_short(record.recipe), sort_keys=False, width=math.inf),
         coefficients=_coefficient_range(record),
@@ -135,7 +137,7 @@ def front_matter(record: MergeRecord, *, repo: str | None = None, results: EvalR
         "base_model": base_model,
         "base_model_relation": "merge" if base_model else None,
         "datasets": datasets,
-        "tags": _unique(["hfcart", "merge", "clip", record.method.name]),
+        "tags": _unique(["hfcart", "merge", "clip", record.method.name, *(["peft"] if record.adapters else [])]),
     }
     if results is not None and belongs(results, record):
         name = repo.partition("/")[2] if repo else f"{record.method.name}-merge"

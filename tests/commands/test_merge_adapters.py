@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from running import Commands, Run
+import torch
+from card_text import blocks
+from running import COMPAT, ROOT, TOKEN, Commands, Run
 from safetensors.torch import load_file, save_file
 from towers import write_tower
+from transformers import CLIPVisionModel
 
 import hfcart
 from hfcart.commands.verify import run_verify
@@ -18,7 +25,7 @@ from hfcart.engine.adapter_names import adapter_names
 from hfcart.errors import VerifyError
 from hfcart.progress import Progress
 from hfcart.records.adapters import is_adapter_name
-from hfcart.sources.towers import pin_all
+from hfcart.sources.places import pin_all
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -176,3 +183,72 @@ def test_places_in_one_repo_are_told_apart(hub: EmbeddedHub, hfcart: Run, tmp_pa
     done = hfcart("merge", *sources, "--adapters", "1", "--out", "m", hub=hub)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "m/adapters").iterdir()) == ["cars-model", "dtd-model"]
+
+
+SNIPPETS = """
+import json, sys, torch, transformers, warnings
+warnings.filterwarnings("error", category=UserWarning, module="peft")  # a missing key
+transformers.utils.logging.set_verbosity_error()
+found = []
+for snippet in json.load(sys.stdin):
+    names = {}
+    exec(snippet, names)
+    model, side = names["model"], 16
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        output = model(pixel_values=pixels).pooler_output
+    found.append([model.active_adapter, sorted(model.peft_config), output.tolist()])
+print(json.dumps([transformers.__version__, found]))
+"""
+
+
+@pytest.mark.parametrize(("release", "path"), [("5.", ""), ("4.57.", f"{COMPAT}{os.pathsep}")])
+def test_the_card_s_snippets_load_them_from_the_hub(
+    hub: EmbeddedHub, hfcart: Run, three: list[str], tmp_path: Path, clean_env: dict[str, str], release: str, path: str
+) -> None:
+    done = hfcart("merge", *three, "--adapters", "100%", "--push-to", "user/merged", hub=hub)
+    assert done.returncode == 0, done.stderr
+    assert "in merged/adapters, for peft" in done.stdout
+    card = hub.files("user/merged", "main")["README.md"].decode()
+    snippets = [block for block in blocks(card, "python") if "peft" in block]
+    assert len(snippets) == 2 and "(Eq. 5 of [CART's paper]" in card and "choi2024revisiting" in card
+    if release == "4.57.":  # what the card says of it
+        assert 'pass `key_mapping={"^": "vision_model."}` to `from_pretrained` and `load_adapter`' in card
+        more = ', key_mapping={"^": "vision_model."})'
+        told = [re.sub(r'(subfolder="[^\n]*)\)', rf"\1{more}", snippet) for snippet in snippets]
+        assert [text.count("key_mapping") for text in told] == [1, 2]
+        snippets = told
+    env = {**clean_env, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    ran = subprocess.run(
+        [sys.executable, "-c", SNIPPETS], input=json.dumps(snippets), env={**env, "PYTHONPATH": path + str(ROOT)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    version, found = json.loads(ran.stdout.splitlines()[-1])
+    assert version.startswith(release)
+    names = [each["name"] for each in json.loads((tmp_path / "merged/hfcart.json").read_text())["adapters"]]
+    assert [each[:2] for each in found] == [["default", ["default"]], [names[1], sorted(names[:2])]]
+    for name, (_, _, output) in zip(names, found, strict=False):
+        source = CLIPVisionModel.from_pretrained(tmp_path / "src" / f"t{name[-1]}")
+        pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected = source(pixel_values=pixels).pooler_output
+        assert torch.allclose(torch.tensor(output), expected, atol=1e-5)
+
+
+def test_the_plan_says_what_is_written(hfcart: Run, tmp_path: Path) -> None:
+    for i in (1, 2):
+        write_tower(tmp_path / f"t{i}", i)
+    line = ["merge", "t1", "t2", "--adapters", "25%", "--out", "m"]
+    shown, told = hfcart(*line, "--dry-run"), hfcart(*line, "--dry-run", "--json")
+    assert shown.returncode == told.returncode == 0, shown.stderr
+    assert re.search(
+        r"adapters +2 of rank 8, with biases, norms and embeddings, [\d.]+ kB each: t[12], t[12]", shown.stdout
+    )
+    assert re.search(r"through the SVD +12 matrices of each source", shown.stdout)
+    plan = json.loads(told.stdout)
+    assert plan["method"] == "average" and not (tmp_path / "m").exists()
+    assert hfcart(*line).returncode == 0
+    files = {path.parent.name: path.stat().st_size for path in (tmp_path / "m/adapters").glob(f"*/{WEIGHTS}")}
+    assert {each["name"]: each["bytes"] for each in plan["adapters"]} == files
+    assert plan["output_bytes"] == sum(files.values()) + (tmp_path / "m/model.safetensors").stat().st_size

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfcart.cli._shared.output import Output, size
 from hfcart.methods import ADAPTING
-from hfcart.quoting import plural
+from hfcart.quoting import plural, some
 
 if TYPE_CHECKING:
     from hfcart.engine.plan import Plan
@@ -46,6 +46,7 @@ def show_plan(plan: Plan, output: Output) -> None:
         ("tensors", f"{len(plan.shapes)} ({plan.parameters:,} parameters)"),
         *([("rank", _rank(plan))] if plan.directions else []),
         ("through the SVD", f"{plural(plan.low_rank_groups, 'matrix', 'matrices')} of each source"),
+        *([("adapters", _adapters(plan))] if plan.adapters else []),
         *([("copied from the base", _copied(plan))] if plan.parts else []),
         ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
         ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({plural(len(plan.layout.sizes), 'file')})"),
@@ -73,6 +74,7 @@ def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
         "images": _images(plan) if plan.tasks else None,
         "coefficients": _adaptation(plan) if plan.recipe.adapt else None,
         "copied": _copied(plan) if plan.parts else None,
+        "adapters": _adapters_as_json(plan),
         "model_class": plan.model_class,
         "tensors": len(plan.shapes),
         "elements": plan.parameters,
@@ -95,6 +97,22 @@ def _rank(plan: Plan) -> str:
     """Share, per cent and number say the same thing: "15 of 192 directions (8 %)"."""
     told = [f"{k} of {plural(full, 'direction')} ({_percent(k / full)})" for k, full, _ in plan.directions]
     return "; ".join(told)
+
+
+def _adapters(plan: Plan) -> str:
+    made = plan.adapters
+    assert made is not None  # who calls looks
+    held = "with biases, norms and embeddings" if plan.recipe.adapters_carry == "all" else "matrices alone"
+    each = f"rank {made.rank}, {held}, {size(made.file_bytes)} each"
+    return f"{len(made.names)} of {each}: {some(list(plan.sources.canonical(made.names)))}"
+
+
+def _adapters_as_json(plan: Plan) -> list[dict[str, Any]] | None:
+    if plan.adapters is None:
+        return None
+    pairs = zip(plan.sources.canonical(plan.adapters.names), plan.towers, strict=True)
+    rank, bytes_ = plan.adapters.rank, plan.adapters.file_bytes
+    return [{"name": name, "source": tower.label, "rank": rank, "bytes": bytes_} for name, tower in pairs]
 
 
 def _percent(share: float) -> str:
@@ -153,7 +171,7 @@ def _batch(plan: Plan) -> _Batch | None:
     from hfcart.system.device import choose_device
 
     device = choose_device(plan.recipe.device)
-    if not (plan.method.batched and is_batched(device)):
+    if not ((plan.method.batched or plan.adapters) and is_batched(device)):
         return None
     tensors = [[plan.shapes[name] for name in group.names] for group in plan.groups if group.matrix]
     m, n = max(((sum(m for m, _ in each), each[0][1]) for each in tensors), key=lambda shape: bytes_each(*shape))
@@ -194,9 +212,12 @@ def show_result(recipe: Recipe, record: MergeRecord, published: Published | None
     load = f"{record.model_class}.from_pretrained({place}{at})"
     if record.model_class == "CLIPModel":
         load = f'pipeline("zero-shot-image-classification", model={place}{at})'
+    others = ", ".join(each.name for each in record.adapters[:3]) + (", …" if len(record.adapters) > 3 else "")
     output.result()
     output.result(f"Merged {plural(len(record.sources), 'tower')} with {record.method.name}{kept}: {recipe.folder}")
     output.result(f"  card     {recipe.folder / 'README.md'}")
+    if others:
+        output.result(f"  adapters {others} in {recipe.folder / 'adapters'}, for peft: the card says how")
     if published is None:
         output.result(f"  load     {load}")
         output.result(f"  publish  hfcart push {shlex.quote(str(recipe.folder))} --push-to user/name")

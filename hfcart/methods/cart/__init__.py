@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from hfcart.methods.contract import Adaptive, Method, Parameter
-from hfcart.methods.shared.papers import YANG
+from hfcart.methods.shared.papers import CHOI, YANG
 from hfcart.methods.shared.parameters import scale
-
-_PAPER = """@article{choi2024revisiting,
-  title   = {Revisiting Weight Averaging for Model Merging},
-  author  = {Choi, Jiho and Kim, Donggyun and Lee, Chanhyuk and Hong, Seunghoon},
-  journal = {arXiv preprint arXiv:2412.12153},
-  year    = {2024}
-}"""
 
 ADAPTIVE = Adaptive(
     name="cart++",
@@ -56,7 +49,7 @@ METHOD = Method(
     ),
     needs_base=False,
     arxiv="2412.12153",
-    citation=_PAPER,
+    citation=CHOI,
     updates=f"{__name__}.rule:updates",
     fewest=3,  # two centred task vectors are opposite, and so are their approximations
     decomposes=True,

@@ -1,5 +1,11 @@
 """BibTeX of papers that several methods cite."""
 
+CHOI = """@article{choi2024revisiting,
+  title   = {Revisiting Weight Averaging for Model Merging},
+  author  = {Choi, Jiho and Kim, Donggyun and Lee, Chanhyuk and Hong, Seunghoon},
+  journal = {arXiv preprint arXiv:2412.12153},
+  year    = {2024}
+}"""
 WORTSMAN = """@inproceedings{wortsman2022model,
   title     = {Model soups: averaging weights of multiple fine-tuned models improves accuracy
                without increasing inference time},
