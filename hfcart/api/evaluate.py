@@ -28,7 +28,8 @@ def evaluate(
 
     Args:
         tower: a Hub repo (`user/name`, `user/name@revision`) or a folder with a CLIP vision tower.
-        tasks: task ids, groups ("8", "14", "20") and paths of task cards; `hfcart tasks` lists them.
+        tasks: task ids, groups ("8", "14", "20"), paths of task cards and of folders of images; `hfcart tasks` lists
+            the tasks.
         write: whether results.json and the chart are written, and the card of a merged folder brought up to them.
         progress: True draws in a terminal or a notebook, a `Progress` of your own is told of every stage; False prints
             nothing, and warnings are Python's (HfcartWarning).

@@ -105,11 +105,12 @@ def eval(
     json: JSON = False,
     debug: DEBUG = False,
 ) -> None:
-    """Measure a tower's zero-shot accuracy on Hub datasets.
+    """Measure a tower's zero-shot accuracy on Hub datasets or your own images.
 
     Examples:
         hfcart eval user/merged --tasks sun397,eurosat --push
         hfcart eval ./merged --tasks 8 --limit 500
+        hfcart eval ./merged --tasks ./photos
         accelerate launch -m hfcart eval user/merged --tasks 8
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:

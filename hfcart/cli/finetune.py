@@ -29,8 +29,8 @@ def finetune(
         list[str],
         typer.Option(
             metavar="TASKS",
-            help="A task or your own card; several train one tower jointly.\fA task, a group or a task card's path "
-            "(`hfcart tasks` lists them).",
+            help="A task, your own card or images; several train one tower jointly.\fA task, a group, a task card's "
+            "path or a folder of images with train/ and test/ (`hfcart tasks` lists the tasks).",
             rich_help_panel=BASICS,
         ),
     ],
@@ -138,6 +138,7 @@ def finetune(
     Examples:
         hfcart finetune openai/clip-vit-base-patch32 --tasks sun397 --push-to user/clip-sun397
         hfcart finetune ./clip --tasks cars.yaml,eurosat --steps 4000 --out both
+        hfcart finetune ./clip --tasks ./photos
         accelerate launch -m hfcart finetune ./clip --tasks svhn
     """
     first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports

@@ -61,7 +61,9 @@ def list_(json: _JSON = False) -> None:
 
 @app.command(cls=Command)
 def show(
-    names: Annotated[list[str], typer.Argument(metavar="TASK", help="Tasks, groups (8, 14, 20) or YAML files.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="TASK", help="Tasks, groups (8, 14, 20), YAML files or folders of images.")
+    ],
     json: _JSON = False,
 ) -> None:
     """Show everything a task card holds; checks a card of your own.
@@ -84,7 +86,9 @@ def show(
 
 @app.command(cls=Command)
 def new(
-    dataset: Annotated[str, typer.Argument(metavar="USER/DATASET", help="A Hub dataset, or user/name@revision.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="USER/DATASET", help="A Hub dataset (user/name@revision), or a folder of images.")
+    ],
     config: Annotated[
         str | None, typer.Option(metavar="NAME", help="The dataset's configuration.", rich_help_panel=BASICS)
     ] = None,
@@ -96,24 +100,31 @@ def new(
     ] = None,
     debug: DEBUG = False,
 ) -> None:
-    """Draft a task card from a dataset's features and README.
+    """Draft a task card from a dataset's features and README, or from a folder of images.
 
     It is to be checked by you, and then used wherever a task is asked for.
 
     Examples:
         hfcart tasks new user/dataset --out cars.yaml
+        hfcart tasks new ./photos
     """
     with reporting(debug=debug) as output:
         from hfcart import hub
         from hfcart.errors import OutputError, UsageError
-        from hfcart.tasks.drafts import draft_card
+        from hfcart.tasks.drafts import draft_card, draft_folder
         from hfcart.tasks.task_cards import read_card
 
         hub.set_notifier(output.note)
         if out is not None and out.exists():
             raise _taken(out)
-        output.step(f"Looking at the dataset {dataset}")
-        name, text = draft_card(dataset, config)
+        folder = Path(dataset)
+        output.step(f"Looking at the {'folder' if folder.is_dir() else 'dataset'} {dataset}")
+        if folder.is_dir():
+            if config is not None:
+                raise UsageError(f"{dataset} is a folder, and has no configurations.", hint="Leave out --config.")
+            name, text = draft_folder(folder, out)
+        else:
+            name, text = draft_card(dataset, config)
         path = out or Path(f"{name}.yaml")
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -185,7 +196,7 @@ def _groups(task: TaskCard) -> list[str]:
 
 
 def _dataset(task: TaskCard) -> str:
-    return task.dataset.repo + (f", {task.dataset.config}" if task.dataset.config else "")
+    return task.dataset.label + (f", {task.dataset.config}" if task.dataset.config else "")
 
 
 def _rows(task: TaskCard) -> str:

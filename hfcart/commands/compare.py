@@ -34,6 +34,7 @@ from hfcart.system.disk import explain_os_errors
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
 from hfcart.system.work_folder import WorkFolder
+from hfcart.tasks.copies import copies
 from hfcart.tasks.data import Split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, make_head, open_base
@@ -150,7 +151,7 @@ def run_compare(
             _resume(work)
             _run(work)
             record = _record(work, settings, environment)
-            _finish(folder, record)
+            _finish(folder, record, work.splits)
             return record
         finally:
             plan.close()
@@ -238,7 +239,7 @@ def _merge(work: _Comparison, name: str) -> bool:
         "device": work.measurement.device,
         "workers": work.machine.workers,
     }
-    method, pinned = behind(name), {s.task.id: SourceTask.of(s.task, s.dataset.commit).plain() for s in work.splits}
+    method, pinned = behind(name), {s.task.id: SourceTask.of(s.task, s.dataset).plain(here=True) for s in work.splits}
     if method.needs_base or method.heads or name in ADAPTIVE:
         fields["base"] = _plain(work.base.again)
     if method.statistics:
@@ -298,7 +299,7 @@ def _score(work: _Comparison, batch: Sequence[str]) -> tuple[dict[str, list[int 
             if not int(found[0].sum()):
                 raise nothing_decoded(split, undecodable)
             if undecodable:
-                work.warn(f"{plural(undecodable, 'image')} of {split.task.title} cannot be decoded: left out.")
+                work.warn(split.left_out(undecodable))
             images.append(int(found[0].sum()))
             counts = {row: int(counted.diagonal().sum()) for row, counted in zip(scorers, found, strict=True)}
             for row in batch:
@@ -320,7 +321,7 @@ def _place(work: _Comparison, row: str) -> _Ref:
 def _own_tower(work: _Comparison, task: TaskCard) -> _Ref | None:
     found = next((ref for ref, own in work.sources.items() if own == task), None)
     if found is None:
-        work.warn(f"None of the towers says that it was fine-tuned on {task.dataset.repo} alone.")
+        work.warn(f"None of the towers says that it was fine-tuned on {task.dataset.label} alone.")
     return found
 
 
@@ -403,13 +404,15 @@ def _needs(name: str) -> str:
     return behind(name).needs + (", unlabelled images" if name in ADAPTIVE else "")
 
 
-def _finish(folder: WorkFolder, record: CompareRecord) -> None:
+def _finish(folder: WorkFolder, record: CompareRecord, splits: Sequence[Split]) -> None:
     from hfcart.report.plots import draw_compare
 
     folder.refuse_existing()  # before the journal goes
     shutil.rmtree(folder.path / "towers", ignore_errors=True)
     folder.add(COMPARE_RECORD, record.to_json().encode())
     folder.add(TABLE, as_markdown(record).encode())
+    for name, card in copies((split.task, split.dataset) for split in splits).items():
+        folder.add(name, card)
     with explain_os_errors(folder.path):
         draw_compare(record, folder.path)
     (folder.path / _JOURNAL).unlink(missing_ok=True)

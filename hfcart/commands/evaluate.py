@@ -22,6 +22,7 @@ from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.sources.own_tasks import Known, own_tower
 from hfcart.sources.towers import Ref
 from hfcart.system.environment import current_environment
+from hfcart.tasks.copies import copies
 from hfcart.tasks.data import Split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, base_of, check_base, make_head, open_base
@@ -37,11 +38,13 @@ class Evaluation:
     Attributes:
         record: the numbers.
         confusions: task id -> counts, a row for each true class, a column for each predicted one.
+        cards: copies of the tasks' cards, by their file; none of tasks that come with hfcart.
         reports: whether this process is the one that writes and prints (one of those that accelerate started).
     """
 
     record: EvalRecord
     confusions: dict[str, list[list[int]]]
+    cards: dict[str, bytes]
     reports: bool
 
 
@@ -75,6 +78,7 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
 
     results: list[TaskResult] = []
     confusions: dict[str, list[list[int]]] = {}
+    cards: dict[str, bytes] = {}
     with _others(tower, bound, measurement.references, progress) as others:
         own, shared = scorer(tower), {name: scorer(loaded) for name, loaded in others.shared.items()}
         for task in measurement.tasks:
@@ -101,11 +105,12 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
             if not int(total[0].sum()):  # the same in every process
                 raise nothing_decoded(split, int(total[-1, 0, 0]))
             confusions[task.id] = total[0].tolist()
+            cards |= copies([(task, split.dataset)])
             measured = {name: _share(total[1 + i], s.label) for i, (name, s) in enumerate(rivals.items())}
             result = _result(split, total[0], int(total[-1, 0, 0]))
             results.append(replace(result, **(measured or _published(task, bound, measurement.references, result))))
             if result.undecodable:
-                progress.warn(f"{plural(result.undecodable, 'image')} of {task.title} cannot be decoded: left out.")
+                progress.warn(split.left_out(result.undecodable))
     record = EvalRecord(
         tower=tower.label,
         weights_sha256=tower.source.sha256,
@@ -117,7 +122,7 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
     )
     reports = processes.is_main_process
     processes.destroy_process_group()
-    return Evaluation(record, confusions, reports)
+    return Evaluation(record, confusions, cards, reports)
 
 
 def _alone(count: int, like: Confusion) -> Confusion:
@@ -178,7 +183,7 @@ class _Others:
             return None
         found = own_tower(task, self.sources)
         if found is None:
-            progress.warn(f"None of the towers merged says that it was fine-tuned on {task.dataset.repo} alone.")
+            progress.warn(f"None of the towers merged says that it was fine-tuned on {task.dataset.label} alone.")
             return None
         return load_tower(found, progress)
 

@@ -70,7 +70,7 @@ def run_measure(
     done = run_eval(ref, measurement, progress)
     if not done.reports:
         return None
-    write_results(place, done.record, done.confusions, progress, overwrite=overwrite)
+    write_results(place, done.record, done.confusions, progress, cards=done.cards, overwrite=overwrite)
     published = _publish(done, place, create_pr, overwrite, message, progress) if push else None
     return Measured(done.record, place, published)
 
@@ -93,6 +93,7 @@ def _publish(
             record.tower,
             record,
             done.confusions,
+            cards=done.cards,
             create_pr=create_pr,
             overwrite=overwrite,
             message=message,

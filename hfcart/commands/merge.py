@@ -39,6 +39,7 @@ from hfcart.system.journal import Line
 from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles, read_back, refuse_without_room
 from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import WorkFolder, work_path
+from hfcart.tasks.copies import copies
 
 if TYPE_CHECKING:
     from torch import device
@@ -102,12 +103,13 @@ def _merge_into(folder: WorkFolder, recipe: Recipe, progress: Progress, target: 
         from hfcart.engine.writing import GroupWriter
         from hfcart.system.environment import current_environment
 
-        learned = None
+        learned, cards = None, dict[str, bytes]()
+        own = [task.found for task in plan.own_tasks] if plan.tasks else []
         if recipe.adapt:
             from hfcart.learning.adapt.loop import adapt  # transformers and accelerate take seconds to import
 
             learned = adapt(plan, folder.path / _ADAPTATION, preprocessor_of(plan, Progress()), progress)
-            plan = plan.adapted(learned.coefficients)
+            plan, cards = plan.adapted(learned.coefficients), learned.cards
         environment = current_environment(device)
         workers = recipe.workers or default_workers()
         selection = None
@@ -121,13 +123,15 @@ def _merge_into(folder: WorkFolder, recipe: Recipe, progress: Progress, target: 
             from hfcart.learning.statistics import gather  # imports datasets, which takes seconds
 
             plan = plan.informed(gather(plan, device, workers, progress))
+        if looked := plan.gathered.data if plan.gathered else selection.sources if selection else ():
+            cards = copies(zip(own, (seen.dataset for seen in looked), strict=True))
         folder.begin(_fingerprint(plan, environment))
         with TensorFiles(folder.path, plan.layout) as tensors:
             writer = GroupWriter(plan, folder, tensors)
             if writer.done:
                 progress.note(f"Resuming: {len(writer.done)} of {plural(len(plan.groups), 'group')} done already.")
             merge_groups(plan, writer, device, workers, progress)
-        return _finish(folder, plan, writer.done, environment, learned, selection, swept, progress)
+        return _finish(folder, plan, writer.done, environment, learned, selection, swept, cards, progress)
     finally:
         plan.close()
 
@@ -218,6 +222,7 @@ def _finish(
     learned: Learned | None,
     selection: SelectionRecord | None,
     swept: Swept | None,
+    cards: Mapping[str, bytes],
     progress: Progress,
 ) -> MergeRecord:
     """Every group is in place: prove it, write what goes beside the weights, and rename the folder."""
@@ -237,6 +242,8 @@ def _finish(
     record = replace(record, swept=swept, adapters=adapters)
     if learned is not None:
         folder.add(LOG, adaptation_log(record, learned.history))
+    for name, card in cards.items():
+        folder.add(name, card)
     folder.add(RECORD, record.to_json().encode())
     with explain_os_errors(folder.path):
         draw_figures(record, folder.path, learned.history if learned else ())

@@ -11,7 +11,16 @@ from hfcart.errors import OutputError, VerifyError
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import commit_message, read_any
 from hfcart.recipes.finished_merge import check_files
-from hfcart.records import EvalRecord
+from hfcart.records import (
+    AdaptedTask,
+    EvalRecord,
+    FinetuneRecord,
+    ImagesRecord,
+    Selected,
+    SourceData,
+    TaskResult,
+    TrainedTask,
+)
 from hfcart.records.file_names import RECORD
 from hfcart.report.accuracy import belongs
 from hfcart.results.combine import combine, lesser, warn_of_lesser
@@ -33,9 +42,10 @@ from hfcart.results.files import (
 from hfcart.results.publish import BENCHMARKS, accuracy_figure, benchmark_files, files_of, publish_results_of
 from hfcart.sources.replacing import artefact_of, refuse_replacing
 from hfcart.system.disk import explain_os_errors
+from hfcart.tasks.copies import copies_in, copy_name
 
 LOGS = ("results/training.csv", "results/adaptation.csv")  # of a fine-tuning, and of a merge that learned
-_RESULT_PARTS = (RESULTS, "results/", BENCHMARKS, FIGURE)
+_RESULT_PARTS = (RESULTS, "results/", BENCHMARKS, FIGURE, "tasks/")
 
 
 def run_push(
@@ -104,6 +114,7 @@ def run_push(
     with explain_os_errors(folder):
         instead = _prepare(folder, record, results, shown, repo, progress) | kept
         instead |= adapter_configs(folder, record, repo)
+    instead = copies_in(folder, _used(record, results)) | instead
     own = {*record.files, RECORD, CARD, *LOGS}
     left = [name for name in hub.publishable(folder) if name not in own and not _is_figure(name)]
     if foreign := [name for name in left if not name.startswith(_RESULT_PARTS)]:
@@ -123,6 +134,20 @@ def run_push(
     if not published.changed:
         progress.note(f"{repo} holds exactly this already: nothing was sent.")
     return published
+
+
+def _used(record: Record, results: EvalRecord | None) -> dict[tuple[str, str], ImagesRecord]:
+    """The task cards that a folder's record and its results speak of, by id and digest, and their images."""
+    tasks: list[TrainedTask | AdaptedTask | SourceData | Selected | TaskResult] = [
+        *(results.results if results else ())
+    ]
+    if isinstance(record, FinetuneRecord):
+        tasks += record.tasks
+    else:
+        tasks += record.data
+        tasks += record.adaptation.tasks if record.adaptation else ()
+        tasks += record.selection.sources if record.selection else ()
+    return {(task.task, task.card_sha256): task.dataset for task in tasks}
 
 
 def _is_figure(name: str) -> bool:
@@ -167,7 +192,7 @@ def _with_online(
     kept = {}
     for result in [result for result in shown.results if result not in measured]:
         matrix, entry = files_of(result.task)
-        for name, limit in ((matrix, max_size(result)), (entry, MAX_RESULTS)):
+        for name, limit in ((matrix, max_size(result)), (entry, MAX_RESULTS), (copy_name(result.task), MAX_RESULTS)):
             if name in there.files and there.files[name].size <= limit:
                 kept[name] = hub.read_small(there, name, limit) or b""
         if not is_confusion_of(result, kept.get(matrix, b"")):

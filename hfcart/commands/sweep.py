@@ -35,6 +35,7 @@ from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
 from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
 from hfcart.system.work_folder import WorkFolder
+from hfcart.tasks.copies import copies
 from hfcart.tasks.data import Split
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
 from hfcart.zero_shot.measurement import Measurement
@@ -123,7 +124,7 @@ def run_sweep(
                 take_apart(grid, GroupWriter(plan, folder, tensors), machine, progress)
                 counts, images = _measure(grid, tensors, journal, splits, bound, machine, progress)
             record = _record(grid, splits, bound, counts, images, environment)
-            _finish(folder, record)
+            _finish(folder, record, splits)
             return record
         finally:
             plan.close()
@@ -287,13 +288,15 @@ def _record(
     return dataclasses.replace(record, best=max(range(1, len(points)), key=lambda i: record.accuracy(points[i])))
 
 
-def _finish(folder: WorkFolder, record: SweepRecord) -> None:
+def _finish(folder: WorkFolder, record: SweepRecord, splits: Sequence[Split]) -> None:
     from hfcart.report.plots import draw_sweep
 
     for path in folder.path.glob(TENSOR_FILES):  # the anchor and the updates, gigabytes of large towers
         path.unlink()
     (folder.path / _POINTS).unlink()
     folder.add(SWEEP_RECORD, record.to_json().encode())
+    for name, card in copies((split.task, split.dataset) for split in splits).items():
+        folder.add(name, card)
     with explain_os_errors(folder.path):
         draw_sweep(record, folder.path)
     folder.commit()

@@ -33,7 +33,8 @@ from hfcart.sources.preprocessor import FILE as PREPROCESSOR
 from hfcart.sources.preprocessor import clip_default, to_json
 from hfcart.system.device import one_blas_thread
 from hfcart.tasks.data import parquet
-from hfcart.tasks.task_cards import DatasetRef, TaskCard
+from hfcart.tasks.dataset_ref import DatasetRef
+from hfcart.tasks.task_cards import TaskCard
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer

@@ -268,7 +268,7 @@ class Plan:
             out["coefficients"] = {key: list(values) for key, values in found if values is not None}
         if self.gathered:
             pairs = zip(self.own_tasks, self.gathered.data, strict=True)
-            out["tasks"] = [SourceTask.of(own.found, data.dataset.commit).plain() for own, data in pairs]
+            out["tasks"] = [SourceTask.of(own.found, data.dataset).plain() for own, data in pairs]
         if self.base:
             out["base"] = name_of(self.base.source)
         settled = {"dtype": TORCH_NAME[self.dtype], "full_clip": self.parts is not None}

@@ -73,7 +73,7 @@ DOUBTFUL = (408, 409, 412, 429)
 OURS = (
     *("recipe.yaml", "results/adaptation.csv", "results/training.csv"),
     *("figures/energy.png", "figures/similarity.png", "figures/coefficients.png", "figures/entropy.png"),
-    "figures/training.png",
+    *("figures/training.png", "tasks/*.yaml"),
 )
 
 

@@ -159,7 +159,7 @@ class _Choosing:
 
     def split(self, task: TaskCard, commit: str | None) -> Split:
         """The validation part of a task; opened once for all its towers."""
-        key = f"{task.sha256} {commit}"
+        key = f"{task.id} {task.sha256} {commit}"
         if key not in self._splits:
             # Read over the network where once is enough; otherwise kept, and read as often as it takes.
             once = self._at_once >= len(self.chosen.candidates)
@@ -183,9 +183,7 @@ class _Choosing:
                 self._journal.append({"of": digest, **dataclasses.asdict(found)})
             self._noted[digest] = found
         if found.undecodable:
-            self.progress.warn(
-                f"{plural(found.undecodable, 'image')} of {split.task.title} cannot be decoded: left out."
-            )
+            self.progress.warn(split.left_out(found.undecodable))
         return found
 
     def _measured(self, place: int, split: Split) -> _Counts:
@@ -215,7 +213,7 @@ class _Choosing:
         finally:
             self.progress.finish()
         if not images:
-            hint = f"Look at {split.dataset.repo}, or give {label} another task: --tasks {shlex.quote(label)}=TASK"
+            hint = f"Look at {split.dataset.label}, or give {label} another task: --tasks {shlex.quote(label)}=TASK"
             raise nothing_decoded(split, undecodable, hint=hint)
         return _Counts(tuple(correct), images, undecodable)
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hfcart.quoting import quoted
+from hfcart.records import DatasetRecord, FolderRecord, ImagesRecord
 from hfcart.tasks.task_cards import TaskCard, benchmark_task
 
 
@@ -68,15 +69,22 @@ class SourceTask(BaseModel):
         return card
 
     @classmethod
-    def of(cls, card: TaskCard, commit: str | None) -> SourceTask:
-        """A card in the shortest form that says everything."""
+    def of(cls, card: TaskCard, images: ImagesRecord | None) -> SourceTask:
+        """A card in the shortest form that says everything, pinned to the images that were read of it."""
+        commit = images.commit if isinstance(images, DatasetRecord) else None
         if benchmark_task(card.id) == card:
             return cls(task=card.id, commit=commit)
-        return cls(card=card, commit=commit)
+        return cls(card=card.pinned(images.sha256) if isinstance(images, FolderRecord) else card, commit=commit)
 
-    def plain(self) -> dict[str, Any]:
-        """As YAML and JSON have it; of a card what decides which images it is about, and how they are classified."""
+    def plain(self, *, here: bool = False) -> dict[str, Any]:
+        """As YAML and JSON have it; of a card what decides which images it is about, and how they are classified.
+
+        Args:
+            here: for another process on this machine, which is told the path of a folder.
+        """
         found = self.model_dump(mode="json", exclude_defaults=True)
         if self.card is not None:
             found["card"] = {k: v for k, v in found["card"].items() if k in _DECIDES}
+            if here and self.card.dataset.folder is not None:
+                found["card"]["dataset"]["folder"] = str(self.card.dataset.place)
         return found

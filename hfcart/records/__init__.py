@@ -10,7 +10,16 @@ from hfcart.records._merge import MergeRecord, MethodRecord, Similarity, SourceD
 from hfcart.records._results import ClassScore, EarlierResults, EvalRecord, Reference, TaskResult
 from hfcart.records._search import AdapterSweep, CompareRecord, CompareRow, SweepPoint, SweepRecord, Swept
 from hfcart.records._selection import Selected, SelectionRecord
-from hfcart.records._sources import Architecture, CardFacts, DatasetRecord, Environment, FileRecord, SourceRecord
+from hfcart.records._sources import (
+    Architecture,
+    CardFacts,
+    DatasetRecord,
+    Environment,
+    FileRecord,
+    FolderRecord,
+    ImagesRecord,
+    SourceRecord,
+)
 from hfcart.records._space import SpaceRecord, SpaceTask, SpaceTower
 from hfcart.records._training import (
     FinetuneRecord,
@@ -36,6 +45,8 @@ __all__ = [
     "EvalRecord",
     "FileRecord",
     "FinetuneRecord",
+    "FolderRecord",
+    "ImagesRecord",
     "Look",
     "MergeRecord",
     "MethodRecord",

@@ -9,7 +9,7 @@ from hfcart.records._adaptation import AdaptationRecord
 from hfcart.records._format import RECORD_FORMAT, canonical_json
 from hfcart.records._search import Swept
 from hfcart.records._selection import SelectionRecord
-from hfcart.records._sources import Architecture, DatasetRecord, Environment, SourceRecord
+from hfcart.records._sources import Architecture, Environment, ImagesRecord, SourceRecord
 from hfcart.records.adapters import AdapterRecord
 
 
@@ -104,7 +104,7 @@ class SourceData:
     source: str
     task: str
     title: str
-    dataset: DatasetRecord
+    dataset: ImagesRecord
     part: str
     images: int
     undecodable: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hfcart.records._format import RECORD_FORMAT, canonical_json
-from hfcart.records._sources import DatasetRecord, Environment
+from hfcart.records._sources import Environment, ImagesRecord
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TaskResult:
 
     task: str
     title: str
-    dataset: DatasetRecord
+    dataset: ImagesRecord
     part: str
     rows: int
     limit: int | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hfcart.records._sources import DatasetRecord
+from hfcart.records._sources import ImagesRecord
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Selected:
     source: str
     task: str
     title: str
-    dataset: DatasetRecord
+    dataset: ImagesRecord
     images: int
     undecodable: int
     card_sha256: str

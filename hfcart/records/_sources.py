@@ -109,3 +109,33 @@ class DatasetRecord:
     config: str | None
     split: str
     commit: str
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.repo
+
+
+@dataclass(frozen=True)
+class FolderRecord:
+    """One split of a folder of images, pinned by its content. Where the folder lay is nobody's business.
+
+    Attributes:
+        folder: its base name.
+        split: its folder in there, or `all` where there are no splits.
+        sha256: of the lines "<sha256 of a file>  <its path in the folder>", in the order of the paths, of all images
+            and of the metadata files beside them; 64 hex digits.
+    """
+
+    folder: str
+    split: str
+    sha256: str
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.folder
+
+
+ImagesRecord = DatasetRecord | FolderRecord
+"""Where images came from, pinned."""

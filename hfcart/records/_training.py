@@ -7,7 +7,7 @@ from typing import Any
 
 from hfcart.records._format import RECORD_FORMAT, canonical_json
 from hfcart.records._merge import TensorRecord
-from hfcart.records._sources import Architecture, DatasetRecord, Environment, SourceRecord
+from hfcart.records._sources import Architecture, Environment, ImagesRecord, SourceRecord
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class TrainedTask:
 
     task: str
     title: str
-    dataset: DatasetRecord
+    dataset: ImagesRecord
     images: int
     undecodable: int
     card_sha256: str

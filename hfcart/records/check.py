@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from hfcart.records._adaptation import AdaptedTask
 from hfcart.records._merge import SourceData, TensorRecord
 from hfcart.records._selection import Selected
-from hfcart.records._sources import DatasetRecord, Environment, SourceRecord
+from hfcart.records._sources import Environment, FolderRecord, ImagesRecord, SourceRecord
 from hfcart.records._training import TrainedTask, TrainingCurve, Validation
 from hfcart.records.adapters import is_adapter_file
 from hfcart.records.repo_id import is_place, is_repo_id, is_revision, split_place
@@ -73,6 +73,11 @@ def is_line(text: str, most: int = 500) -> bool:
     return 0 < len(text) <= most and text.isprintable() and bool(text.strip())
 
 
+def is_folder_name(text: str) -> bool:
+    """Whether it is the name of a folder alone, and no path."""
+    return is_line(text, 255) and not set(text) & {"/", "\\"} and text not in (".", "..", "~")
+
+
 def is_label(text: str, commit: str | None) -> bool:
     """Whether a model may be called so: a Hub repo by its name, a folder (which has no commit) by its own."""
     if commit is not None:
@@ -94,8 +99,12 @@ def faults_of_environment(environment: Environment) -> Iterator[str]:
         yield "its platform or processor is not one line of text"
 
 
-def faults_of_dataset(dataset: DatasetRecord) -> Iterator[str]:
+def faults_of_dataset(dataset: ImagesRecord) -> Iterator[str]:
     """What cannot be true of a pinned split."""
+    if isinstance(dataset, FolderRecord):
+        if not is_folder_name(dataset.folder) or not is_line(dataset.split, 100) or not is_sha256(dataset.sha256):
+            yield "its folder of images has no plain name, split or sha256"
+        return
     if not is_repo_id(dataset.repo) or not is_commit(dataset.commit):
         yield "its dataset is no Hub repo at a commit"
     if not is_line(dataset.split) or not (dataset.config is None or is_line(dataset.config)):

@@ -8,12 +8,12 @@ from typing import Any
 
 from hfcart.errors import UsageError
 from hfcart.formats.markdown import code, text
-from hfcart.records import DatasetRecord, EvalRecord, FinetuneRecord, SourceRecord
+from hfcart.records import DatasetRecord, EvalRecord, FinetuneRecord, FolderRecord, ImagesRecord, SourceRecord
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import belongs, described
 from hfcart.report.merge_card import HUB_LICENSES, LINK
-from hfcart.report.results_section import HUB, accuracy_section, model_index
+from hfcart.report.results_section import HUB, accuracy_section, images, model_index
 from hfcart.report.template import front_matter as as_yaml
 from hfcart.report.template import render
 from hfcart.tasks.task_cards import GROUPS
@@ -59,7 +59,8 @@ def finetune_front_matter(
     """The card's metadata, with the Hub's field names: `hfcart merge` finds base and data sets by them."""
     (base,) = record.sources
     base_model = [base.repo] if base.repo and is_repo_id(base.repo) else []
-    datasets = dict.fromkeys(task.dataset.repo for task in record.tasks if is_repo_id(task.dataset.repo))
+    names = [task.dataset.repo for task in record.tasks if isinstance(task.dataset, DatasetRecord)]
+    datasets = dict.fromkeys(name for name in names if is_repo_id(name))
     metadata: dict[str, Any] = {
         **license_fields(base),
         "library_name": "transformers",
@@ -108,7 +109,9 @@ def _source(source: SourceRecord) -> str:
     return f"{code(source.label)} (a local folder whose weights have sha256 {code(source.sha256[:12])})"
 
 
-def _dataset(dataset: DatasetRecord) -> str:
+def _dataset(dataset: ImagesRecord) -> str:
+    if isinstance(dataset, FolderRecord):
+        return f"{images(dataset)}, split {code(dataset.split)}"
     name = code(dataset.repo)
     if is_repo_id(dataset.repo) and is_commit(dataset.commit):
         page = f"{HUB}/datasets/{dataset.repo}"

@@ -22,7 +22,9 @@ from hfcart.formats.shard_layout import WEIGHTS
 from hfcart.methods.declaration import ARXIV
 from hfcart.records import (
     Architecture,
+    DatasetRecord,
     EvalRecord,
+    FolderRecord,
     MergeRecord,
     MethodRecord,
     Selected,
@@ -37,7 +39,7 @@ from hfcart.records.repo_id import is_place, is_repo_id
 from hfcart.report.accuracy import belongs
 from hfcart.report.adapters_section import adapters_section
 from hfcart.report.first_lines import chosen, first_lines
-from hfcart.report.results_section import HUB, accuracy_section, model_index
+from hfcart.report.results_section import HUB, accuracy_section, model_index, on_the_hub
 from hfcart.report.template import front_matter as as_yaml
 from hfcart.report.template import percent, render, signed, some
 
@@ -287,13 +289,14 @@ def _images(data: SourceData) -> dict[str, str]:
 def _seen(data: SourceData | Selected) -> dict[str, str]:
     """What was looked at for a tower, each cell as Markdown."""
     dataset = data.dataset
-    pinned = is_repo_id(dataset.repo) and is_commit(dataset.commit)
-    page = f"{HUB}/datasets/{dataset.repo}/tree/{dataset.commit}"
+    pin = code(dataset.sha256[:12]) if isinstance(dataset, FolderRecord) else code(dataset.commit, 40)
+    if isinstance(dataset, DatasetRecord) and on_the_hub(dataset):
+        pin = f"[`{dataset.commit[:7]}`]({HUB}/datasets/{dataset.repo}/tree/{dataset.commit})"
     return {
         "tower": code(data.source, 60),
         "task": words(data.title),
-        "dataset": _dataset(dataset.repo),
-        "pin": f"[`{dataset.commit[:7]}`]({page})" if pinned else code(dataset.commit, 40),
+        "dataset": f"a folder {code(dataset.folder)}" if isinstance(dataset, FolderRecord) else _dataset(dataset.repo),
+        "pin": pin,
         "split": code(dataset.split, 40),
         "images": f"{data.images:,}" + (f" ({data.undecodable:,} more are broken)" if data.undecodable else ""),
     }

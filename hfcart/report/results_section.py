@@ -6,7 +6,7 @@ from typing import Any
 
 from hfcart.formats.markdown import code, one_line, text, words
 from hfcart.quoting import plural
-from hfcart.records import DatasetRecord, EarlierResults, EvalRecord, Reference, TaskResult
+from hfcart.records import DatasetRecord, EarlierResults, EvalRecord, FolderRecord, ImagesRecord, Reference, TaskResult
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import (
@@ -48,16 +48,13 @@ def model_index(results: EvalRecord, name: str, repo: str | None) -> list[dict[s
 
 def reported(results: EvalRecord) -> list[TaskResult]:
     """The results that leave the card: whole test splits of datasets on the Hub, at a commit."""
-    return [
-        result
-        for result in results.results
-        if whole_test_split(result) and is_repo_id(result.dataset.repo) and is_commit(result.dataset.commit)
-    ]
+    return [result for result in results.results if whole_test_split(result) and on_the_hub(result.dataset)]
 
 
 def index_entry(result: TaskResult, page: str | None) -> dict[str, Any]:
     """One result of a model-index; `page` is its source."""
     data = result.dataset
+    assert isinstance(data, DatasetRecord)  # `reported`
     dataset = {
         "name": one_line(result.title, 120) or "?",
         "type": data.repo,
@@ -131,7 +128,7 @@ def _row(result: TaskResult) -> dict[str, str]:
         "interval": "" if value is None else _span(low, high),
         "images": f"{result.n:,} of {result.rows:,}" if result.partial else f"{result.n:,}",
         **{name: _reference(getattr(result, name)) for name in OTHERS},
-        "dataset": _dataset(result.dataset, result.part),
+        "dataset": _dataset(result),
     }
 
 
@@ -157,10 +154,24 @@ def _percent(mean: Mean) -> str:
     return "" if mean.value is None else f"{100 * mean.value:.1f}"
 
 
-def _dataset(dataset: DatasetRecord, part: str) -> str:
-    parts = [words(dataset.config)] if dataset.config else []
+def on_the_hub(dataset: ImagesRecord) -> bool:
+    """Whether images are of a dataset on the Hub, at a commit."""
+    return isinstance(dataset, DatasetRecord) and is_repo_id(dataset.repo) and is_commit(dataset.commit)
+
+
+def _dataset(result: TaskResult) -> str:
+    dataset, part = result.dataset, result.part
+    parts = [words(dataset.config)] if isinstance(dataset, DatasetRecord) and dataset.config else []
     parts.append(f"{words(dataset.split)} split" + (f" ({words(part)} part)" if part != "test" else ""))
-    return f"{pinned(dataset.repo, dataset.commit, 'datasets/')}, {', '.join(parts)}"
+    beside = f" ([its task](tasks/{result.task}.yaml))" if isinstance(dataset, FolderRecord) else ""
+    return f"{images(dataset)}, {', '.join(parts)}{beside}"
+
+
+def images(dataset: ImagesRecord) -> str:
+    """Where images are from: a dataset at its commit, linked; a folder by its name and the digest of its content."""
+    if isinstance(dataset, DatasetRecord):
+        return pinned(dataset.repo, dataset.commit, "datasets/")
+    return f"a folder {code(dataset.folder)} with sha256 {code(dataset.sha256[:12])}"
 
 
 def pinned(repo: str, commit: str | None, kind: str) -> str:

@@ -18,7 +18,7 @@ from hfcart.records.check import (
     is_sha256,
     is_task_id,
 )
-from hfcart.tasks.task_cards import MAX_CLASSES
+from hfcart.tasks.dataset_ref import MAX_CLASSES
 
 MAX_TASKS = 200
 

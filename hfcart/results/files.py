@@ -27,6 +27,8 @@ from hfcart.results.check import faults
 from hfcart.results.combine import combine, lesser, warn_of_lesser
 from hfcart.results.confusion import FOLDER, Confusion, confusion_csv, confusion_name, matrices_among
 from hfcart.system.disk import explain_os_errors
+from hfcart.tasks.copies import FOLDER as CARDS
+from hfcart.tasks.copies import copy_name
 
 Record = MergeRecord | FinetuneRecord
 
@@ -93,9 +95,10 @@ def write_results(
     confusions: Mapping[str, Confusion],
     progress: Progress | None = None,
     *,
+    cards: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> EvalRecord:
-    """Write an evaluation into a folder: results.json, results/confusion-<task>.csv and figures/accuracy.png.
+    """Write an evaluation into a folder: results.json, results/confusion-<task>.csv, figures/accuracy.png, task cards.
 
     Results of the same weights that the folder holds stay, task by task: see `combine`. In a folder that hfcart made
     the card is written anew as well, if the results are of its weights and nobody has edited the card. Every file is
@@ -107,6 +110,7 @@ def write_results(
         record: the evaluation.
         confusions: task -> its confusion matrix.
         progress: told of a card that is left alone.
+        cards: copies of the tasks' cards, by their file.
         overwrite: let a sample replace the result of a whole split.
 
     Returns:
@@ -127,6 +131,7 @@ def write_results(
         progress.warn(f"{folder} had results of other weights ({one_line(before.tower, 100)}): they are replaced.")
     shown = combine(before, record, overwrite=overwrite)
     files = results_files(shown, {task: matrix for task, matrix in confusions.items() if task not in less})
+    files |= {name: card for name, card in (cards or {}).items() if name not in map(copy_name, less)}
     results = files.pop(RESULTS)
     measured = {result.task for result in record.results} - set(less)
     kept = {confusion_name(result.task) for result in shown.results if result.task not in measured}
@@ -179,7 +184,7 @@ def refuse_links(folder: Path) -> None:
     Raises:
         OutputError: one of those that hfcart writes into is a link.
     """
-    for name in (FOLDER, FIGURE.partition("/")[0], ".eval_results"):
+    for name in (FOLDER, CARDS, FIGURE.partition("/")[0], ".eval_results"):
         if (folder / name).is_symlink():
             raise OutputError(
                 f"{folder / name} is a link to another place, and nothing is written through it.",

@@ -12,7 +12,7 @@ from hfcart.formats.front_matter import with_results
 from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.recipes.finished_finetuning import read_any
-from hfcart.records import ClassScore, DatasetRecord, Environment, EvalRecord, TaskResult
+from hfcart.records import ClassScore, DatasetRecord, Environment, EvalRecord, FolderRecord, ImagesRecord, TaskResult
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.report.accuracy import belongs
 from hfcart.report.results_section import HUB, SOURCE, index_entry, metric_name, reported, share
@@ -34,6 +34,8 @@ from hfcart.results.files import (
 )
 from hfcart.sources.places import pin
 from hfcart.sources.towers import Tower, content_of
+from hfcart.tasks.copies import copies_in, copy_name
+from hfcart.tasks.dataset_ref import DatasetRef
 from hfcart.tasks.task_cards import TaskCard
 
 BENCHMARKS = ".eval_results/hfcart-"  # and the task; other names are other people's
@@ -79,6 +81,7 @@ def publish_results(
     record: EvalRecord,
     confusions: Mapping[str, Confusion],
     *,
+    cards: Mapping[str, bytes] | None = None,
     create_pr: bool = False,
     overwrite: bool = False,
     message: str | None = None,
@@ -95,6 +98,7 @@ def publish_results(
         repo: `user/name`, without a revision.
         record: the evaluation.
         confusions: task -> its confusion matrix.
+        cards: copies of the tasks' cards, by their file.
         create_pr: open a pull request, and leave main alone.
         overwrite: let a sample replace the result of a whole split.
         message: of the commit; its first line is the title.
@@ -120,6 +124,7 @@ def publish_results(
         files = benchmark_files(record, repo, progress, leave=less)
         files |= results_files(shown, {task: matrix for task, matrix in confusions.items() if task not in less})
         files |= accuracy_figure(shown)
+        files |= {name: card for name, card in (cards or {}).items() if name not in map(copy_name, less)}
         measured = {result.task for result in record.results} - set(less)
         kept = {name for result in shown.results if result.task not in measured for name in files_of(result.task)}
         stale = [name for name in there.files if name.startswith(BENCHMARKS)] + matrices_among(there.files)
@@ -183,7 +188,14 @@ def publish_results_of(
         else:
             progress.warn(f"{path} is not published: it is missing, or does not agree with {RESULTS}.")
     return publish_results(
-        repo, record, confusions, create_pr=create_pr, overwrite=overwrite, message=message, progress=progress
+        repo,
+        record,
+        confusions,
+        cards=copies_in(folder, {(r.task, r.card_sha256): r.dataset for r in record.results}),
+        create_pr=create_pr,
+        overwrite=overwrite,
+        message=message,
+        progress=progress,
     )
 
 
@@ -238,14 +250,14 @@ def _try_card(tower: Tower, repo: str, trial: EvalRecord, progress: Progress) ->
 def _trial(repo: str, weights: str, tasks: Sequence[TaskCard], part: str, limit: int | None) -> EvalRecord:
     """Results in the form that those of the tasks are going to have, of one image each."""
 
-    def result(name: str, title: str, digest: str, data: DatasetRecord, rows: int | None) -> TaskResult:
+    def result(name: str, title: str, digest: str, data: ImagesRecord, rows: int | None) -> TaskResult:
         known = rows if part == "test" else None  # a split that may be smaller than the limit counts as whole
         seen = (ClassScore("class", 1, 1),)
         return TaskResult(name, title, data, part, known or 1, limit if known else None, 0, 0, digest, seen)
 
     commit = "0" * 40
     results = [
-        result(task.id, task.title, task.sha256, DatasetRecord(data.repo, data.config, data.test_split, commit), rows)
+        result(task.id, task.title, task.sha256, _images(data, commit), rows)
         for task in tasks
         for data, rows in [(task.dataset, task.dataset.test_size)]
     ]
@@ -253,10 +265,17 @@ def _trial(repo: str, weights: str, tasks: Sequence[TaskCard], part: str, limit:
     return EvalRecord(repo, weights, repo, None, "float32", tuple(results), Environment(*["none"] * 7))
 
 
+def _images(data: DatasetRef, commit: str) -> ImagesRecord:
+    if data.repo is None:
+        return FolderRecord(data.label, data.test_split, "0" * 64)
+    return DatasetRecord(data.repo, data.config, data.test_split, commit)
+
+
 def _nothing_to_publish(repo: str) -> PublishError:
     return PublishError(
-        f"There is nothing to publish in {repo}: no whole test split was scored, and hfcart did not make the repo.",
-        hint="Evaluate whole test splits: without --limit, on the test part.",
+        f"There is nothing to publish in {repo}: no whole test split of a dataset on the Hub was scored, and "
+        "hfcart did not make the repo.",
+        hint="Evaluate whole test splits of datasets on the Hub: without --limit, on the test part.",
     )
 
 
@@ -318,6 +337,7 @@ def benchmark_files(record: EvalRecord, repo: str, progress: Progress, leave: Co
     files = {}
     for result in [result for result in reported(record) if result.task not in leave]:
         data = result.dataset
+        assert isinstance(data, DatasetRecord)  # `reported`
         try:
             tasks = hub.benchmark_tasks(data.repo, data.commit)
         except HfcartError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from pathlib import Path
 
 import yaml
 
@@ -13,10 +15,9 @@ from hfcart.formats import safe_yaml
 from hfcart.formats.card_facts import card_facts
 from hfcart.quoting import some
 from hfcart.tasks.data import Contents, contents
+from hfcart.tasks.folder_cards import LABEL_COLUMNS, draft_lines, find, slug
+from hfcart.tasks.image_folder import TESTS, TRAINS
 
-_TESTS = ("test", "testing", "validation", "valid", "val", "dev", "eval")
-_TRAINS = ("train", "training")
-_LABELS = ("label", "labels", "cls", "class", "target", "y", "fine_label")
 _TITLE = re.compile(r"^pretty_name:[^\n]*$", re.MULTILINE)
 
 
@@ -41,13 +42,28 @@ def draft_card(ref: str, config: str | None = None) -> tuple[str, str]:
         if not there:
             raise SourceError(f"{where} has no column of {kind}: its columns are {columns}.")
     readme = (hub.read_dataset_file(found.pinned, "README.md") or b"").decode("utf-8", "replace")
-    name = re.sub(r"[^a-z0-9_-]+", "-", found.pinned.repo.split("/")[1].lower())[:64].strip("-_") or "task"
+    name = slug(found.pinned.repo.split("/")[1])
     return name, "\n".join(_lines(name, found, config, readme)) + "\n"
 
 
+def draft_folder(path: Path, out: Path | None) -> tuple[str, str]:
+    """Draft the task card of a folder of images.
+
+    Args:
+        path: the folder.
+        out: the card's file, None for one in the present folder: the card names the images as seen from there.
+
+    Returns, raises: as `draft_card`.
+    """
+    found = find(path)
+    beside = out.parent if out is not None else Path()
+    seen = os.path.relpath(path.resolve(), beside.resolve())
+    return found.id, "\n".join(draft_lines(found, seen)) + "\n"
+
+
 def _lines(name: str, found: Contents, config: str | None, readme: str) -> list[str]:
-    test = next((split for split in _TESTS if split in found.splits), next(iter(found.splits)))
-    train = next((split for split in _TRAINS if split in found.splits and split != test), None)
+    test = next((split for split in TESTS if split in found.splits), next(iter(found.splits)))
+    train = next((split for split in TRAINS if split in found.splits and split != test), None)
     label = min(found.labels, key=lambda column: (not found.labels[column], _rank(column), column))
     names, rows = found.labels[label], found.splits[test]
     license = card_facts(readme).license
@@ -76,7 +92,8 @@ def _lines(name: str, found: Contents, config: str | None, readme: str) -> list[
     if not names:
         return [
             *lines,
-            "# check: the dataset names no classes. One a label, in label order, in words.",
+            "# check: the dataset names no classes. One a label, "
+            + ("as the column has it." if found.columns[label] == "string" else "in label order, in words."),
             "classnames: []",
         ]
     lines.append("# check: CLIP reads these as words; `annual crop land` does better than `AnnualCrop`.")
@@ -84,7 +101,8 @@ def _lines(name: str, found: Contents, config: str | None, readme: str) -> list[
 
 
 def _rank(column: str) -> int:
-    return _LABELS.index(column.lower()) if column.lower() in _LABELS else len(_LABELS)
+    name = column.lower()
+    return LABEL_COLUMNS.index(name) if name in LABEL_COLUMNS else len(LABEL_COLUMNS)
 
 
 def _others(columns: tuple[str, ...] | list[str]) -> str:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hfcart.errors import UsageError
 from hfcart.formats import safe_yaml
 from hfcart.names import meant, spelled
 from hfcart.quoting import printable, quoted
-from hfcart.records.check import TASK_ID
-from hfcart.records.repo_id import is_repo_id, is_revision
+from hfcart.records.check import TASK_ID, is_folder_name
+from hfcart.records.repo_id import is_repo_id
 from hfcart.system.cards_folder import cards_dir
+from hfcart.tasks.dataset_ref import MAX_CLASSES, DatasetRef, Line, Strict, each_once
+from hfcart.tasks.folder_cards import fields_of, find
 
-MAX_CLASSES = 10_000
 MAX_PROMPTS = 1_000
 
 _BENCHMARK = (
@@ -35,80 +38,17 @@ _BENCHMARK = (
 # The settings of the papers, in benchmark order: each is the beginning of the next.
 GROUPS: dict[str, tuple[str, ...]] = {str(n): _BENCHMARK[:n] for n in (8, 14, 20)}
 
-_SPLIT = r"^\w+(?:\.\w+)*$"
-_HINT = "`hfcart tasks show eurosat` shows a card, `hfcart tasks new user/dataset` drafts one."
+_HINT = "`hfcart tasks show eurosat` shows a card; `hfcart tasks new user/dataset` drafts one, also of a folder."
 
 
-def _one_line(text: str) -> str:
-    if not text.strip() or not text.isprintable():
-        raise ValueError(f"expected one line of text, found {quoted(text, 80)}")
-    return text
-
-
-Line = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_one_line)]
-SplitName = Annotated[str, Field(pattern=_SPLIT, max_length=100)]
-
-
-class _Card(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class DatasetRef(_Card):
-    """Where the images are.
-
-    Attributes:
-        repo: the dataset on the Hub, `user/name`.
-        config: its configuration, None for its only (or default) one.
-        revision: branch, tag or commit; None for main. It is resolved to a commit before anything is read.
-        test_split: the split that accuracies are reported on.
-        train_split: the split that training and validation images are taken from; None if there is none.
-        image_column: column that holds the image.
-        label_column: column that holds the label: whole numbers from 0, or booleans.
-        test_size: rows of the test split as published, None where unknown.
-    """
-
-    repo: str
-    config: Line | None = None
-    revision: str | None = None
-    test_split: SplitName = "test"
-    train_split: SplitName | None = "train"
-    image_column: Line = "image"
-    label_column: Line = "label"
-    test_size: int | None = Field(default=None, ge=1)
-
-    @field_validator("repo")
-    @classmethod
-    def _repo_on_the_hub(cls, value: str) -> str:
-        if not is_repo_id(value, namespace=True):
-            raise ValueError("expected a dataset on the Hub, user/name")
-        return value
-
-    @field_validator("revision")
-    @classmethod
-    def _revision_readable(cls, value: str | None) -> str | None:
-        if value is not None and not is_revision(value):
-            raise ValueError("expected a branch, a tag, a commit or refs/pr/N")
-        return value
-
-    @model_validator(mode="after")
-    def _apart(self) -> DatasetRef:
-        if self.train_split == self.test_split:
-            raise ValueError(
-                f"train_split and test_split are both {quoted(self.test_split)}: nothing would be held out"
-            )
-        if self.image_column == self.label_column:
-            raise ValueError(f"image_column and label_column are both {quoted(self.image_column)}")
-        return self
-
-
-class PublishedAccuracy(_Card):
+class PublishedAccuracy(Strict):
     """Published accuracies in per cent: of the pretrained base, and of the tower fine-tuned on this task."""
 
     pretrained: float = Field(ge=0, le=100, strict=False)
     fine_tuned: float = Field(ge=0, le=100, strict=False)
 
 
-class TaskCard(_Card):
+class TaskCard(Strict):
     """One zero-shot classification task.
 
     Attributes:
@@ -146,10 +86,7 @@ class TaskCard(_Card):
     @field_validator("templates", "classnames")
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        first: dict[str, int] = {}
-        for i, text in enumerate(value):
-            if first.setdefault(text, i) != i:
-                raise ValueError(f"{quoted(text, 80)} is there twice, at places {first[text]} and {i} (counted from 0)")
+        each_once(value)
         return value
 
     @field_validator("fine_tuned")
@@ -160,16 +97,40 @@ class TaskCard(_Card):
                 raise ValueError(f"expected repos on the Hub, user/name, found {quoted(name, 80)}")
         return value
 
+    @model_validator(mode="after")
+    def _labels_of_classes(self) -> TaskCard:
+        labels = self.dataset.labels
+        if labels is not None and len(labels) != len(self.classnames):
+            raise ValueError(f"expected a label for each class name, found {len(labels)} for {len(self.classnames)}")
+        return self
+
     @property
     def sha256(self) -> str:
         """Digest of what decides a measurement: dataset, split, columns, prompts and class names; 64 hex digits.
 
-        A title, a note or a published figure may be corrected without making a result incomparable.
+        A title, a note or a published figure may be corrected without making a result incomparable. Of a folder
+        neither its name nor its content counts: what is measured names its images by their own digest.
         """
         fields = self.model_dump(mode="json", include={"dataset", "templates", "classnames"})
-        del fields["dataset"]["test_size"]
+        for name in ("test_size", "folder", "sha256"):
+            del fields["dataset"][name]
+        if self.dataset.labels is None:
+            del fields["dataset"]["labels"]
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def pinned(self, sha256: str) -> TaskCard:
+        """The same task on a folder, of these very files."""
+        return self.model_copy(update={"dataset": self.dataset.model_copy(update={"sha256": sha256})})
+
+    def classes(self) -> dict[str, int]:
+        """The class of each text that a column of texts, or the name of a folder, may have for a label.
+
+        That is `dataset.labels`; without them the class names, an underscore in place of a space being the same.
+        """
+        names = self.dataset.labels or self.classnames
+        loose = {} if self.dataset.labels else {name.replace(" ", "_"): i for i, name in enumerate(names)}
+        return loose | {name: i for i, name in enumerate(names)}
 
     def prompts(self, label: int) -> tuple[str, ...]:
         """Every prompt for one class, in the card's order. Replaces `{}` and reads no other braces."""
@@ -210,14 +171,15 @@ def read_tasks(names: Sequence[str]) -> list[TaskCard]:
     """The tasks that a user names.
 
     Args:
-        names: task ids, groups (keys of GROUPS) and paths of YAML files or of folders of them; each may hold several,
-            with commas.
+        names: task ids, groups (keys of GROUPS), paths of YAML files or of folders of them, and of folders of images
+            in imagefolder layout; each may hold several, with commas.
 
     Returns:
         Every task once, in the order named.
 
     Raises:
         UsageError: an unknown name, a card that is not valid, two different cards with one id, or no name at all.
+        SourceError: a folder of images of which no task can be made.
     """
     found: dict[str, TaskCard] = {}
     for name in [part for text in names for part in parts(text)]:
@@ -233,8 +195,8 @@ def read_tasks(names: Sequence[str]) -> list[TaskCard]:
 
 
 def parts(text: str) -> list[str]:
-    """What a text with commas names, one by one; the name of a file is one, commas and all."""
-    if _is_path(text) and Path(text).is_file():  # a comma may be part of a file's name
+    """What a text with commas names, one by one; the path of a file or of a folder is one, commas and all."""
+    if _is_path(text) and Path(text).exists():  # a comma may be part of its name
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -248,16 +210,31 @@ def _named(name: str) -> list[TaskCard]:
         return [_benchmark_task(one) for one in GROUPS[name]]
     if found := spelled(name, shipped()):
         return [_benchmark_task(found)]
-    if _is_path(name) and Path(name).is_dir():
-        if not (cards := sorted(Path(name).glob("*.yaml"))):
-            raise UsageError(f"The folder {name} holds no task card (*.yaml).", hint=_HINT)
-        return [read_card(path) for path in cards]
+    if (folder := Path(name)).is_dir():
+        if cards := sorted(folder.glob("*.yaml")):
+            return [read_card(path) for path in cards]
+        return [_card_of_folder(name)]
     if _is_path(name):
         return [read_card(Path(name))]
     raise UsageError(
         f"There is no task {quoted(name, 80)}. {meant(name, (*shipped(), *GROUPS))}",
-        hint="`hfcart tasks` lists the tasks and groups; a path of your own task card (FILE.yaml) is taken too.",
+        hint="`hfcart tasks` lists the tasks and groups; a path of your own task card (FILE.yaml) or of a folder of "
+        "images is taken too.",
     )
+
+
+def _card_of_folder(name: str) -> TaskCard:
+    """The card of a folder of images, made of what is in it."""
+    found = find(Path(name))
+    try:
+        card = TaskCard(**fields_of(found))  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        raise UsageError(
+            f"The folder {name} makes no task: {_explain(error)}.",
+            hint=f"A card of your own can put that right: hfcart tasks new {shlex.quote(name)}",
+        ) from None
+    _READ_FROM[card.id, card.sha256] = name
+    return card
 
 
 def read_card(path: Path) -> TaskCard:
@@ -283,12 +260,26 @@ def read_card(path: Path) -> TaskCard:
         ) from None
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise UsageError(f"The task card {path} is not a mapping of fields to values.", hint=_HINT)
+    dataset = fields.get("dataset")
+    if isinstance(dataset, dict) and isinstance(given := dataset.get("folder"), str):
+        dataset["folder"] = _located(given, path.parent)
     try:
         card = TaskCard(**fields)
     except ValidationError as error:
         raise UsageError(f"The task card {path}: {_explain(error)}.", hint=_HINT) from None
     _READ_FROM[card.id, card.sha256] = str(path)
     return card
+
+
+def _located(folder: str, beside: Path) -> str:
+    """The folder that a card names, as seen from the card; a mere name may be one of the present folder, too."""
+    try:
+        path = Path(folder).expanduser()
+    except RuntimeError:  # ~ and no user of that name
+        path = Path(folder)
+    places = [beside / path, *([Path(folder)] if is_folder_name(folder) else [])]
+    place = next((one for one in places if one.is_dir()), places[-1])
+    return os.path.normpath(place.absolute()) if folder.strip() else folder
 
 
 def _explain(error: ValidationError) -> str:

@@ -175,6 +175,7 @@ def score(
             try:
                 image = decode(example.image)
             except UndecodableImage:
+                split.broken.add(example.index)
                 continue
             labels.append(example.label)
             # Into pixels one by one: a batch of large images would take 60 GB as they are.
@@ -207,15 +208,16 @@ def nothing_decoded(split: Split, count: int, *, first: Example | None = None, h
         hint: what to do; None to look at the dataset and the task card.
     """
     reason = "it can be decoded now"
+    first = first or next(split.examples(chunk=1))
     try:
-        decode((first or next(split.examples(chunk=1))).image)
+        decode(first.image)
     except UndecodableImage as error:
         reason = str(error)
     task, dataset = split.task, split.dataset
     return SourceError(
         f"Of {plural(count, 'image')} of {task.title} none could be decoded (the {dataset.split} split "
-        f"of {dataset.repo}). Of the first: {reason}.",
-        hint=hint or f"Look at the images of {dataset.repo}, and at the image column of the task card.",
+        f"of {dataset.label}). Of the first, {split.where(first.index)}: {reason}.",
+        hint=hint or f"Look at the images of {dataset.label}, and at the image column of the task card.",
     )
 
 

@@ -248,6 +248,7 @@ def test_what_is_wrong_with_a_dataset_is_said(bench: Bench) -> None:
     good, images = parquet(*rows(4)), rows(4)[0]
     bench.dataset("user/good", {"test.parquet": good})
     bench.dataset("user/words", {"test.parquet": parquet(images, list("abca"), pa.string())})
+    bench.dataset("user/strange", {"test.parquet": parquet(images, ["a", "b", "bb", "c"], pa.string())})
     bench.dataset("user/floats", {"test.parquet": parquet(images, [0.0, 1.0, 2.0, 1.5], pa.float64())})
     bench.dataset("user/nolabel", {"test.parquet": parquet(images, [0, None, 1, 2])})
     bench.dataset("user/secret", {"test.parquet": parquet(images, [-1] * 4)})
@@ -276,9 +277,12 @@ for s in (True, False):
     refused(f"swapped {s}", lambda: read("user/good", streaming=s, image_column="label", label_column="image"))
     refused(f"split {s}", lambda: read("user/good", streaming=s, test_split="val"))
     refused(f"train {s}", lambda: read("user/good", "train", streaming=s))
+    texts = open_split(card("user/words"), "test", streaming=s, progress=Progress())
+    out[f"words {s}"] = [e.label for e in texts.examples()]
+    refused(f"mixed {s}", lambda: read("user/good", streaming=s, labels=["x", "y", "z"]))
     refused(f"beyond {s}", lambda: read("user/beyond", streaming=s, heard=heard))
     out[f"beyond warned {s}"] = heard.warned
-    for name in ("words", "floats", "nolabel", "secret", "empty", "outside", "broken"):
+    for name in ("strange", "floats", "nolabel", "secret", "empty", "outside", "broken"):
         refused(f"{name} {s}", lambda: read(f"user/{name}", streaming=s))
     refused(f"single {s}", lambda: read("user/single", "train", streaming=s))
     refused(f"more {s}", lambda: read("user/more", streaming=s))
@@ -312,8 +316,12 @@ refused("limit", lambda: read("user/good", limit=0))
         assert out[f"beyond warned {streaming}"] == [
             "The test split of user/beyond has 4 classes, the task t has 3 class names. Only there: 'd'."
         ]
-        assert "expected whole numbers or booleans, found string" in said("words")
-        assert "expected whole numbers or booleans, found float64" in said("floats")
+        assert out[f"words {streaming}"] == [0, 1, 2, 0]
+        assert "Row 2 of the test split of user/strange has the label 'bb', which is none of the task t" in said(
+            "strange"
+        )
+        assert "holds numbers" in said("mixed") and "Leave `labels` out" in said("mixed")
+        assert "expected whole numbers, booleans or texts, found float64" in said("floats")
         assert "Row 1 of the test split of user/nolabel has no label" in said("nolabel")
         assert "has label -1" in said("secret") and "keep the labels of some splits secret" in said("secret")
         assert "The test split of user/empty is empty: it has 0 rows" in said("empty")
@@ -366,10 +374,12 @@ def test_drafts_of_task_cards(bench: Bench, tmp_path: Path) -> None:
     files = {"README.md": readme, "valid.parquet": parquet(*rows(4), names=names), "fog.parquet": parquet(*rows(4))}
     commit = bench.dataset("user/My.Shapes", {**files, "train.parquet": parquet(*rows(4), names=names)})
     bench.dataset("user/wds", {"test/0.tar": tar_of(3)})
+    bench.dataset("user/words", {"test.parquet": parquet(rows(3)[0], list("abc"), pa.string())})
     bench.dataset("user/texts", {"test.csv": b"a,b\n1,x\n"})
     out = bench.run("""
 out["shapes"] = draft_card("user/My.Shapes")
 out["wds"] = draft_card("user/wds@main")
+out["words"] = draft_card("user/words")
 refused("texts", lambda: draft_card("user/texts"))
 """)
     name, text = out["shapes"]
@@ -392,6 +402,7 @@ refused("texts", lambda: draft_card("user/texts"))
         and "label_column: cls" in out["wds"][1]
     )
     assert "revision: main" in out["wds"][1] and "train_split: null" in out["wds"][1]
+    assert "label_column: label" in out["words"][1] and "One a label, as the column has it." in out["words"][1]
     assert out["texts"][0] == "SourceError" and "no column of images" in out["texts"][1]
 
 

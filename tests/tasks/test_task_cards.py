@@ -150,6 +150,7 @@ def test_the_benchmark_s_facts(name: str) -> None:
         assert tower == f"tanganke/{base.removeprefix('openai/')}_{name}"
     expected = {"config": None, "revision": None, "test_split": "test", "train_split": "train"}
     expected |= {"image_column": "image", "label_column": "label", "repo": DATASETS[name], "test_size": rows}
+    expected |= dict.fromkeys(("folder", "labels", "sha256"))
     assert task.dataset.model_dump() == expected | ODD.get(name, {})
 
 

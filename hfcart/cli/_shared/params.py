@@ -36,8 +36,9 @@ TASKS = Annotated[
     str,
     typer.Option(
         metavar="TASKS",
-        help="Tasks, groups (8, 14, 20) and your own cards, with commas.\fYour own task cards are named by their paths "
-        "(FILE.yaml), or by a folder of them. `hfcart tasks` lists the others.",
+        help="Tasks, groups (8, 14, 20), your own cards, folders of images.\fSeveral with commas. Your own task cards "
+        "are named by their paths (FILE.yaml), or by a folder of them; a folder of images (PHOTOS/test/CLASS/x.jpg, or "
+        "with a metadata.csv) is a task without a card. `hfcart tasks` lists the others.",
         show_default=False,
         rich_help_panel=BASICS,
     ),

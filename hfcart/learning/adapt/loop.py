@@ -30,7 +30,7 @@ from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.adapt.work import Work, prepare
 from hfcart.learning.batches import Batch, EveryTask, Loader
 from hfcart.progress import Progress
-from hfcart.quoting import plural
+from hfcart.quoting import plural, some
 from hfcart.records import AdaptationRecord, AdaptedTask
 from hfcart.system.checkpoints import FOLDER, Checkpoints
 from hfcart.system.device import full_float32
@@ -38,6 +38,7 @@ from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
 from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import WorkFolder, work_path
+from hfcart.tasks.copies import copies
 from hfcart.zero_shot.scoring import nothing_decoded
 
 _SAVE_EVERY = 10
@@ -53,11 +54,13 @@ class Learned:
         coefficients: group's key -> one for each tower, in the plan's order.
         record: how they were learned.
         history: a row for each step: every task's entropy, then every tower's mean coefficient.
+        cards: copies of the tasks' cards, by their file.
     """
 
     coefficients: dict[str, tuple[float, ...]]
     record: AdaptationRecord
     history: list[list[float]]
+    cards: dict[str, bytes]
 
 
 def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progress: Progress) -> Learned:
@@ -163,7 +166,9 @@ class _Learning:
         finally:
             self._progress.finish()
         if self._state.broken:
-            self._progress.warn(f"{plural(len(self._state.broken), 'image')} could not be decoded and taught nothing.")
+            names = some((self._work.splits[task].where(index) for task, index in sorted(self._state.broken)), 3)
+            count = plural(len(self._state.broken), "image")
+            self._progress.warn(f"{count} could not be decoded and taught nothing ({names}).")
 
     def learned(self) -> Learned:
         """The coefficients, and how they came about."""
@@ -203,7 +208,8 @@ class _Learning:
             processes=self._accelerator.num_processes,
         )
         keys = [adapted.group.key for adapted in self._parts.adapted]
-        return Learned(dict(zip(keys, map(tuple, final), strict=True)), record, state.history)
+        cards = copies((split.task, split.dataset) for split in self._work.splits)
+        return Learned(dict(zip(keys, map(tuple, final), strict=True)), record, state.history, cards)
 
     def _learn(self, batch: Batch) -> None:
         """One step: merge, every own batch forward and backward, inner products, add up over processes, update."""

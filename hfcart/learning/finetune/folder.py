@@ -27,6 +27,7 @@ from hfcart.system.checkpoints import FOLDER as CHECKPOINTS
 from hfcart.system.disk import explain_os_errors
 from hfcart.system.tensor_files import TensorFiles, read_back
 from hfcart.system.work_folder import WorkFolder
+from hfcart.tasks.copies import copies
 
 LOG = "results/training.csv"
 AVERAGED = 50  # steps that the first and the last loss are means of; a tenth of the training where that is less
@@ -76,6 +77,8 @@ def finish(
     for name, data in _small_files(plan).items():
         folder.add(name, data)
         files[name] = hashlib.sha256(data).hexdigest()
+    for name, card in copies(zip(plan.tasks, (split.dataset for split in plan.splits), strict=True)).items():
+        folder.add(name, card)
     folder.add(LOG, training_log(plan, state.history))
     curve = TrainingCurve(*_stretches(state.history), kept, state.validation)
     record = _record(plan, state, processes, environment, digests, files, curve)

@@ -28,7 +28,7 @@ from hfcart.learning.finetune.state import TrainingState
 from hfcart.learning.finetune.tracking import Tracking
 from hfcart.learning.finetune.validation import cost, count_correct
 from hfcart.progress import Progress
-from hfcart.quoting import plural
+from hfcart.quoting import plural, some
 from hfcart.records import FinetuneRecord
 from hfcart.records.file_names import RECORDS
 from hfcart.report.accuracy import described
@@ -174,7 +174,9 @@ class _Training:
                 raise self._diverged("a weight")
             self._save()
         if self.state.broken:
-            self._progress.warn(f"{plural(len(self.state.broken), 'image')} could not be decoded and taught nothing.")
+            names = some((self._plan.splits[task].where(index) for task, index in sorted(self.state.broken)), 3)
+            count = plural(len(self.state.broken), "image")
+            self._progress.warn(f"{count} could not be decoded and taught nothing ({names}).")
 
     def _rate(self, step: int) -> float:
         recipe = self._recipe
@@ -225,7 +227,7 @@ class _Training:
             task = self._plan.tasks[batch.places[0][0]]
             raise SourceError(
                 f"Of {plural(len(usable), 'image')} of step {self.state.step + 1} none could be decoded "
-                f"(the first is of {task.dataset.repo}).",
+                f"(the first is of {task.dataset.label}).",
                 hint="Look at the dataset's images, and at the image column of the task card.",
             )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -24,7 +25,6 @@ from hfcart.errors import NonFiniteError, SourceError
 from hfcart.learning.statistics import _fisher, _gram
 from hfcart.learning.statistics._store import Stored, open_stored, place, write
 from hfcart.progress import Progress
-from hfcart.quoting import plural
 from hfcart.records import SourceData
 from hfcart.sources.preprocessor import clip_default, read_preprocessor
 from hfcart.sources.towers import Tower
@@ -142,7 +142,7 @@ class _Gathering:
 
     def split(self, task: TaskCard, commit: str | None) -> Split:
         """The sample of a task's training images; opened once for all its towers."""
-        key = f"{task.sha256} {commit}"
+        key = f"{task.id} {task.sha256} {commit}"
         if key not in self._splits:
             self._splits[key] = open_split(
                 task, "train", commit=commit, limit=self.examples, seed=self.seed, progress=self.progress
@@ -169,9 +169,7 @@ class _Gathering:
                 hint="Look at the disk that holds it, or name another place for it with HF_ASSETS_CACHE.",
             )
         if found.undecodable:
-            self.progress.warn(
-                f"{plural(found.undecodable, 'image')} of {split.task.title} cannot be decoded: left out."
-            )
+            self.progress.warn(split.left_out(found.undecodable))
         return found
 
     def _gather(self, tower: Tower, split: Split, fields: dict[str, Any], head: Tensor | None, path: Any) -> None:  # noqa: ANN401
@@ -190,7 +188,7 @@ class _Gathering:
                 examples = split.examples(chunk=size)
                 while some := list(itertools.islice(examples, AT_ONCE * size)):
                     batches = [some[i : i + size] for i in range(0, len(some), size)]
-                    found = [each for each in pool.map(lambda batch: self._pixels(batch, fields), batches) if each]
+                    found = [each for each in pool.map(partial(self._pixels, split, fields), batches) if each]
                     count = sum(len(places) for _, places in found)
                     images, undecodable = images + count, undecodable + len(some) - count
                     if found:
@@ -201,7 +199,7 @@ class _Gathering:
             self.progress.finish()
         if not images:
             other = f"--tasks {shlex.quote(tower.label)}=TASK"
-            hint = f"Look at {split.dataset.repo}, or give {tower.label} another task: {other}"
+            hint = f"Look at {split.dataset.label}, or give {tower.label} another task: {other}"
             raise nothing_decoded(split, undecodable, hint=hint)
         self._write(tower, totals, images, undecodable, path)
 
@@ -219,13 +217,16 @@ class _Gathering:
             scale=self.base.logit_scale,
         )
 
-    def _pixels(self, batch: Sequence[Example], fields: dict[str, Any]) -> tuple[Tensor, list[int]] | None:
+    def _pixels(
+        self, split: Split, fields: dict[str, Any], batch: Sequence[Example]
+    ) -> tuple[Tensor, list[int]] | None:
         """The images of a batch that can be decoded, ready for the tower, and their places in the split."""
         decoded: list[tuple[Tensor, int]] = []
         for example in batch:
             try:
                 decoded.append((to_pixels(decode(example.image), fields), example.index))
             except UndecodableImage:
+                split.broken.add(example.index)
                 continue
         if not decoded:
             return None

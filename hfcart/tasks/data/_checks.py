@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import datasets
 
 from hfcart.errors import SourceError
+from hfcart.names import near
 from hfcart.progress import Progress
 from hfcart.quoting import plural, quoted, some
 from hfcart.tasks.task_cards import TaskCard, name_of
@@ -48,8 +49,14 @@ class Columns:
         image, label = (features[name] for name in self.names)
         if not is_image(image):
             self._refuse(self.names[0], "images", image)
-        if not is_label(label):
-            self._refuse(self.names[1], "whole numbers or booleans", label)
+        if not is_label(label) and not is_text(label):
+            self._refuse(self.names[1], "whole numbers, booleans or texts", label)
+        if self.task.dataset.labels is not None and not is_text(label):
+            raise SourceError(
+                f"The task {self.task.id} names the labels of its classes, and the column {quoted(self.names[1])} of "
+                f"{self.where} holds numbers, which are the classes' places.",
+                hint="Leave `labels` out. " + card_hint(self.task),
+            )
         if isinstance(label, datasets.ClassLabel) and label.names:
             compare_names(self.task, label.names, self.where, self.progress)
 
@@ -70,6 +77,11 @@ def is_image(feature: object) -> bool:
 def is_label(feature: object) -> bool:
     """Whether a column of this feature holds class labels."""
     return isinstance(feature, datasets.ClassLabel) or re.fullmatch(r"bool|u?int\d+", kind_of(feature)) is not None
+
+
+def is_text(feature: object) -> bool:
+    """Whether a column of this feature holds texts."""
+    return kind_of(feature) in ("string", "large_string")
 
 
 def compare_names(task: TaskCard, found: Sequence[str], where: str, progress: Progress) -> None:
@@ -132,10 +144,20 @@ def _plain(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
-def checked_label(value: object, where: str, task: TaskCard) -> int:
+def checked_label(value: object, where: str, task: TaskCard, texts: Mapping[str, int]) -> int:
+    """The class that a label means: its place among the class names; `texts` has that of labels that are texts."""
     classes = len(task.classnames)
     if isinstance(value, int) and 0 <= value < classes:
         return int(value)
+    if isinstance(value, str):
+        if value in texts:
+            return texts[value]
+        known = task.dataset.labels or task.classnames
+        raise SourceError(
+            f"{sentence(where)} has the label {quoted(value)}, which is none of the task {task.id}. "
+            + (near(value, texts) or f"Its labels: {some(known)}."),
+            hint=card_hint(task),
+        )
     hint = card_hint(task)
     if value is None or value == -1:
         hint = "Datasets keep the labels of some splits secret: name another test_split. " + hint

@@ -16,7 +16,8 @@ from hfcart import hub
 from hfcart.errors import HfcartError, SourceError, together
 from hfcart.quoting import quoted, some
 from hfcart.system.patience import RETRY_BASE
-from hfcart.tasks.data._checks import card_hint, is_image, is_label, kind_of
+from hfcart.tasks.data._checks import card_hint, is_image, is_label, is_text, kind_of
+from hfcart.tasks.folder_cards import LABEL_COLUMNS
 from hfcart.tasks.task_cards import TaskCard
 
 T = TypeVar("T")
@@ -158,7 +159,11 @@ def contents(ref: str, config: str | None = None) -> Contents:
         splits,
         {name: kind_of(feature) for name, feature in features.items()},
         tuple(name for name, feature in features.items() if is_image(feature)),
-        {name: tuple(getattr(f, "names", None) or ()) for name, f in features.items() if is_label(f)},
+        {
+            name: tuple(getattr(f, "names", None) or ())
+            for name, f in features.items()
+            if is_label(f) or (is_text(f) and name.lower() in LABEL_COLUMNS)  # most texts are captions
+        },
     )
 
 

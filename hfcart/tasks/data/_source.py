@@ -16,6 +16,7 @@ from hfcart import hub
 from hfcart.errors import HfcartError, SourceError, together
 from hfcart.progress import Progress
 from hfcart.quoting import plural
+from hfcart.records import DatasetRecord
 from hfcart.system.threads import in_parallel
 from hfcart.tasks.data._checks import Columns, sentence
 from hfcart.tasks.data._client import client_call, failure, open_stream
@@ -32,6 +33,7 @@ class Source:
     def __init__(self, pinned: hub.PinnedDataset, config: str | None, split: str) -> None:
         self.pinned, self.config, self.split = pinned, config, split
         self.name = f"the {split} split of {pinned.repo}"
+        self.record = DatasetRecord(pinned.repo, config, split, pinned.commit)
         self.table: datasets.Dataset | None = None
         self.rows = 0
         self._stream: datasets.IterableDataset | None = None
@@ -130,6 +132,10 @@ class Source:
                 f"Or tell its owner: {self.pinned.page}/discussions",
             ),
         )
+
+    def where(self, number: int) -> str:
+        """What a row is called in messages."""
+        return f"row {number} of {self.name}"
 
     def image(self, value: object, where: str) -> bytes:
         """The bytes of an image; none for a missing image, which then cannot be decoded and is counted as such."""

@@ -11,10 +11,11 @@ from typing import Any, Literal
 from hfcart import hub
 from hfcart.errors import HubError, SourceError, UsageError
 from hfcart.progress import Progress
-from hfcart.quoting import plural
-from hfcart.records import DatasetRecord
+from hfcart.quoting import plural, some
+from hfcart.records import ImagesRecord
 from hfcart.tasks.data._checks import Columns, checked_label, sentence
 from hfcart.tasks.data._client import check_split, open_builder, promised_rows
+from hfcart.tasks.data._folder import FolderSource, no_train_split, open_folder
 from hfcart.tasks.data._source import Source
 from hfcart.tasks.task_cards import TaskCard
 
@@ -44,13 +45,14 @@ class Split:
         rows: examples that this part holds.
         limit: how many were asked for, None for all.
         seed: of the sample.
+        broken: places of examples that were found undecodable, by whoever decoded them.
     """
 
     def __init__(
         self,
         task: TaskCard,
         part: Part,
-        source: Source,
+        source: Source | FolderSource,
         numbers: Sequence[int],
         *,
         limit: int | None,
@@ -58,9 +60,10 @@ class Split:
     ) -> None:
         """Take the open split and the row numbers (sorted) that make up the part."""
         self.task, self.part, self.limit, self.seed = task, part, limit, seed
-        self.dataset = DatasetRecord(source.pinned.repo, task.dataset.config, source.split, source.pinned.commit)
+        self.dataset: ImagesRecord = source.record
         self.rows = len(numbers)
-        self._source = source
+        self.broken: set[int] = set()
+        self._source, self._classes = source, task.classes()
         if limit is not None and limit < self.rows:
             numbers = [numbers[i] for i in sorted(random.Random(seed).sample(range(self.rows), limit))]
         self._numbers = numbers
@@ -72,6 +75,15 @@ class Split:
             SourceError: the split has too few rows for it.
         """
         return Split(self.task, part, self._source, _numbers(part, self._source), limit=None, seed=0)
+
+    def where(self, index: int) -> str:
+        """What an example is called in messages: its row, or its file in a folder."""
+        return self._source.where(self._numbers[index])
+
+    def left_out(self, count: int) -> str:
+        """The sentence for so many images that cannot be decoded: it names some of those that are known."""
+        known = f" ({some(map(self.where, sorted(self.broken)), 3)})" if self.broken else ""
+        return f"{plural(count, 'image')} of {self.task.title} cannot be decoded: left out{known}."
 
     def decides(self) -> list[Any]:
         """What decides which examples these are and how they are scored, as JSON holds it: a part of fingerprints."""
@@ -120,8 +132,8 @@ class Split:
 
     def _example(self, index: int, number: int, row: dict[str, Any]) -> Example:
         reference = self.task.dataset
-        where = f"row {number} of {self._source.name}"
-        label = checked_label(row[reference.label_column], where, self.task)
+        where = self._source.where(number)
+        label = checked_label(row[reference.label_column], where, self.task, self._classes)
         return Example(index, self._source.image(row[reference.image_column], where), label)
 
 
@@ -135,7 +147,7 @@ def open_split(
     streaming: bool = True,
     progress: Progress,
 ) -> Split:
-    """Pin a task's dataset to a commit and open one part of it.
+    """Pin a task's dataset to a commit, or a folder to its content, and open one part of it.
 
     "test" is the card's test split. "validation" is a tenth of the train split, at most 5,000 rows, always the
     same ones; "train" is the rest of it.
@@ -146,7 +158,8 @@ def open_split(
         commit: the dataset's, 40 hex digits, if it is settled already; None to take the revision that the card names.
         limit: read a sample of so many examples, drawn with `seed`; the same with and without streaming.
         seed: of that sample, and of nothing else.
-        streaming: read over the network as needed; False keeps the split in the cache and gives random access.
+        streaming: read over the network as needed; False keeps the split in the cache and gives random access. A
+            folder is read where it is, either way.
         progress: told of warnings and of slow steps.
 
     Raises:
@@ -158,12 +171,17 @@ def open_split(
         raise UsageError(f"A sample of {limit} images makes no sense: expected at least 1.")
     split = task.dataset.test_split if part == "test" else task.dataset.train_split
     if split is None:
+        if task.dataset.folder is not None:
+            raise no_train_split(task, part)
         raise UsageError(
             f"The task {task.id} names no train split, and {part} images are taken from there.",
             hint="Give its card a train_split.",
         )
+    if task.dataset.folder is not None:
+        local = open_folder(task, split, progress)
+        return Split(task, part, local, _numbers(part, local), limit=limit, seed=seed)
     revision = commit or task.dataset.revision
-    pinned = hub.pin_dataset(task.dataset.repo + (f"@{revision}" if revision else ""))
+    pinned = hub.pin_dataset(task.dataset.label + (f"@{revision}" if revision else ""))
     if pinned.remembered:
         meant = f"{pinned.commit[:12]}…, what {revision or 'main'} meant when it was last asked"
         progress.warn(f"The Hub cannot be reached: the dataset {pinned.repo} is taken at {meant}.")
@@ -188,7 +206,7 @@ def open_split(
     return Split(task, part, source, _numbers(part, source), limit=limit, seed=seed)
 
 
-def _numbers(part: Part, source: Source) -> Sequence[int]:
+def _numbers(part: Part, source: Source | FolderSource) -> Sequence[int]:
     numbers = part_rows(part, source.rows)
     if not numbers:
         raise SourceError(
