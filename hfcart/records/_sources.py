@@ -115,6 +115,11 @@ class DatasetRecord:
         """What it is called."""
         return self.repo
 
+    @property
+    def pin(self) -> str:
+        """The beginning of what pins it."""
+        return self.commit[:7]
+
 
 @dataclass(frozen=True)
 class FolderRecord:
@@ -135,6 +140,11 @@ class FolderRecord:
     def label(self) -> str:
         """What it is called."""
         return self.folder
+
+    @property
+    def pin(self) -> str:
+        """The beginning of what pins it."""
+        return self.sha256[:12]
 
 
 ImagesRecord = DatasetRecord | FolderRecord
