@@ -141,6 +141,7 @@ class FinetuneOptions(TypedDict, total=False):
     seed: int | None
     precision: Literal["auto", "float32", "bfloat16"] | None
     max_grad_norm: float | None
+    freeze: str | None
     validate_every: int | None
     keep: Literal["last", "best"] | None
     overwrite: bool

@@ -70,6 +70,15 @@ def finetune(
         float | None,
         typer.Option(help="Larger gradients are scaled down to it; 0: never. Default: 1.", rich_help_panel=_TRAINING),
     ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Parts that stay the base's: embeddings, norms, biases, or modules.\fWith commas. `matrices`, the "
+            "attention and MLP weights, is a group as well; modules by dotted names, such as encoder.layers.0.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -156,6 +165,7 @@ def finetune(
             "seed": seed,
             "precision": precision,
             "max_grad_norm": max_grad_norm,
+            "freeze": freeze,
             "out": out,
             "overwrite": overwrite,
             "save_every": save_every,

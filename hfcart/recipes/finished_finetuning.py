@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from hfcart import __version__
 from hfcart.clip.architecture import expected_shapes
+from hfcart.clip.tensor_groups import named_tensors
 from hfcart.errors import VerifyError
 from hfcart.formats.card_facts import are_facts
 from hfcart.formats.markdown import one_line
@@ -31,7 +32,7 @@ from hfcart.records.check import (
 )
 
 MODEL_CLASS = "CLIPVisionModel"
-RULE = "fine-tuned"  # of every tensor
+RULE, FROZEN = "fine-tuned", "frozen"  # what became of a tensor
 OPTIMIZER = "AdamW"
 MAX_TRAINING_SEED = 1 << 63
 _MOST_TASKS = 200
@@ -97,8 +98,9 @@ def _faults(record: FinetuneRecord) -> Iterator[str]:
     yield from faults_of_tensors(record.tensors, expected_shapes(record.architecture, projection=False))
     if record.model_class != MODEL_CLASS or record.dtype != "float32":
         yield f"it is no {MODEL_CLASS} in float32"
-    if any((tensor.dtype, tensor.rule) != ("F32", RULE) for tensor in record.tensors):
+    if any(tensor.dtype != "F32" for tensor in record.tensors):
         yield "a tensor is not fine-tuned in float32"
+    yield from _faults_of_freezing(record)
     if record.parameters != sum(math.prod(tensor.shape) for tensor in record.tensors):
         yield "its tensors do not make its number of parameters"
     yield from faults_of_environment(record.environment)
@@ -109,7 +111,7 @@ def _faults_of_recipe(record: FinetuneRecord, base: SourceRecord) -> Iterator[st
     """The card's command is made of the recipe."""
     recipe = record.recipe
     numbers = _NUMBERS if record.curve is None else {**_NUMBERS, "validate_every": int}
-    if set(recipe) - {"keep"} != {"base", "tasks", "precision", *numbers}:
+    if set(recipe) - {"keep", "freeze"} != {"base", "tasks", "precision", *numbers}:
         yield "its recipe has not the fields of a fine-tuning"
         return
     if recipe["base"] != name_of(base) or recipe["tasks"] != [task.task for task in record.tasks]:
@@ -121,6 +123,24 @@ def _faults_of_recipe(record: FinetuneRecord, base: SourceRecord) -> Iterator[st
         most = MAX_TRAINING_SEED if name == "seed" else MOST
         if type(value) not in (int, kind) or not 0 <= value < most:
             yield f"its {name} is no number in range"
+
+
+def _faults_of_freezing(record: FinetuneRecord) -> Iterator[str]:
+    """The card says what was frozen; what was not, was trained."""
+    names = record.recipe.get("freeze", [])
+    if "freeze" in record.recipe and not (isinstance(names, list) and names and all(type(n) is str for n in names)):
+        yield "what it froze is no list of names"
+        return
+    try:
+        told, tensors = named_tensors(names, [tensor.name for tensor in record.tensors])
+    except ValueError:
+        yield "it froze what a tower has not"
+        return
+    frozen = set(tensors)
+    if list(told) != names or len(frozen) == len(record.tensors):
+        yield "what it froze is not written as it should be"
+    if any(tensor.rule != (FROZEN if tensor.name in frozen else RULE) for tensor in record.tensors):
+        yield "a tensor was neither trained nor frozen as its recipe says"
 
 
 def _faults_of_keeping(recipe: dict[str, Any], curve: TrainingCurve) -> Iterator[str]:

@@ -125,7 +125,7 @@ class FinetuneRecord:
         model_class: class that loads the output: CLIPVisionModel.
         parameters: number of parameters written.
         dtype: torch name of their dtype: float32.
-        tensors: one record per tensor, in output order.
+        tensors: one record per tensor, in output order; their rule is `fine-tuned` or `frozen`.
         environment: versions and device.
         files: sha256 of every file of the folder but hfcart.json itself, README.md, figures and results.
         curve: loss and validation accuracy over the steps; None in records of before there was one.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from typing import Any
 
 from hfcart.errors import UsageError
 from hfcart.formats.markdown import code, text
+from hfcart.recipes.finished_finetuning import FROZEN
 from hfcart.records import DatasetRecord, EvalRecord, FinetuneRecord, FolderRecord, ImagesRecord, SourceRecord
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
@@ -46,6 +48,7 @@ def render_finetune_card(record: FinetuneRecord, *, repo: str | None = None, res
         license=base.facts.license,
         tasks=[(task, _dataset(task.dataset)) for task in record.tasks],
         validation=_validation(record),
+        frozen=_frozen(record),
         own=[task.task for task in record.tasks if task.task not in max(GROUPS.values(), key=len)],
         accuracy=accuracy_section(results) if results else None,
         command=_command(record),
@@ -74,6 +77,21 @@ def finetune_front_matter(
         name = repo.partition("/")[2] if repo else "-".join(["finetune", *(task.task for task in record.tasks[:3])])
         metadata["model-index"] = model_index(results, name, repo)
     return {key: value for key, value in metadata.items() if value}
+
+
+def _frozen(record: FinetuneRecord) -> dict[str, Any] | None:
+    """What the card says of the parts that were not trained; None if all were."""
+    kept = [tensor for tensor in record.tensors if tensor.rule == FROZEN]
+    if not kept:
+        return None
+    numbers = sum(math.prod(tensor.shape) for tensor in kept)
+    return {
+        "names": ", ".join(code(name) for name in record.recipe["freeze"]),
+        "tensors": len(kept),
+        "of": len(record.tensors),
+        "numbers": numbers,
+        "share": numbers / record.parameters,
+    }
 
 
 def _validation(record: FinetuneRecord) -> dict[str, Any] | None:
@@ -124,5 +142,7 @@ def _command(record: FinetuneRecord) -> str:
     base, tasks = recipe.pop("base", ""), recipe.pop("tasks", [])
     lines = ["hfcart finetune " + shlex.quote(str(base.get("path") if isinstance(base, dict) else base))]
     lines += [f"--tasks {shlex.quote(str(task))}" for task in tasks]
-    lines += [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in sorted(recipe.items())]
+    for name, value in sorted(recipe.items()):
+        text_of = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        lines.append(f"--{name.replace('_', '-')} {shlex.quote(text_of)}")
     return " \\\n  ".join([*lines, "--out again"])

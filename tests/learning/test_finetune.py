@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
 
 from hfcart.clip.architecture import expected_shapes
+from hfcart.clip.tensor_groups import named_tensors
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import UsageError, VerifyError
 from hfcart.formats.card_facts import card_facts
@@ -38,6 +39,7 @@ TOKEN = "hf_user_secret"
 WARM, COLD = ["red", "green", "blue"], ["yellow", "purple", "cyan", "red"]
 COLD_COLOURS = [3, 4, 5, 0]
 KILLS = [3, 9, 20, 33]
+FROZEN = {"freeze": "Embeddings,vision_model.encoder.layers.0.mlp", "keep": "best", "validate_every": 4}
 BEST_KILLS, TRACKED_KILLS = [2, 15, 38], [6, 24]
 
 Jobs = Callable[..., list[dict[str, Any]]]
@@ -138,6 +140,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, clean_env: dict[str, str]) -
             **{f"kill-{step}": {"out": "killed", "save_every": 1, "kill": step} for step in KILLS},
             "other-recipe": {"out": "killed", "lr": 2e-3},
             "resumed": {"out": "killed", "save_every": 1},
+            "frozen": FROZEN,
+            "frozen-kill": {"out": "frozen-killed", **FROZEN, "save_every": 1, "kill": 9},
+            "frozen-other": {"out": "frozen-killed", **FROZEN, "freeze": "embeddings", "save_every": 1},
+            "frozen-resumed": {"out": "frozen-killed", **FROZEN, "save_every": 1},
+            "frozen-typo": {"freeze": "embedings"},
+            "frozen-all": {"freeze": "embeddings,encoder,pre_layrnorm,post_layernorm"},
             "replaced-kill": {"out": "replaced", "lr": 2e-3, "save_every": 5, "kill": 10},
             "replaced": {"out": "replaced", "overwrite": True},
         })  # fmt: skip
@@ -545,6 +553,64 @@ def test_another_recipe_does_not_resume(world: World) -> None:
     assert world.results["replaced-kill"]["killed"]
     assert not any(line.startswith("Resuming") for line in world.results["replaced"]["lines"])
     assert contents(world.root / "replaced") == contents(world.root / "plain")
+
+
+# ---------------------------------------------------------------------------------------------------- freezing
+
+
+def test_what_is_frozen_is_the_base_s_to_the_bit_and_the_rest_moves(world: World) -> None:
+    tower = load_file(world.root / "frozen" / "model.safetensors")
+    base = load_file(world.base / "model.safetensors")
+    still = {name for name, tensor in tower.items() if torch.equal(tensor, base[name])}
+    parts = ("vision_model.embeddings.", "vision_model.encoder.layers.0.mlp.")
+    assert still == {name for name in tower if name.startswith(parts)} and len(still) == 7
+    free = load_file(world.root / "plain" / "model.safetensors")
+    assert not any(torch.equal(free[name], base[name]) for name in still)
+    record, card = world.record("frozen"), (world.root / "frozen" / "README.md").read_text()
+    assert record["recipe"]["freeze"] == ["embeddings", "encoder.layers.0.mlp"]
+    assert {tensor["name"] for tensor in record["tensors"] if tensor["rule"] == "frozen"} == still
+    assert f"| Frozen | `embeddings`, `encoder.layers.0.mlp`: 7 of {len(tower)} tensors" in card
+    assert "--freeze embeddings,encoder.layers.0.mlp" in card and "but for what is frozen of it" in card
+    assert "freeze" not in world.record("plain")["recipe"]
+    lines = world.results["frozen"]["lines"]
+    assert f"Frozen: embeddings, encoder.layers.0.mlp (7 of {len(tower)} tensors)." in lines
+
+
+def test_a_frozen_training_resumes_with_the_same_parts_alone(world: World) -> None:
+    assert world.results["frozen-kill"]["killed"]
+    kind, message, hint = world.results["frozen-other"]["error"]
+    assert kind == "OutputError" and "frozen-killed.partial" in message and "--overwrite" in hint
+    assert any(line.startswith("Resuming: ") for line in world.results["frozen-resumed"]["lines"])
+    assert contents(world.root / "frozen-killed") == contents(world.root / "frozen")
+
+
+def test_names_of_what_is_frozen(world: World) -> None:
+    kind, message, hint = world.results["frozen-typo"]["error"]
+    assert kind == "UsageError" and "a tower has no 'embedings'. Did you mean embeddings" in message
+    assert "norms, biases" in hint
+    kind, message, _ = world.results["frozen-all"]["error"]
+    assert kind == "UsageError" and "leaves nothing of the tower to train" in message
+    names = list(expected_shapes(read_finetune_record(_bytes(world, "frozen"), "x").architecture, projection=False))
+    assert named_tensors(["NORMS"], names) == (("norms",), [name for name in names if "norm" in name])
+    assert named_tensors(["biases"], names)[1] == [name for name in names if name.endswith(".bias")]
+    assert all(name.endswith("_proj.weight") or "mlp" in name for name in named_tensors(["matrices"], names)[1])
+    (only,) = named_tensors(["encoder.layers.1.self_attn.q_proj.bias"], names)[1]
+    assert only == "vision_model.encoder.layers.1.self_attn.q_proj.bias"
+    assert not any("layers.1" in name for name in named_tensors(["encoder.layers.0"], names)[1])
+
+
+@pytest.mark.parametrize(
+    "freeze", [[], "embeddings", ["embeddings"], ["nothing"], ["embeddings", "embeddings"], [{}], ["encoder"]]
+)
+def test_a_record_that_froze_otherwise_is_refused(world: World, freeze: Any) -> None:
+    record = world.record("frozen")
+    record["recipe"]["freeze"] = freeze
+    with pytest.raises(VerifyError, match="not a record of a fine-tuning"):
+        read_finetune_record(json.dumps(record).encode(), "x/hfcart.json")
+
+
+def _bytes(world: World, name: str) -> bytes:
+    return (world.root / name / "hfcart.json").read_bytes()
 
 
 def test_a_checkpoint_is_whole_or_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hfcart.learning.finetune.objective import learning_rate
 from hfcart.learning.finetune.plan import FinetunePlan
 from hfcart.learning.finetune.state import BETAS, EPSILON, TrainingState
 from hfcart.progress import Progress
-from hfcart.recipes.finished_finetuning import MODEL_CLASS, OPTIMIZER, RULE
+from hfcart.recipes.finished_finetuning import FROZEN, MODEL_CLASS, OPTIMIZER, RULE
 from hfcart.records import Environment, FinetuneRecord, TensorRecord, TrainedTask, TrainingCurve, TrainingRecord
 from hfcart.records.check import MOST_LOSSES
 from hfcart.records.file_names import RECORD
@@ -68,8 +68,7 @@ def finish(
     progress.step("Writing the tower and reading it back")
     best = state.validation and state.validation.best
     kept = best.step if best and plan.recipe.keep == "best" else state.step
-    digests, weights = {}, state.weights() if kept == state.step else state.best
-    assert weights is not None  # of the best step, if that was asked for
+    digests, weights = {}, state.weights(best=kept != state.step)
     for name in plan.shapes:
         flat: Any = weights[name].contiguous().reshape(-1).view(torch.uint8).numpy()
         digests[name] = tensors.write(name, memoryview(flat))
@@ -124,7 +123,9 @@ def _record(
         parameters=plan.parameters,
         dtype="float32",
         tensors=tuple(
-            TensorRecord(name, shape, "F32", RULE, None, None, None, False, digests[name])
+            TensorRecord(
+                name, shape, "F32", FROZEN if name in plan.frozen else RULE, None, None, None, False, digests[name]
+            )
             for name, shape in plan.shapes.items()
         ),
         environment=environment,

@@ -61,6 +61,9 @@ def finetune(recipe: FinetuneRecipe, accelerator: Accelerator, progress: Progres
         progress.note(
             f"{plural(images, 'training image')}, {plural(recipe.steps, 'step')}: each seen about {epochs:.3g} times."
         )
+        if plan.frozen:
+            count = f"{len(plan.frozen)} of {plural(len(plan.shapes), 'tensor')}"
+            progress.note(f"Frozen: {', '.join(plan.freeze)} ({count}).")
         if plan.validation:
             progress.note(cost(plan))
         environment = current_environment(device)
@@ -113,7 +116,7 @@ class _Training:
         self._checkpoints = Checkpoints(folder.path / FOLDER) if folder else None
         self._tower: Any = plan.tower.model
         torch.nn.Module.to(self._tower, device)
-        self.state = TrainingState(self._tower, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.state = TrainingState(self._tower, lr=recipe.lr, weight_decay=recipe.weight_decay, frozen=plan.frozen)
         self._model, self._optimizer = accelerator.prepare(self._tower, self.state.optimizer)
         self._projection = plan.base.projection.to(device)
         self._heads = [values.to(device) for values in plan.heads]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from hfcart.clip.architecture import expected_shapes
+from hfcart.clip.tensor_groups import GROUPS, named_tensors
+from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.learning.finetune.recipe import FinetuneRecipe
 from hfcart.progress import Progress
@@ -38,6 +40,8 @@ class FinetunePlan:
         validation: their validation images, in the same order; none if nothing is to be validated.
         heads: their zero-shot heads, classes × projection width, rows of unit length.
         precision: float32 or bfloat16.
+        freeze: what is frozen of the tower, by the names as they are written.
+        frozen: the tensors that these mean, by canonical name.
     """
 
     recipe: FinetuneRecipe
@@ -48,6 +52,8 @@ class FinetunePlan:
     validation: list[Split]
     heads: list[torch.Tensor]
     precision: str
+    freeze: tuple[str, ...]
+    frozen: frozenset[str]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -56,7 +62,7 @@ class FinetunePlan:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are trained."""
+        """How many numbers the tower has, those that are frozen with them."""
         return sum(prod(shape) for shape in self.shapes.values())
 
     @property
@@ -76,6 +82,7 @@ class FinetunePlan:
             "validate_every": self.recipe.validation_steps,
             "keep": self.recipe.keep,
             "precision": self.precision,
+            **({"freeze": list(self.freeze)} if self.freeze else {}),
         }
 
     def fingerprint(self, environment: Environment, processes: int) -> str:
@@ -90,13 +97,27 @@ def make_finetune_plan(recipe: FinetuneRecipe, precision: str, progress: Progres
     """Read the task cards, pin and load the base, open the training images and make the heads.
 
     Raises:
-        UsageError: an unknown task.
+        UsageError: an unknown task, or a part to freeze that the tower has not.
         SourceError: the base is no CLIP model, or a dataset cannot be used.
     """
     tasks = read_tasks(recipe.tasks)
     base = open_base(recipe.base, progress)
     tower = load_tower(base.again, progress)  # the very commit whose projection was read
+    freeze, frozen = _frozen(recipe, tower)
     splits = [open_split(task, "train", streaming=False, progress=progress) for task in tasks]
     validation = [split.part_beside("validation") for split in splits if recipe.validation_steps]
     heads = [make_head(base, task, progress) for task in tasks]
-    return FinetunePlan(recipe, base, tower, tasks, splits, validation, heads, precision)
+    return FinetunePlan(recipe, base, tower, tasks, splits, validation, heads, precision, freeze, frozen)
+
+
+def _frozen(recipe: FinetuneRecipe, tower: LoadedTower) -> tuple[tuple[str, ...], frozenset[str]]:
+    """What stays as it is: the names, and the tensors. Raises UsageError for a name that means nothing, or for all."""
+    tensors = list(expected_shapes(tower.architecture, projection=False))
+    hint = f"Names: {', '.join(GROUPS)}, or a module such as encoder.layers.0; several with commas."
+    try:
+        names, found = named_tensors(recipe.freeze, tensors)
+    except ValueError as error:
+        raise UsageError(f"--freeze: {error}", hint=hint) from None
+    if len(found) == len(tensors):
+        raise UsageError("--freeze leaves nothing of the tower to train.", hint=hint)
+    return names, frozenset(found)

@@ -34,6 +34,8 @@ class FinetuneRecipe(BaseModel):
         max_grad_norm: gradients of a larger L2 norm are scaled down to it; 0 for no limit.
         save_every: steps between two checkpoints.
         validate_every: steps between two looks at the validation images; 0 for none; None for a fifth of the steps.
+        freeze: parts of the tower that stay the base's: names of `hfcart.clip.tensor_groups.GROUPS`, or dotted names
+            of modules.
         keep: the weights of the last step, or of the best validated one: highest mean accuracy, the first of equals.
         track: what the training is logged to, by accelerate's trackers; nothing by default.
         workers: threads that decode images; None for one a core, at most 8.
@@ -56,6 +58,7 @@ class FinetuneRecipe(BaseModel):
     max_grad_norm: float = Field(default=1.0, ge=0, strict=False, allow_inf_nan=False)
     save_every: int = Field(default=100, ge=1)
     validate_every: int | None = Field(default=None, ge=0)
+    freeze: tuple[str, ...] = Field(default=(), strict=False)
     keep: Literal["last", "best"] = "last"
     track: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = Field(default=(), strict=False)
     workers: int | None = Field(default=None, ge=1, le=256)
@@ -66,6 +69,14 @@ class FinetuneRecipe(BaseModel):
     private: bool = False
     create_pr: bool = False
     commit_message: str | None = None
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            return value
+        return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
 
     @field_validator("precision", mode="before")
     @classmethod

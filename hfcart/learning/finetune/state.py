@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,19 +19,22 @@ class TrainingState:
     """A tower in training.
 
     Attributes:
-        parameters: every weight by its canonical name; all of them are trained.
-        optimizer: AdamW over all of them, biases and layer norms decayed too, as published.
+        parameters: every weight that is trained, by its canonical name.
+        frozen: the others.
+        optimizer: AdamW over those that are trained, biases and layer norms decayed too, as published.
         step: steps done.
         history: loss and gradient norm of each.
         broken: (task number, index) of the images that could not be decoded.
         validation: what was seen on the validation images so far; None before the first look.
-        best: weights of the best step so far, on the CPU, by canonical name; None where they are not kept.
+        best: trained weights of the best step so far, on the CPU, by canonical name; None where they are not kept.
     """
 
-    def __init__(self, model: nn.Module, *, lr: float, weight_decay: float) -> None:
-        """Take the tower, on its device, at step 0."""
+    def __init__(self, model: nn.Module, *, lr: float, weight_decay: float, frozen: Container[str] = ()) -> None:
+        """Take the tower, on its device, at step 0; and the canonical names of what stays as it is."""
         model.train().requires_grad_(True)
-        self.parameters = {canonical(name) or name: parameter for name, parameter in model.named_parameters()}
+        every = {canonical(name) or name: parameter for name, parameter in model.named_parameters()}
+        self.parameters = {name: parameter for name, parameter in every.items() if name not in frozen}
+        self.frozen = {name: parameter.requires_grad_(False) for name, parameter in every.items() if name in frozen}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=lr, betas=BETAS, eps=EPSILON, weight_decay=weight_decay
         )
@@ -105,12 +108,16 @@ class TrainingState:
         return look
 
     def finite(self) -> bool:
-        """Whether no weight is NaN or Inf."""
+        """Whether no weight that is trained is NaN or Inf."""
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values())
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights on the CPU, by canonical name."""
-        return {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
+    def weights(self, *, best: bool = False) -> dict[str, Tensor]:
+        """All weights on the CPU, by canonical name: those of this step, or of the best one, which must be kept."""
+        trained: Mapping[str, Tensor] = self.parameters
+        if best:
+            assert self.best is not None
+            trained = self.best
+        return {name: tensor.detach().cpu() for name, tensor in (*trained.items(), *self.frozen.items())}
 
     def undecodable(self, tasks: int) -> list[int]:
         """Broken images met, one number a task."""
