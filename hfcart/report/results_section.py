@@ -163,7 +163,7 @@ def _dataset(result: TaskResult) -> str:
     dataset, part = result.dataset, result.part
     parts = [words(dataset.config)] if isinstance(dataset, DatasetRecord) and dataset.config else []
     parts.append(f"{words(dataset.split)} split" + (f" ({words(part)} part)" if part != "test" else ""))
-    beside = f" ([its task](tasks/{result.task}.yaml))" if isinstance(dataset, FolderRecord) else ""
+    beside = f", as {code(f'tasks/{result.task}.yaml')} says" if isinstance(dataset, FolderRecord) else ""
     return f"{images(dataset)}, {', '.join(parts)}{beside}"
 
 
