@@ -15,7 +15,7 @@ import torch
 from card_text import blocks
 from running import COMPAT, ROOT, TOKEN, Commands, Run
 from safetensors.torch import load_file, save_file
-from towers import write_tower
+from towers import weights, write_tower
 from transformers import CLIPVisionModel
 
 import hfcart
@@ -252,3 +252,20 @@ def test_the_plan_says_what_is_written(hfcart: Run, tmp_path: Path) -> None:
     files = {path.parent.name: path.stat().st_size for path in (tmp_path / "m/adapters").glob(f"*/{WEIGHTS}")}
     assert {each["name"]: each["bytes"] for each in plan["adapters"]} == files
     assert plan["output_bytes"] == sum(files.values()) + (tmp_path / "m/model.safetensors").stat().st_size
+
+
+def test_an_adapter_is_a_source_again(hub: EmbeddedHub, commands: Commands, three: list[str], tmp_path: Path) -> None:
+    of = "user/merged:adapters/clip-{}"
+    one, two = commands(
+        hub,
+        [
+            ["merge", *three, "--adapters", "100%", "--push-to", "user/merged"],
+            ["merge", of.format(1), of.format(3), "--adapters", "3", "--out", "two"],
+        ],
+    )
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert sorted(path.name for path in (tmp_path / "two/adapters").iterdir()) == ["clip-1", "clip-3"]
+    found = load_file(tmp_path / "two/model.safetensors")
+    for name, tensor in found.items():
+        mean = (weights(1)[name].double() + weights(3)[name].double()) / 2
+        assert torch.allclose(tensor.double(), mean, rtol=0, atol=1e-7), name

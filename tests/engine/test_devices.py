@@ -14,6 +14,7 @@ import torch
 from devices import DEVICES, merged_on, working
 from plans import fetched_plan
 from pretended import PRETENDED, pretending
+from safetensors.torch import load_file
 from towers import TINY, weights, write_tower
 
 from hfcart.clip.tensor_names import Group
@@ -247,3 +248,24 @@ def test_the_whole_stack_goes_over_in_one_piece(towers: list[Path]) -> None:
         there = held.to(PRETENDED)
         assert held.thetas.device == CPU and there.thetas.device == PRETENDED and there.base is None
         assert torch.equal(there.thetas.cpu(), held.thetas)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("fields", [{"adapters": 5}, {"adapters": 0.1, "qkv": "fused", "method": "cart"}])
+def test_adapters_of_a_device_are_those_of_the_cpu(
+    tmp_path: Path, device: torch.device, fields: dict[str, object]
+) -> None:
+    big = {**TINY, "hidden_size": 160, "intermediate_size": 320, "num_hidden_layers": 1}
+    towers = [write_tower(tmp_path / f"t{i}", i, big) for i in (1, 2, 3)]
+    for where, on in (("cpu", CPU), ("device", device)):
+        merged_on(on, towers, tmp_path / where, **fields)
+    for i in (1, 2, 3):
+        files = [f"{where}.partial/adapters/t{i}/adapter_model.safetensors" for where in ("cpu", "device")]
+        one, other = (load_file(tmp_path / file) for file in files)
+        assert one.keys() == other.keys()
+        for name in [name for name in one if name.endswith("lora_A.weight")]:
+            left = name.replace("lora_A", "lora_B")
+            products = [(each.pop(left).double() @ each.pop(name).double()) for each in (one, other)]
+            assert (products[0] - products[1]).norm() <= 1e-4 * products[0].norm() > 0, name
+        for name, tensor in one.items():
+            assert torch.allclose(tensor, other[name], atol=1e-7), name
