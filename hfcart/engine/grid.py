@@ -179,5 +179,5 @@ def take_apart(grid: Grid, writer: GroupWriter, machine: Machine, progress: Prog
             digests |= writer.write_whole(name, part)
         writer.note({"group": group.key, "sha256": digests})
 
-    with workers(machine.workers, machine.device, progress) as pool:
+    with workers(machine.workers, machine.device, reader.largest_bytes, progress) as pool:
         pool.each("Decomposing", *writer.to_do(), work, reader.bytes_read)

@@ -19,7 +19,7 @@ import torch
 
 from hfcart.clip.tensor_names import Group
 from hfcart.progress import Progress
-from hfcart.system.allocator import freed_blocks_go_back
+from hfcart.system.allocator import freed_blocks_kept
 from hfcart.system.device import full_float32, one_blas_thread
 
 Arguments = ParamSpec("Arguments")
@@ -102,10 +102,17 @@ class Workers:
 
 
 @contextmanager
-def workers(number: int, device: torch.device, progress: Progress) -> Iterator[Workers]:
-    """Worker threads for as long as this lasts; on leaving, what has begun is finished and the rest is dropped."""
+def workers(number: int, device: torch.device, block: int, progress: Progress) -> Iterator[Workers]:
+    """Worker threads for as long as this lasts; on leaving, what has begun is finished and the rest is dropped.
+
+    Args:
+        number: of them.
+        device: where the algebra is done.
+        block: bytes of the largest temporary that each worker needs again and again.
+        progress: told the bytes of sources done.
+    """
     pool = ThreadPoolExecutor(number, "merge", initializer=torch.set_num_threads, initargs=(1,))
-    with freed_blocks_go_back(), one_blas_thread(), full_float32(), driving(device) as drive:
+    with freed_blocks_kept(block), one_blas_thread(), full_float32(), driving(device) as drive:
         try:
             yield Workers(pool, drive, number, progress)
         finally:  # the workers first: they wait for what drives the device

@@ -42,7 +42,7 @@ def merge_groups(plan: Plan, writer: GroupWriter, device: torch.device, number: 
     reader = GroupReader(plan, device)
     rules = GroupRules(plan, reader, device)
     residuals = Residuals(plan, plan.adapters, writer, device) if plan.adapters else None
-    with workers(number, device, progress) as pool:
+    with workers(number, device, reader.largest_bytes, progress) as pool:
         known = whole_tower_facts(rules, writer, pool)
 
         def work(group: Group) -> None:

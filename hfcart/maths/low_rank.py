@@ -82,15 +82,18 @@ def rank_of(rank: int | float, m: int, n: int) -> int:
     return rank
 
 
-def truncated_svd(a: Float[Tensor, "m n"], k: int, *, solver: str | Solver = "auto") -> LowRank:
+def truncated_svd(
+    a: Float[Tensor, "m n"], k: int, *, solver: str | Solver = "auto", overwrite: bool = False
+) -> LowRank:
     """The best rank-k approximation of a matrix, within the contract above.
 
     Args:
-        a: float32 or float64, finite, any scale float32 can hold. Not modified.
+        a: float32 or float64, finite, any scale float32 can hold. Not modified, unless asked for.
         k: 1..min(m, n). Full rank takes the same road as any other.
         solver: a name in SOLVERS, "auto" for the default of a's device, or a solver of the caller's own: a function of
             (A over a scale, longer side first, k) that returns (A V, V) in float32. If it raises
             torch.linalg.LinAlgError or returns what is not finite, float64 SVD on the CPU takes over.
+        overwrite: whether a's memory may be used, instead of as much again.
 
     Raises:
         ValueError: k out of range, no solver of that name, or an entry that is NaN, Inf or beyond float32.
@@ -111,7 +114,7 @@ def truncated_svd(a: Float[Tensor, "m n"], k: int, *, solver: str | Solver = "au
         return LowRank(torch.zeros(m, k, device=a.device), torch.zeros(n, k, device=a.device), 1.0, name, False)
     # A power of two scales without rounding; the limits keep it and its reciprocal normal numbers.
     scale = 2.0 ** min(max(math.frexp(peak)[1], -126), 126)
-    scaled = a / scale
+    scaled = a.div_(scale) if overwrite else a / scale
     tall = scaled if m >= n else scaled.T
     fallback = False
     try:

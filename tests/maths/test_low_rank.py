@@ -53,6 +53,17 @@ def test_scale_does_not_matter(solver, scale):
         assert low.energy == pytest.approx(truncated_svd(matrix(family, *TALL), 13, solver=solver).energy, abs=1e-6)
 
 
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+def test_a_matrix_may_be_worked_on_in_its_own_memory(shape):
+    a = matrix("low rank + noise", *shape)
+    for solver in (*SOLVERS, not_converging):
+        mine = a.clone()
+        expected, found = truncated_svd(a, 13, solver=solver), truncated_svd(mine, 13, solver=solver, overwrite=True)
+        assert torch.equal(found.left, expected.left) and torch.equal(found.right, expected.right)
+        assert (found.energy, found.fallback) == (expected.energy, solver is not_converging)
+        assert torch.equal(a, matrix("low rank + noise", *shape)) and not torch.equal(mine, a)
+
+
 @pytest.mark.parametrize("power", [-110, 110])
 def test_a_power_of_two_changes_no_bit(power):
     a = matrix("low rank + noise", *WIDE)

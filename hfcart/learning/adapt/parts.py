@@ -90,7 +90,7 @@ def take_apart(plan: Plan, writer: GroupWriter, device: torch.device, number: in
     parts = function(plan.method.adaptive.parts)
     _, other_rule = plan.method.load()
     reader = GroupReader(plan, device)
-    with workers(number, device, progress) as pool:
+    with workers(number, device, reader.largest_bytes, progress) as pool:
         known = whole_tower_facts(GroupRules(plan, reader, device), writer, pool)
 
         def apart(group: Group, held: Held) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -35,17 +35,22 @@ def cart(
     Raises:
         ValueError: a rank out of range.
     """
-    high, low, found = _approximated(thetas, rank)
-    lefts = [p.left for p in found]
-    if coefficients is not None:
-        lefts, scale = [c * left for c, left in zip(coefficients, lefts, strict=True)], 1.0
+    (tasks, m, n), k = thetas.shape, rank_of(rank, *thetas.shape[1:])
+    high, low, found = _approximated(thetas, k)
     # One product of the concatenated factors is the sum of the T low-rank matrices.
-    update = torch.cat(lefts, 1) @ torch.cat([p.right for p in found], 1).T
-    update.mul_(scale)
+    lefts, rights = (torch.empty(side, tasks * k, device=thetas.device) for side in (m, n))
+    energies, fallback = [], False
+    for t, p in enumerate(found):
+        own = slice(t * k, (t + 1) * k)
+        lefts[:, own] = p.left if coefficients is None else coefficients[t] * p.left
+        rights[:, own] = p.right
+        energies.append(p.energy)
+        fallback = fallback or p.fallback
+    update = (lefts @ rights.T).mul_(scale if coefficients is None else 1.0)
     # Where nothing is added the mean keeps its very bits: -0.0 + 0.0 would be +0.0.
     nothing = update == 0
     merged = torch.where(nothing, high, update.add_(low).add_(high), out=update)
-    return Merged(merged, lefts[0].shape[1], sum(p.energy for p in found) / len(found), any(p.fallback for p in found))
+    return Merged(merged, k, sum(energies) / tasks, fallback)
 
 
 def parts(thetas: Float[Tensor, "task m n"], *, rank: int | float) -> Parts:
@@ -54,19 +59,22 @@ def parts(thetas: Float[Tensor, "task m n"], *, rank: int | float) -> Parts:
     Raises:
         ValueError: a rank out of range.
     """
-    high, _, found = _approximated(thetas, rank)
+    high, _, approximated = _approximated(thetas, rank_of(rank, *thetas.shape[1:]))
+    found = list(approximated)
     return Parts(high, torch.stack([p.left for p in found]), torch.stack([p.right for p in found]))
 
 
 def _approximated(
-    thetas: Float[Tensor, "task m n"], rank: int | float
-) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m n"], list[LowRank]]:
-    k = rank_of(rank, *thetas.shape[1:])
+    thetas: Float[Tensor, "task m n"], k: int
+) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m n"], Iterable[LowRank]]:
+    """The average, what rounding it lost, and each SVD_k(θ_t − θ̄), where it is asked for."""
     high, low = mean_of(thetas)
     # θ̄ = high + low to twice the precision: subtracting both keeps small task vectors exact in float32.
     if is_batched(thetas.device):
         return high, low, truncated_svds((thetas - high).sub_(low), k)
-    return high, low, [truncated_svd((theta - high).sub_(low), k) for theta in thetas]
+    centred = torch.empty_like(high)  # one matrix's memory serves all towers
+    each = (torch.sub(theta, high, out=centred).sub_(low) for theta in thetas)
+    return high, low, (truncated_svd(difference, k, overwrite=True) for difference in each)
 
 
 def updates(
@@ -89,7 +97,8 @@ def updates(
     kept = [rank_of(rank, *thetas.shape[1:]) for rank in ranks]
     # The lowest k are what the top full − k leave: the task vectors add up to zero.
     cuts = [full - k if reverse else k for k in kept]
-    high, _, found = _approximated(thetas, max(1, *cuts))
+    high, _, approximated = _approximated(thetas, max(1, *cuts))
+    found = list(approximated)
     sums: dict[int, Tensor] = {0: torch.zeros_like(high)}
     done = 0
     for cut in sorted(set(cuts) - {0}):

@@ -1,0 +1,70 @@
+"""How much work a piece of code does, whatever the machine: products, decompositions, bytes read and written."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hfcart.maths import low_rank
+
+_DECOMPOSITIONS = {"_linalg_eigh", "_linalg_svd", "linalg_qr", "linalg_cholesky_ex"}
+
+
+class _Count(TorchDispatchMode):
+    def __init__(self, work: Counter[str]) -> None:
+        super().__init__()
+        self.work = work
+
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.partition("::")[2].rstrip("_")
+        if name in ("mm", "bmm", "addmm", "mv"):
+            left, right = args[-2:]
+            self.work["multiplications"] += left.numel() * (right.shape[-1] if right.ndim > 1 else 1)
+        if name in _DECOMPOSITIONS:
+            self.work["decompositions"] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Yields what is done for as long as this lasts, in this thread and in those that are started meanwhile.
+
+    Multiplications are of matrix products, decompositions torch's and LAPACK's own, bytes those of weight files.
+    """
+    work: Counter[str] = Counter()
+    run, read, write = threading.Thread.run, os.preadv, os.pwrite
+    sytrd, *others = low_rank.LAPACK[torch.float32]
+
+    def watched(thread: threading.Thread) -> None:
+        with _Count(work):
+            run(thread)
+
+    def tridiagonal(*arguments: Any) -> int:
+        work["decompositions"] += 1
+        return sytrd(*arguments)
+
+    def reading(*arguments: Any) -> int:
+        got = read(*arguments)
+        work["read"] += got
+        return got
+
+    def writing(*arguments: Any) -> int:
+        put = write(*arguments)
+        work["written"] += put
+        return put
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "run", watched)
+        patch.setattr(os, "preadv", reading)
+        patch.setattr(os, "pwrite", writing)
+        patch.setitem(low_rank.LAPACK, torch.float32, [tridiagonal, *others])
+        with _Count(work):
+            yield work
