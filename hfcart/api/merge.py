@@ -62,6 +62,7 @@ def merge(
             adapters_carry ("all" | "matrices"): What adapters hold. Default: all.
             dtype ("float32" | "float16" | "bfloat16"): Of the output. Default: the widest of the sources.
             max_shard_size (str): Such as 5GB or 500MB. Default: 5GB.
+            format (str): Of the files: which library loads them. Default: transformers.
             overwrite (bool): Replace an output folder or repo that exists.
             eval (names): Then measure the result on these tasks, for its card.
         Publishing:

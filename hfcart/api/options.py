@@ -42,6 +42,7 @@ class MergeOptions(TypedDict, total=False):
     adapters_carry: Literal["all", "matrices"] | None
     dtype: Literal["float32", "float16", "bfloat16"] | None
     max_shard_size: str | None
+    format: str | None
     overwrite: bool
     eval: Names | None
     private: bool

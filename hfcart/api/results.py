@@ -147,6 +147,9 @@ class Merged(_Of, MergeRecord):
         kept = f", {self.energy:.0%} of the task vectors' energy kept" if self.energy is not None else ""
         return f"{_count(self.sources, 'tower')} merged with {self.method.name}{kept}: {self.folder}"
 
+    def _library(self) -> str:
+        return "OpenCLIP" if self.recipe.get("format") == "open_clip" else self.model_class
+
     def _repr_html_(self) -> str:
         from hfcart.report.html import shown
 
@@ -155,7 +158,7 @@ class Merged(_Of, MergeRecord):
             ("method", self.method.title),
             *((name, _value(value)) for name, value in self.method.parameters.items()),
             *([("base", self.base.label)] if self.base else []),
-            ("parameters", f"{self.parameters:,} in {self.dtype}, for {self.model_class}"),
+            ("parameters", f"{self.parameters:,} in {self.dtype}, for {self._library()}"),
             *([("online", self.published.pull_request or self.published.url)] if self.published else []),
         ]
         own = shown(self._title(), facts=facts, columns=["source", "from", "commit or sha256"], rows=sources)

@@ -54,6 +54,7 @@ def merge(
         hfcart merge user/a user/b user/c --rank 8% --push-to user/merged
         hfcart merge user/a ./b --method ties --base user/base --out merged --dry-run
         hfcart merge user/a user/b user/c --adapters 8% --push-to user/merged
+        hfcart merge user/a user/b user/c --full-clip --format open_clip --push-to user/merged
         hfcart merge --recipe vit-b-32-8-cart
         hfcart merge --recipe user/merged --rank 15 --out again
     """

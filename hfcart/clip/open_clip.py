@@ -1,4 +1,4 @@
-"""OpenCLIP's form of a tower: its tensor names, its config, and what its shapes alone tell.
+"""OpenCLIP's form of a CLIP model: its tensor names, both ways, its config, and what a tower's shapes alone tell.
 
 The form is that of open_clip.model.CLIP: https://github.com/mlfoundations/open_clip.
 """
@@ -32,11 +32,34 @@ _OF_BLOCK = {
     **{f"mlp.c_fc.{kind}": f"mlp.fc1.{kind}" for kind in ("weight", "bias")},
     **{f"mlp.c_proj.{kind}": f"mlp.fc2.{kind}" for kind in ("weight", "bias")},
 }
+_TEXT_PREFIX = "text_model."
+_BESIDE = {  # the text side, which lies at the top level
+    "token_embedding.weight": f"{_TEXT_PREFIX}embeddings.token_embedding.weight",
+    "positional_embedding": f"{_TEXT_PREFIX}embeddings.position_embedding.weight",
+    **{f"ln_final.{kind}": f"{_TEXT_PREFIX}final_layer_norm.{kind}" for kind in ("weight", "bias")},
+    "text_projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+}
+TRANSPOSED = (PROJECTION, "text_projection.weight")  # canonical names of what OpenCLIP stores as width × dim
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d{1,3})\.(.+)")
-# Of a vision_cfg: what is read, and what changes nothing of a tower that is loaded to be used.
-_READ = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
+_CANONICAL_BLOCK = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d{1,3})\.(.+)")
+_FUSED = re.compile(r"self_attn\.[qkv]_proj\.(weight|bias)")
+_STORED_INSIDE = {own: stored for stored, own in _OF_BLOCK.items()}
+_STORED = {
+    PROJECTION: "visual.proj",
+    **{PREFIX + own: f"visual.{stored}" for stored, own in _NAMES.items()},
+    **{own: stored for stored, own in _BESIDE.items()},
+}
+# Of a vision_cfg and a text_cfg: what is read, and what changes nothing of a model that is loaded to be used.
+_READ = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "norm_kwargs"}
 _WITHOUT_EFFECT = {"patch_dropout", "output_tokens"}
 _DEFAULTS: dict[str, Any] = {"layers": 12, "width": 768, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224}
+_TEXT_READ = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "eos_id"}
+_TEXT_READ |= {"norm_kwargs", "hf_tokenizer_name", "tokenizer_kwargs"}
+_TEXT_WITHOUT_EFFECT = {"output_tokens", "pad_id"}
+_TEXT_DEFAULTS: dict[str, Any] = {"width": 512, "layers": 12, "heads": 8, "mlp_ratio": 4.0, "context_length": 77}
+_TEXT_DEFAULTS |= {"vocab_size": 49408, "pool_type": "argmax", "eos_id": 2}
+AT_LARGEST = 2  # as an eos_token_id, it makes transformers read a text at its largest token id
 
 
 def names_of(stored: str) -> tuple[str, ...]:
@@ -52,14 +75,33 @@ def names_of(stored: str) -> tuple[str, ...]:
         return (PROJECTION,)
     if stored in _NAMES:
         return (PREFIX + _NAMES[stored],)
+    return _of_block(stored, PREFIX)
+
+
+def beside_names_of(stored: str) -> tuple[str, ...]:
+    """The same for a tensor beside the tower, at the top level: of the text side, or the logit scale."""
+    return (_BESIDE[stored],) if stored in _BESIDE else _of_block(stored, _TEXT_PREFIX)
+
+
+def _of_block(stored: str, prefix: str) -> tuple[str, ...]:
     block = _BLOCK.fullmatch(stored)
     if block is None:
         return ()
-    inside = f"{PREFIX}encoder.layers.{int(block[1])}."
+    inside = f"{prefix}encoder.layers.{int(block[1])}."
     if block[2] in ("attn.in_proj_weight", "attn.in_proj_bias"):
         kind = block[2].rpartition("_")[2]
         return tuple(f"{inside}self_attn.{part}_proj.{kind}" for part in "qkv")
     return (inside + _OF_BLOCK[block[2]],) if block[2] in _OF_BLOCK else ()
+
+
+def stored_name(name: str) -> str:
+    """What OpenCLIP calls a tensor of a CLIPModel, `visual.` included; q, k and v lie in one, in this order."""
+    block = _CANONICAL_BLOCK.fullmatch(name)
+    if block is None:
+        return _STORED[name]
+    fused = _FUSED.fullmatch(block[3])
+    inside = f"attn.in_proj_{fused[1]}" if fused else _STORED_INSIDE[block[3]]
+    return f"{'visual.' if block[1] == 'vision' else ''}transformer.resblocks.{block[2]}.{inside}"
 
 
 def read_open_clip_config(config: object, where: str) -> Architecture:
@@ -76,9 +118,9 @@ def read_open_clip_config(config: object, where: str) -> Architecture:
     vision = model.get("vision_cfg") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(vision, dict):
         raise NotATowerError(f"{where}: {CONFIG} has no model_cfg with a vision_cfg.")
-    odd = sorted(key for key, value in vision.items() if key not in _READ | _WITHOUT_EFFECT and value)
+    odd = _odd(vision, _READ | _WITHOUT_EFFECT)
     if odd or not isinstance(vision.get("layers", 12), int):
-        what = odd[0] if odd else "layers"
+        what = odd or "layers"
         raise NotATowerError(
             f"{where} is no plain CLIP vision transformer: {CONFIG} has {quoted(what, 60)} = "
             f"{quoted(vision[what], 60)} in its vision_cfg.",
@@ -91,9 +133,6 @@ def read_open_clip_config(config: object, where: str) -> Architecture:
             f"{where}: {CONFIG} has width {quoted(width, 20)}, head_width {quoted(head, 20)} and mlp_ratio "
             f"{quoted(ratio, 20)}, which no CLIP tower can have."
         )
-    quick = model.get("quick_gelu", False)
-    if not isinstance(quick, bool):
-        raise NotATowerError(f"{where}: {CONFIG} has quick_gelu = {quoted(quick, 20)}, expected true or false.")
     return _architecture(
         where,
         hidden_size=width,
@@ -102,9 +141,68 @@ def read_open_clip_config(config: object, where: str) -> Architecture:
         num_attention_heads=width // head,
         image_size=_side(found["image_size"]),
         patch_size=_side(found["patch_size"]),
-        hidden_act="quick_gelu" if quick else "gelu",
+        hidden_act=_activation(model, where),
+        layer_norm_eps=_epsilon(vision),
         projection_dim=model.get("embed_dim", 512),
     )
+
+
+def read_open_clip_text(config: object, where: str) -> dict[str, Any]:
+    """The text side of a parsed open_clip_config.json, in the words of transformers' text_config; values unchecked.
+
+    Args:
+        config: what json.loads gave.
+        where: the source's label, for messages.
+
+    Raises:
+        NotATowerError: it is not CLIP's own text transformer.
+    """
+    model = config.get("model_cfg") if isinstance(config, dict) else None
+    text = model.get("text_cfg") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(text, dict):
+        raise NotATowerError(f"{where}: {CONFIG} has no model_cfg with a text_cfg.")
+    found = {**_TEXT_DEFAULTS, **text}
+    odd = _odd(text, _TEXT_READ | _TEXT_WITHOUT_EFFECT)
+    odd = odd or ("pool_type" if found["pool_type"] not in ("argmax", "eos") else None)
+    width, ratio = found["width"], found["mlp_ratio"]
+    odd = odd or ("mlp_ratio" if type(width) is not int or not _is_ratio(ratio) else None)
+    if odd:
+        raise NotATowerError(
+            f"{where} has no plain CLIP text tower: {CONFIG} has {quoted(odd, 60)} = {quoted(found[odd], 60)} in its "
+            "text_cfg."
+        )
+    return {
+        "vocab_size": found["vocab_size"],
+        "hidden_size": width,
+        "intermediate_size": int(width * ratio),
+        "num_hidden_layers": found["layers"],
+        "num_attention_heads": found["heads"],
+        "max_position_embeddings": found["context_length"],
+        "hidden_act": _activation(model, where),
+        "layer_norm_eps": _epsilon(text),
+        "eos_token_id": found["eos_id"] if found["pool_type"] == "eos" else AT_LARGEST,
+    }
+
+
+def _odd(part: dict[str, Any], known: set[str]) -> str | None:
+    """The first key of a vision_cfg or text_cfg that makes it another network than CLIP's; None for none."""
+    odd = {key for key, value in part.items() if key not in known and value}
+    norm = part.get("norm_kwargs")
+    if norm and not (isinstance(norm, dict) and set(norm) == {"eps"}):
+        odd.add("norm_kwargs")
+    return min(odd, default=None)
+
+
+def _epsilon(part: dict[str, Any]) -> object:
+    """Of its layer norms: PyTorch's, or what norm_kwargs says."""
+    return part["norm_kwargs"]["eps"] if part.get("norm_kwargs") else 1e-5
+
+
+def _activation(model: dict[str, Any], where: str) -> str:
+    quick = model.get("quick_gelu", False)
+    if not isinstance(quick, bool):
+        raise NotATowerError(f"{where}: {CONFIG} has quick_gelu = {quoted(quick, 20)}, expected true or false.")
+    return "quick_gelu" if quick else "gelu"
 
 
 def architecture_of(shapes: Mapping[str, tuple[int, ...]], activation: str, where: str) -> Architecture:

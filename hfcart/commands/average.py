@@ -29,7 +29,8 @@ def merge_average(record: MergeRecord, folder: Path, progress: Progress, *, dtyp
         SourceError: a source is a folder, or gone.
         HubError, OutputError: as every merge.
     """
-    changed = {"method": "average", "full_clip": False, "out": str(folder)} | ({"dtype": dtype} if dtype else {})
+    changed = {"method": "average", "full_clip": False, "format": "transformers", "out": str(folder)}
+    changed |= {"dtype": dtype} if dtype else {}
     progress.step("Averaging the towers that were merged")
     merge_aside(make({**kept_by_average(record.recipe), **changed}, RECORD), Within(progress))
     return folder

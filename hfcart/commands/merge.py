@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfcart.clip.architecture import differences, output_config, read_architecture
 from hfcart.clip.tensor_names import COPIED
 from hfcart.commands.merge_adapters import finish_adapters
+from hfcart.engine.described import describing_files, read_describing_back, refuse_undescribable
 from hfcart.engine.plan import CONVERTED, TORCH_NAME, Plan, make_plan
-from hfcart.errors import DistantError, OutputError, VerifyError
-from hfcart.formats.safetensors_file import strict_json
+from hfcart.errors import DistantError, OutputError
 from hfcart.formats.shard_layout import INDEX
 from hfcart.maths.similarity import compare
 from hfcart.progress import Progress
@@ -29,9 +27,7 @@ from hfcart.records import Environment, MergeRecord, SelectionRecord, Similarity
 from hfcart.records.adapters import FOLDER as ADAPTERS
 from hfcart.records.file_names import RECORD, RECORDS
 from hfcart.report.merge_card import render_card
-from hfcart.sources.full_clip import clip_config, read_text_config
-from hfcart.sources.preprocessor import FILE as PREPROCESSOR
-from hfcart.sources.preprocessor import PreprocessorError, clip_default, read_preprocessor, to_json
+from hfcart.sources.preprocessor import PreprocessorError, read_preprocessor
 from hfcart.sources.stores import LocalStore
 from hfcart.sources.towers import fetch_all
 from hfcart.system.disk import explain_os_errors
@@ -190,7 +186,8 @@ def _prepared(plan: Plan, out: Path, progress: Progress, *, stream: bool) -> tup
     fetch_all(plan.towers_and_base, progress, stream=stream)
     plan = plan.in_canonical_order()
     _warn_of_sources(plan, progress)
-    preprocessor_of(plan, progress)  # said once, and before the first image is read
+    fields = preprocessor_of(plan, progress)  # said once, and before the first image is read
+    refuse_undescribable(plan, fields, progress)
     if others := other_projections(plan):
         progress.warn(
             f"The visual projection of {', '.join(others)} is not the base's, which the CLIPModel gets: what such "
@@ -234,10 +231,10 @@ def _finish(
     _refuse_distant(plan, similarity, folder.path)
     progress.step("Reading the output back")
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
-    files = dict(read_back(folder.path, plan.shapes, digests))
-    adapters, own = finish_adapters(folder, plan, lines, digests)
+    files = dict(read_back(folder.path, plan.layout, digests))
+    adapters, own = finish_adapters(folder, plan, lines, files)
     files |= own | _write_small_files(folder, plan)
-    _read_config_back(folder.path, plan)
+    read_describing_back(folder.path, plan)
     record = _record(plan, lines, similarity, environment, files, learned, selection)
     record = replace(record, swept=swept, adapters=adapters)
     if learned is not None:
@@ -250,18 +247,6 @@ def _finish(
     folder.add("README.md", render_card(record, repo=plan.recipe.push_to).encode())
     folder.commit()
     return record
-
-
-def _read_config_back(folder: Path, plan: Plan) -> None:
-    """The written config must read as the merged architecture: what hfcart reads, transformers loads (a test)."""
-    with explain_os_errors(folder):
-        data = (folder / "config.json").read_bytes()
-    config = strict_json(data)
-    found = read_architecture(config, folder.name)
-    if plan.parts:
-        read_text_config(config, folder.name)
-    if rows := differences(found, plan.architecture, projection=True):
-        raise VerifyError(f"{rows[0][0]} reads back as {rows[0][2]}, not as {rows[0][1]}, which was written.")
 
 
 def _refuse_to_replace_a_source(plan: Plan, out: Path) -> None:
@@ -346,21 +331,9 @@ def preprocessor_of(plan: Plan, progress: Progress) -> dict[str, Any] | None:
 
 
 def _write_small_files(folder: WorkFolder, plan: Plan) -> dict[str, str]:
-    """config, preprocessor, tokenizer, index and recipe. Returns their sha256 by name."""
-    found = preprocessor_of(plan, Progress())
-    dtype = TORCH_NAME[plan.dtype]
-    config = (
-        clip_config(plan.architecture, plan.parts, dtype)
-        if plan.parts
-        else output_config(plan.architecture, plan.model_class, dtype)
-    )
-    contents = {
-        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
-        PREPROCESSOR: to_json(found or clip_default(plan.architecture.image_size)),
-        RECIPE: as_yaml(plan.recorded_recipe()).encode(),
-    }
-    if plan.parts:
-        contents |= plan.parts.tokenizer
+    """What describes the weights, the index and the recipe. Returns their sha256 by name."""
+    contents = describing_files(plan, preprocessor_of(plan, Progress()))
+    contents[RECIPE] = as_yaml(plan.recorded_recipe()).encode()
     if plan.layout.index is not None:
         contents[INDEX] = plan.layout.index
     for name, data in contents.items():

@@ -1,4 +1,4 @@
-"""The adapters of a merge at its end: each is read back, gets its config, is recorded, and published."""
+"""The adapters of a merge at its end: each gets its config, is recorded, and published."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from hfcart.records import FinetuneRecord, MergeRecord
 from hfcart.records.adapters import CONFIG, WEIGHTS, AdapterRecord, adapter_file, with_base
 from hfcart.system.journal import Line
-from hfcart.system.tensor_files import read_back
 from hfcart.system.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -18,21 +17,18 @@ if TYPE_CHECKING:
 
 
 def finish_adapters(
-    folder: WorkFolder, plan: Plan, lines: Sequence[Line], digests: Mapping[str, str]
+    folder: WorkFolder, plan: Plan, lines: Sequence[Line], files: Mapping[str, str]
 ) -> tuple[tuple[AdapterRecord, ...], dict[str, str]]:
-    """Prove every adapter's weights, and write what goes beside them.
+    """Write what goes beside every adapter's weights.
 
     Args:
-        folder: whose tensors are all in place.
+        folder: whose tensors are all in place, and proven.
         plan: with its towers in canonical order.
         lines: of the journal, one for each group.
-        digests: sha256 of every tensor, by its slot.
+        files: sha256 of every weight file, by its path.
 
     Returns:
-        The adapters in the order of the towers, and sha256 of their files by path; nothing without adapters.
-
-    Raises:
-        VerifyError: a tensor reads back different from what was written.
+        The adapters in the order of the towers, and sha256 of their configs by path; nothing without adapters.
     """
     adapters = plan.adapters
     if adapters is None:
@@ -40,12 +36,10 @@ def finish_adapters(
     norms = [line["adapters"] for line in lines if line.get("adapters")]
     config = adapters.config()
     records: list[AdapterRecord] = []
-    files: dict[str, str] = {}
+    own: dict[str, str] = {}
     for place, (name, tower) in enumerate(zip(plan.sources.canonical(adapters.names), plan.towers, strict=True)):
-        own = {tensor: digests[adapter_file(name, tensor)] for tensor in adapters.shapes}
-        ((_, digest),) = read_back((folder.path / adapter_file(name, CONFIG)).parent, adapters.shapes, own)
         folder.add(adapter_file(name, CONFIG), config)
-        files |= {adapter_file(name, WEIGHTS): digest, adapter_file(name, CONFIG): hashlib.sha256(config).hexdigest()}
+        own[adapter_file(name, CONFIG)] = hashlib.sha256(config).hexdigest()
         kept, total = (sum(each[place][i] for each in norms) for i in (0, 1))
         records.append(
             AdapterRecord(
@@ -54,11 +48,11 @@ def finish_adapters(
                 rank=adapters.rank,
                 parameters=adapters.parameters,
                 size=adapters.file_bytes,
-                sha256=digest,
+                sha256=files[adapter_file(name, WEIGHTS)],
                 energy=round(min(1.0, kept / total), 6) if total else 1.0,
             )
         )
-    return tuple(records), files
+    return tuple(records), own
 
 
 def adapter_configs(folder: Path, record: MergeRecord | FinetuneRecord, repo: str) -> dict[str, bytes]:

@@ -106,6 +106,11 @@ def run_space(
             f"{bound.label} is a folder: the Space reads the text tower from a repo's top level.",
             hint="Name the CLIP model on the Hub: --base user/name",
         )
+    if any(file.name.startswith("open_clip") for file in bound.source.files):
+        raise UsageError(
+            f"{bound.label} is in OpenCLIP's form: the Space reads the text tower with transformers.",
+            hint="Name the CLIP model as transformers has it: --base user/name",
+        )
     closed = tuple(each for each in dict.fromkeys([repo, bound.source.repo]) if not hub.is_open(each))
     with tempfile.TemporaryDirectory(prefix="hfcart-average-") as aside:
         known, made = _record_of(loaded), Path(aside) / AVERAGE

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hfcart.clip.architecture import expected_shapes
 from hfcart.clip.tensor_names import Group, groups
+from hfcart.clip.to_open_clip import lay_out_open_clip, model_cfg
 from hfcart.engine.adapter_names import adapter_names
 from hfcart.engine.adapters import Adapters, plan_adapters, together
 from hfcart.errors import UsageError
@@ -337,11 +338,13 @@ def make_plan(
         shapes,
         tuple(to_do),
         dtype,
-        together(lay_out(shapes, dtype, parse_size(recipe.max_shard_size)), adapters),
+        together(_layout(recipe, shapes, dtype), adapters),
         parts,
         tasks,
         adapters=adapters,
     )
+    if parts and recipe.format == "open_clip":
+        model_cfg(architecture, parts.text_config)  # refused before anything is fetched
     _check_rank(plan)
     _check_coefficients(plan)
     return plan
@@ -363,6 +366,12 @@ def _tasks(recipe: Recipe, towers: list[Tower]) -> tuple[SourceTask, ...]:
     if not entries:
         return tuple(told)
     return tuple(SourceTask.of(task, None) for task in match(towers, recipe.sources, entries))
+
+
+def _layout(recipe: Recipe, shapes: dict[str, tuple[int, ...]], dtype: str) -> Layout:
+    if recipe.format == "open_clip":
+        return lay_out_open_clip(shapes, dtype)
+    return lay_out(shapes, dtype, parse_size(recipe.max_shard_size))
 
 
 def _widest(towers: list[Tower]) -> str:

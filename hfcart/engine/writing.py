@@ -58,14 +58,15 @@ class GroupWriter:
         else:
             parts = list(torch.split(result, [self._plan.shapes[name][0] for name in names]))
         digests = {}
-        for name, part in zip(names, map(torch.Tensor.contiguous, parts), strict=True):
+        for name, part in zip(names, parts, strict=True):
             if not all_finite(part):
                 what = f"{name} of the base" if group.copied else f"The merged {name}"
                 raise NonFiniteError(
                     f"{what} has values beyond what {TORCH_NAME[self._plan.dtype]} holds.",
                     hint="Give --dtype float32" + ("." if group.copied else ", or a smaller --scale."),
                 )
-            digests[prefix + name] = self._tensors.write(prefix + name, bytes_of(part))
+            stored = part.T if self._tensors.is_transposed(prefix + name) else part
+            digests[prefix + name] = self._tensors.write(prefix + name, bytes_of(stored.contiguous()))
         return digests
 
     def write_whole(self, name: str, tensor: torch.Tensor) -> dict[str, str]:

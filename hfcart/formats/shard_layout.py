@@ -16,13 +16,17 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt")  # suffixes o
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one output tensor lives: shard file, dtype, shape, and absolute byte range [start, end)."""
+    """Where one output tensor lives: shard file, dtype, shape, and absolute byte range [start, end).
+
+    Where it is `transposed`, the file holds the transpose of what `shape` says.
+    """
 
     file: str
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,14 @@ class Layout:
     index: bytes | None
 
 
-def lay_out(shapes: dict[str, tuple[int, ...]], dtype: str, max_shard_bytes: int) -> Layout:
+def lay_out(shapes: dict[str, tuple[int, ...]], dtype: str, max_shard_bytes: int, single: str = SINGLE) -> Layout:
     """Cut the tensors into shards, in output order, and fix every offset.
 
     Args:
         shapes: name -> shape, in output order.
         dtype: safetensors dtype of all of them.
         max_shard_bytes: of tensor data in one shard; a larger tensor gets a shard of its own.
+        single: name of the file, where there is one.
     """
     shards: list[list[str]] = [[]]
     filled = 0
@@ -53,7 +58,7 @@ def lay_out(shapes: dict[str, tuple[int, ...]], dtype: str, max_shard_bytes: int
         shards[-1].append(name)
         filled += size
     count = len(shards)
-    files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    files = [single] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     headers, sizes, slots = {}, {}, {}
     for file, names in zip(files, shards, strict=True):
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -63,6 +63,8 @@ WEIGHTS = (
     # A tokenizer belongs to the text tower beside which it lay.
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     *("added_tokens.json", "processor_config.json"),
+    # What describes weights of one library's form: a merge is published in one of two.
+    *("config.json", "preprocessor_config.json", "open_clip_config.json", "open_clip_pytorch_model.bin"),
 )
 # What hfcart writes of an evaluation: it is of one set of weights.
 RESULT_FILES = ("results.json", "results/confusion-*.csv", ".eval_results/hfcart-*.yaml", "figures/accuracy.png")

@@ -29,6 +29,7 @@ TAKEN = frozenset(
             "with_projection",
             "sweep",
             "activation",
+            "format",
         ),
         *("full_clip", "allow_distant", "tasks", "adapt", "adapt_split", "adapt_per", "batch_size", "precision"),
         *("out", "overwrite", "dtype", "max_shard_size", "eval", "push_to", "private", "create_pr", "commit_message"),

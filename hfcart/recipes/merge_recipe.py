@@ -154,6 +154,16 @@ class Settings(BaseModel):
             recorded="changed",
         ),
     ] = False
+    format: Annotated[
+        Literal["transformers", "open_clip"],
+        Option(
+            "Of the files: which library loads them.",
+            OUTPUT,
+            "open_clip, with --full-clip: open_clip_model.safetensors and open_clip_config.json in place of "
+            "transformers' files.",
+            recorded="changed",
+        ),
+    ] = "transformers"
     activation: Annotated[
         Literal["quick_gelu", "gelu"] | None,
         Option(
@@ -331,6 +341,12 @@ class Settings(BaseModel):
             raise ValueError(
                 "full_clip takes the visual projection from the base, with_projection merges the sources': give one"
             )
+        if self.format == "open_clip" and not self.full_clip:
+            raise ValueError("format: open_clip files hold the text side as well, so full_clip has to be given too")
+        if self.format == "open_clip" and self.adapters is not None:
+            raise ValueError("adapters are loaded with transformers and peft: leave them out, or format open_clip")
+        if self.format == "open_clip" and self.max_shard_size != Settings.model_fields["max_shard_size"].default:
+            raise ValueError("max_shard_size: OpenCLIP reads one file, so leave it out with format open_clip")
         if self.create_pr and self.push_to is None:
             raise ValueError("create_pr needs push_to")
         return self

@@ -26,7 +26,7 @@ class TensorRecord:
         full_rank: min(m, n) of the matrix (or fused matrix) decomposed, None where none was.
         energy: share of the squared Frobenius norm kept, mean over tasks, in [0, 1]; None where no SVD.
         fallback: True if the solver did not converge and float64 LAPACK took over.
-        sha256: digest of the tensor's bytes as written.
+        sha256: digest of the tensor's bytes as written (in OpenCLIP's form projections are written transposed).
     """
 
     name: str
@@ -125,7 +125,8 @@ class MergeRecord:
         base: the base model if the method needs one or one was given (method.uses_base tells whether it
             enters the weights), else None.
         architecture: shared by all sources.
-        model_class: class that loads the output: CLIPVisionModel or CLIPVisionModelWithProjection.
+        model_class: class that loads the output: CLIPVisionModel, CLIPVisionModelWithProjection or CLIPModel; what the
+            recipe's `format` open_clip holds is a CLIPModel in OpenCLIP's form.
         parameters: number of parameters written.
         dtype: torch name of the output dtype: float32, float16 or bfloat16.
         tensors: one record per output tensor, in output order.

@@ -134,7 +134,7 @@ def front_matter(record: MergeRecord, *, repo: str | None = None, results: EvalR
     metadata: dict[str, Any] = {
         **_license_fields(ingredients, repo),
         "language": [language for language in languages if _LANGUAGE.fullmatch(language)],
-        "library_name": "transformers",
+        "library_name": record.recipe.get("format", "transformers"),
         "pipeline_tag": "zero-shot-image-classification" if _whole(record) else "image-feature-extraction",
         "base_model": base_model,
         "base_model_relation": "merge" if base_model else None,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hfcart.clip import open_clip
-from hfcart.clip.tensor_names import PROJECTION, canonical
+from hfcart.clip.tensor_names import canonical
 from hfcart.errors import CorruptFileError, NotATowerError
 from hfcart.formats.safetensors_file import TensorSpec
 from hfcart.quoting import plural, quoted, some
@@ -30,10 +30,12 @@ class Found:
     Attributes:
         tensors: canonical name (or the stored one, of what belongs to no tower) -> where it is stored.
         note: what was seen through or left out, the end of a sentence that begins with the source; None for nothing.
+        beside: canonical name -> where the text side of an OpenCLIP model is stored, and its logit scale.
     """
 
     tensors: dict[str, TensorSpec]
     note: str | None = None
+    beside: dict[str, TensorSpec] = field(default_factory=dict)
 
 
 def find_tower(stored: Sequence[TensorSpec], where: str) -> Found:
@@ -87,19 +89,21 @@ def _of_transformers(stored: Sequence[TensorSpec], root: str, where: str) -> Fou
 def _of_open_clip(stored: Sequence[TensorSpec], root: str, inner: str, where: str) -> Found:
     """A tower under `root` + `inner`; what is not under `inner` is the text side, unless the tower was saved alone."""
     tensors: dict[str, TensorSpec] = {}
+    beside: dict[str, TensorSpec] = {}
     text = False
     for spec in stored:
         name = spec.name.removeprefix(root)
-        if not spec.name.startswith(root) or not name.startswith(inner):
-            text = True
-            continue
-        parts = open_clip.names_of(name.removeprefix(inner))
-        for own, part in zip(parts, _thirds(spec) if len(parts) == 3 else (spec,), strict=False):
-            _add(tensors, own, _transposed(part) if own == PROJECTION else part, where)
-        if not parts:
+        own = spec.name.startswith(root) and name.startswith(inner)
+        into = tensors if own else beside
+        parts = open_clip.names_of(name.removeprefix(inner)) if own else open_clip.beside_names_of(name)
+        for part, place in zip(parts, _thirds(spec) if len(parts) == 3 else (spec,), strict=False):
+            _add(into, part, _transposed(place) if part in open_clip.TRANSPOSED else place, where)
+        if own and not parts:
             _add(tensors, spec.name, spec, where)
+        text = text or not own
     prefix = f", read behind the prefix {quoted(root, 80)}" if root else ""
-    return Found(tensors, f"is an OpenCLIP tower{prefix}" + ("; its text side is left out" if text else ""))
+    note = f"is an OpenCLIP tower{prefix}" + ("; the text side beside it is not merged" if text else "")
+    return Found(tensors, note, beside)
 
 
 def _thirds(spec: TensorSpec) -> tuple[TensorSpec, ...]:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from hfcart.clip import open_clip
 from hfcart.clip.architecture import checked, encoder_shapes
 from hfcart.clip.tensor_names import PROJECTION
 from hfcart.errors import CorruptFileError, MismatchError, NotATowerError, SourceError, together
@@ -82,7 +83,7 @@ def read_base_parts(base: Tower) -> BaseParts:
         CorruptFileError: a file of the tokenizer is too large, or broken.
     """
     label = f"{base.label} (base)"
-    config = strict_json(base.store.small("config.json") or b"{}")
+    config = _config(base)
     held = _stored_parts(base)
     if config.get("model_type") != "clip" or not any(name.startswith("text_model.") for name in held):
         raise SourceError(
@@ -110,6 +111,28 @@ def read_base_parts(base: Tower) -> BaseParts:
     )
 
 
+def is_whole(tower: Tower) -> bool:
+    """Whether a source whose headers are read is a whole CLIP model, text tower and all.
+
+    Of OpenCLIP's files, which nearly always have the text side, only those that come with config and tokenizer.
+    """
+    names = tower.store.sizes
+    if tower.beside:
+        described = "config.json" in names or open_clip.CONFIG in names
+        return described and ("tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names.keys())
+    return any(spec.name.startswith("text_model.") for spec in tower.stored)
+
+
+def _config(base: Tower) -> dict[str, Any]:
+    """The base's config.json, or what its open_clip_config.json says in the words of that."""
+    data = base.store.small("config.json")
+    if data is None and base.beside and (own := base.store.small(open_clip.CONFIG)) is not None:
+        text = open_clip.read_open_clip_text(strict_json(own), f"{base.label} (base)")
+        return {"model_type": "clip", "text_config": text}
+    found: dict[str, Any] = strict_json(data or b"{}")
+    return found
+
+
 def clip_config(arch: Architecture, parts: BaseParts, dtype: str) -> dict[str, Any]:
     """The config.json of a CLIPModel: the merged tower's, and what the base's text tower needs."""
     return {
@@ -130,6 +153,8 @@ def clip_config(arch: Architecture, parts: BaseParts, dtype: str) -> dict[str, A
 def _stored_parts(base: Tower) -> dict[str, TensorSpec]:
     """What the base's headers list beside the tower; position_ids, a constant that old releases stored, is left."""
     held: dict[str, TensorSpec] = {}
+    if base.beside:  # of OpenCLIP's form
+        return base.beside | ({PROJECTION: base.projection} if base.projection else {})
     others = ("text_projection.weight", PROJECTION, "logit_scale")
     for spec in base.stored:
         beside = spec.name.startswith("text_model.") or spec.name in others

@@ -35,7 +35,7 @@ def read_headers(towers: Sequence[Tower], converted: Path, progress: Progress) -
         if isinstance(tower, AdaptedTower):
             return
         found = find_tower(tower.stored, tower.label)
-        tower.tensors, tower.projection = found.tensors, found.tensors.get(PROJECTION)
+        tower.tensors, tower.projection, tower.beside = found.tensors, found.tensors.get(PROJECTION), found.beside
         if found.note:
             progress.note(f"{tower.label} {found.note}.")
 

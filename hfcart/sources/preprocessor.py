@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from hfcart.clip import open_clip
+from hfcart.clip.to_open_clip import inexpressible
 from hfcart.errors import CorruptFileError
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.sources.stores import Store
@@ -18,6 +20,7 @@ _STD = [0.26862954, 0.26130258, 0.27577711]
 
 _CLIP_SIZE = 224  # what transformers takes for a size that a file leaves out, whatever tower it belongs to
 _KINDS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
+_INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # open_clip's words for Pillow's filters
 _LARGEST = 10_000  # pixels a side
 _FINITE = 1e6
 # What each step needs; a step that is switched off asks for nothing.
@@ -117,12 +120,44 @@ def _of_open_clip(found: object, where: str, image_size: int) -> dict[str, Any]:
     found = {} if found is None else found
     if not isinstance(found, dict):
         raise _bad(f"{where} has a preprocess_cfg that is no JSON object.")
-    if found.get("resize_mode") not in (None, "shortest") or found.get("mode") not in (None, "RGB"):
-        key = "mode" if found.get("resize_mode") in (None, "shortest") else "resize_mode"
+    mode = found.get("resize_mode")
+    if mode not in (None, "shortest", "squash") or found.get("mode") not in (None, "RGB"):
+        key = "mode" if mode in (None, "shortest", "squash") else "resize_mode"
         raise _bad(f"{where} has {key} = {json.dumps(found[key])[:60]} in its preprocess_cfg, expected CLIP's own.")
     resample = 2 if found.get("interpolation") == "bilinear" else 3  # whatever else it says is bicubic there
-    size = {"size": {"shortest_edge": image_size}, "crop_size": image_size}
+    square = {"height": image_size, "width": image_size}
+    size = {"size": square if mode == "squash" else {"shortest_edge": image_size}, "crop_size": image_size}
     return {**size, "image_mean": found.get("mean"), "image_std": found.get("std"), "resample": resample}
+
+
+def preprocess_cfg(fields: dict[str, Any], image_size: int) -> dict[str, Any]:
+    """A preprocessor as open_clip_config.json states it: the same pixels, but for where a crop is cut.
+
+    Where an odd number of pixels is cut off, torchvision, which open_clip crops with, may begin one pixel later.
+
+    Args:
+        fields: in the canonical form.
+        image_size: pixels a side that the tower takes.
+
+    Raises:
+        UsageError: open_clip has no such preprocessing.
+    """
+    squash = {"height": image_size, "width": image_size}
+    modes = {"shortest": {"shortest_edge": image_size}, "squash": squash}
+    mode = next((mode for mode, size in modes.items() if fields["do_resize"] and fields["size"] == size), None)
+    if mode is None or (mode == "shortest" and not fields["do_center_crop"]):
+        size = json.dumps(fields["size"]) if fields["do_resize"] else "not at all"
+        known = f"a shortest side of {image_size} and a crop, or a square of {image_size}"
+        raise inexpressible(f"resizes images to {size} before it takes {image_size} x {image_size} pixels", known)
+    if fields["resample"] not in _INTERPOLATION:
+        raise inexpressible(f"resizes images with Pillow's filter {fields['resample']}", "2 (bilinear) and 3 (bicubic)")
+    if not fields["do_rescale"] or not math.isclose(fields["rescale_factor"], 1 / 255, rel_tol=1e-6):
+        factor = fields["rescale_factor"] if fields["do_rescale"] else 1
+        raise inexpressible(f"multiplies pixels by {factor}", "1/255")
+    plain = ([0.0] * 3, [1.0] * 3)
+    mean, std = (fields["image_mean"], fields["image_std"]) if fields["do_normalize"] else plain
+    interpolation = _INTERPOLATION[fields["resample"]]
+    return {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": mode}
 
 
 def _bad(message: str) -> PreprocessorError:

@@ -85,6 +85,7 @@ class Tower:
         index: stored name -> shard, if there is an index.
         record: filled by `fetch_all`.
         projection: where its visual projection is stored, None if it has none.
+        beside: canonical name -> where the text side of an OpenCLIP model is stored, and its logit scale.
         stored: everything its headers list, by the names in the files.
         files: the weight files that are on this machine, open.
         reopened: whether `wanted` is of an earlier reading.
@@ -101,6 +102,7 @@ class Tower:
     index: dict[str, str] | None = None
     record: SourceRecord | None = None
     projection: TensorSpec | None = None
+    beside: dict[str, TensorSpec] = field(default_factory=dict)
     stored: list[TensorSpec] = field(default_factory=list)
     files: dict[str, LocalFile] = field(default_factory=dict)
     reopened: bool = False
@@ -171,7 +173,8 @@ class Tower:
 
     def sealed(self, name: str) -> str:
         """sha256 of weight file `name`, which is here. Its tensors are read as they were hashed from now on."""
-        taken = {(spec.start, spec.end) for spec in self.tensors.values() if spec.file == name}
+        parts = (*self.tensors.values(), *self.beside.values())
+        taken = {(spec.start, spec.end) for spec in parts if spec.file == name}
         begun = {start for start, _ in taken}  # of a tensor that is cut in parts, only the parts are read
         others = {(spec.start, spec.end) for spec in self.stored if spec.file == name and spec.start not in begun}
         return self.files[name].sealed(taken | others)

@@ -68,6 +68,10 @@ class TensorFiles:
             write_all(self._descriptors[slot.file], data, slot.start)
         return hashlib.sha256(data).hexdigest()
 
+    def is_transposed(self, name: str) -> bool:
+        """Whether a tensor's slot takes the transpose of it."""
+        return self._layout.slots[name].transposed
+
     def read(self, name: str) -> bytes:
         """A tensor's bytes, read back from its slot."""
         slot = self._layout.slots[name]
@@ -89,39 +93,42 @@ def refuse_without_room(folder: Path, layout: Layout) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def read_back(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], digests: Mapping[str, str]
-) -> Iterator[tuple[str, str]]:
-    """Read every written weight file once more, prove it tensor by tensor, and yield (file, sha256).
+def read_back(folder: Path, layout: Layout, digests: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Read every written weight file once more, prove it tensor by tensor, and yield (its path in the folder, sha256).
 
     Args:
         folder: the folder to read.
-        shapes: name -> shape of every tensor that must be there.
+        layout: of what was written there.
         digests: name -> sha256 of every tensor's bytes.
 
     Raises:
-        VerifyError: a name, shape or digest is not what it must be.
+        VerifyError: a file, a header or a tensor is not what it must be.
     """
-    found: set[str] = set()
-    for path in sorted(folder.glob(TENSOR_FILES)):
-        file = LocalFile(path, path.name)
+
+    def wrong(what: str) -> VerifyError:
+        return VerifyError(
+            f"{what} reads back different from what was written.",
+            hint="The disk or its memory may be failing. Run the same command again.",
+        )
+
+    for foreign in sorted({path.name for path in folder.glob(TENSOR_FILES)} - layout.headers.keys()):
+        raise VerifyError(f"{folder.name}: {foreign} is no file of what was written.", hint="Take it out of the folder.")
+    for name, header in sorted(layout.headers.items()):
+        path = folder / name
+        if not path.is_file():
+            raise VerifyError(f"{folder.name}: {name} is missing after writing.")
+        slots = sorted((slot.start, slot.end, tensor) for tensor, slot in layout.slots.items() if slot.file == name)
+        file = LocalFile(path, name)
         try:
-            specs = parse_header(file.read, file.size, path.name)
-            whole = hashlib.sha256()
-            position = 0
-            for spec in sorted(specs.values(), key=lambda s: s.start):
-                whole.update(file.read(position, spec.start))
-                data = file.read(spec.start, spec.end)
+            whole = hashlib.sha256(header)
+            if file.size != layout.sizes[name] or file.read(0, len(header)) != header:
+                raise wrong(f"The header of {name}")
+            parse_header(file.read, file.size, name)
+            for start, end, tensor in slots:
+                data = file.read(start, end)
                 whole.update(data)
-                position = spec.end
-                if shapes.get(spec.name) != spec.shape or hashlib.sha256(data).hexdigest() != digests[spec.name]:
-                    raise VerifyError(
-                        f"{path.name}: tensor {spec.name} reads back different from what was written.",
-                        hint="The disk or its memory may be failing. Run the same command again.",
-                    )
-                found.add(spec.name)
+                if hashlib.sha256(data).hexdigest() != digests[tensor]:
+                    raise wrong(f"{name}: tensor {tensor}")
         finally:
             file.close()
-        yield path.name, whole.hexdigest()
-    if missing := sorted(set(shapes) - found):
-        raise VerifyError(f"{folder.name}: tensor {missing[0]} is missing after writing ({len(missing)} in all).")
+        yield name, whole.hexdigest()

@@ -17,6 +17,7 @@ from hfcart.errors import NonFiniteError, NotATowerError
 from hfcart.formats.safetensors_file import TensorSpec
 from hfcart.progress import Progress, Within
 from hfcart.records import Architecture, SourceRecord
+from hfcart.sources.full_clip import is_whole
 from hfcart.sources.headers import read_headers
 from hfcart.sources.one_architecture import FLOATS, check_alike, describe
 from hfcart.sources.places import pin
@@ -109,7 +110,7 @@ def load_tower(ref: Ref, progress: Progress, given: str | None = None) -> Loaded
 
 def is_clip(tower: Tower) -> bool:
     """Whether a tower, its headers read, lies inside a whole CLIPModel."""
-    return tower.base is None and any(spec.name.startswith("text_model.") for spec in tower.stored)
+    return tower.base is None and is_whole(tower)
 
 
 def running(tower: Tower) -> CLIPVisionModel:

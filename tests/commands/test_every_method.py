@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from merging import Stop
 from running import TOKEN
 from safetensors.torch import load_file
 from towers import TINY, weights, write_tower
@@ -28,21 +29,6 @@ from hfcart.recipes.merge_recipe import make
 SMALL = {**TINY, "num_hidden_layers": 1}
 # The others need images as well: their statistics have tests of their own.
 ALONE = [name for name, method in METHODS.items() if method.statistics is None]
-
-
-class Stop(Progress):
-    """Ctrl-C after so many groups."""
-
-    def __init__(self, after: int) -> None:
-        self.label, self.left = "", after
-
-    def start(self, label: str, total: int, unit: str) -> None:
-        self.label = label
-
-    def advance(self, amount: int) -> None:
-        self.left -= self.label == "Merging" and amount > 0
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def learned(method: str, settings: dict[str, Any], groups: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from towers import TINY
+from safetensors.torch import load_file, save_file
+from towers import TINY, config
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from transformers.utils import logging
 
@@ -29,29 +30,52 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=77)
 
 
-def write_clip(folder: Path, seed: int, cfg: dict = TINY) -> Path:
+def write_clip(
+    folder: Path, seed: int, cfg: dict = TINY, text: dict | None = None, words: CLIPTokenizer | None = None
+) -> Path:
     """Write a CLIPModel with this vision config, its tokenizer and its preprocessor, saved by transformers itself.
+
+    `text` has fields of its text config, `words` is another tokenizer than that of single bytes.
 
     The weights are random, the text tower's large enough that prompts of different classes point apart; the
     text tower pools at END (not, as with eos_token_id = 2, at the largest token id).
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    words = tokenizer()
+    words = words or tokenizer()
     end, start = words.convert_tokens_to_ids(END), words.convert_tokens_to_ids(START)
     vision = {k: v for k, v in cfg.items() if k != "projection_dim"}
     ids = {"vocab_size": len(words), "bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    text = {**TEXT, **ids, "max_position_embeddings": 77, "hidden_act": cfg["hidden_act"], "initializer_factor": 8.0}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=cfg["projection_dim"])
+    own = {**TEXT, **ids, "max_position_embeddings": 77, "hidden_act": cfg["hidden_act"], "initializer_factor": 8.0}
+    whole = CLIPConfig(text_config=own | (text or {}), vision_config=vision, projection_dim=cfg["projection_dim"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIPModel(config)
+        model = CLIPModel(whole)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     side = cfg["image_size"]
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     CLIPImageProcessor(**size).save_pretrained(folder)
     return folder
+
+
+def write_towers_of(clip: Path, folder: Path, count: int) -> list[Path]:
+    """Towers t1, t2, ... as if fine-tuned from the CLIPModel in `clip`, each saved as a CLIPVisionModel."""
+    base = load_file(clip / "model.safetensors")
+    vision = json.loads((clip / "config.json").read_text())["vision_config"]
+    towers = []
+    for i in range(1, count + 1):
+        own = torch.Generator().manual_seed(i)
+        tower = {
+            name: tensor + 0.05 * tensor.norm() / tensor.numel() ** 0.5 * torch.randn(tensor.shape, generator=own)
+            for name, tensor in base.items()
+            if name.startswith("vision_model.")
+        }
+        towers.append(folder / f"t{i}")
+        towers[-1].mkdir()
+        save_file(tower, towers[-1] / "model.safetensors", {"format": "pt"})
+        (towers[-1] / "config.json").write_text(json.dumps(config(vision)))
+    return towers
 
 
 def image(label: int, seed: int, side: int = 24) -> Image.Image:

@@ -27,6 +27,21 @@ class Listener(Progress):
         self.warnings.append(text)
 
 
+class Stop(Progress):
+    """Ctrl-C after so many groups."""
+
+    def __init__(self, after: int) -> None:
+        self.label, self.left = "", after
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        self.label = label
+
+    def advance(self, amount: int) -> None:
+        self.left -= self.label == "Merging" and amount > 0
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
 def merged(sources: list[Path], out: Path, **fields: object) -> dict[str, torch.Tensor]:
     hfcart.merge([str(s) for s in sources], out=str(out), **fields)
     return {k: v for path in sorted(out.glob("*.safetensors")) for k, v in load_file(path).items()}

@@ -7,23 +7,15 @@ open_clip makes of them.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 
 import torch
+from open_clip_library import make_importable
 from safetensors.torch import save_file
-from torch import library
 
 libraries, folder = Path(sys.argv[1]), Path(sys.argv[2])
-sys.path.insert(1, str(libraries))
-try:
-    torch.ops.load_library(next((libraries / "torchvision").glob("_C*.so")))
-except OSError:  # built for another torch; without its operators, which no tower needs, it cannot be imported
-    operators = library.Library("torchvision", "DEF")
-    named = (libraries / "torchvision" / "_meta_registrations.py").read_text()
-    for name in set(re.findall(r'(?:register_meta\("|"torchvision::)(\w+)"', named)):
-        operators.define(f"{name}(Tensor a) -> Tensor")
+make_importable(libraries)
 
 from open_clip.model import CLIP  # noqa: E402
 

@@ -71,7 +71,7 @@ def test_the_files_and_prefixes_of_openclip(tmp_path: Path, file: str, prefix: s
     found = merged([source], tmp_path / "m", method="average", progress=heard)
     near(found, {n: t.half() for n, t in weights(1, WIDE).items()}, 0.0)
     (note,) = [note for note in heard.notes if "OpenCLIP" in note]
-    assert note.startswith("o is an OpenCLIP tower") and "its text side is left out" in note
+    assert note.startswith("o is an OpenCLIP tower") and "the text side beside it is not merged" in note
     assert (f"behind the prefix '{prefix}'" in note) == bool(prefix)
 
 
@@ -229,7 +229,11 @@ def test_openclips_preprocessing(tmp_path: Path) -> None:
     for cfg, resample in ((None, 3), ({"interpolation": "bilinear"}, 2), ({"interpolation": "random"}, 3)):
         (folder / "open_clip_config.json").write_text(json.dumps({**found, "preprocess_cfg": cfg}))
         assert read_preprocessor(LocalStore(folder), 16) == {**clip_default(16), "resample": resample}
-    (folder / "open_clip_config.json").write_text(json.dumps({**found, "preprocess_cfg": {"resize_mode": "squash"}}))
+    squash, longest = ({**found, "preprocess_cfg": {"resize_mode": mode}} for mode in ("squash", "longest"))
+    (folder / "open_clip_config.json").write_text(json.dumps(squash))
+    square = {"height": 16, "width": 16}
+    assert read_preprocessor(LocalStore(folder), 16) == {**clip_default(16), "size": square}
+    (folder / "open_clip_config.json").write_text(json.dumps(longest))
     with pytest.raises(Exception, match="resize_mode"):
         read_preprocessor(LocalStore(folder), 16)
 

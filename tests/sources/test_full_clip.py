@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from clips import START, tokenizer, write_clip
+from clips import START, tokenizer, write_clip, write_towers_of
 from running import COMPAT, Run
 from safetensors.torch import load_file, save_file
-from towers import config as tower_config
 
 import hfcart
 from hfcart.clip.architecture import read_architecture
@@ -46,17 +45,7 @@ CARD = "---\nlicense: {}\nbase_model: {}\n---\n"
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a CLIPModel `base` and towers `t1`, `t2` fine-tuned from it."""
     folder = tmp_path_factory.mktemp("zoo")
-    base = load_file(write_clip(folder / "base", 1) / "model.safetensors")
-    config = json.loads((folder / "base" / "config.json").read_text())["vision_config"]
-    for i in (1, 2):
-        own = torch.Generator().manual_seed(i)
-        tower = {k: v for k, v in base.items() if k.startswith("vision_model.")}
-        tower = {
-            k: v + 0.05 * v.norm() / v.numel() ** 0.5 * torch.randn(v.shape, generator=own) for k, v in tower.items()
-        }
-        (folder / f"t{i}").mkdir()
-        save_file(tower, folder / f"t{i}" / "model.safetensors", {"format": "pt"})
-        (folder / f"t{i}" / "config.json").write_text(json.dumps(tower_config(config)))
+    write_towers_of(write_clip(folder / "base", 1), folder, 2)
     return folder
 
 

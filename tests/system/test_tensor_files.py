@@ -32,7 +32,7 @@ def test_written_in_any_order_and_read_by_safetensors(tmp_path: Path) -> None:
         assert all(tensors.read(name) == value.tobytes() for name, value in VALUES.items())
     found = {name: value for path in tmp_path.glob(TENSOR_FILES) for name, value in load_file(path).items()}
     assert {name: value.tolist() for name, value in found.items()} == {n: v.tolist() for n, v in VALUES.items()}
-    assert dict(read_back(tmp_path, SHAPES, digests)) == {
+    assert dict(read_back(tmp_path, LAYOUT, digests)) == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob(TENSOR_FILES)
     }
 
@@ -53,8 +53,8 @@ def test_opened_again_it_holds_what_the_bytes_prove(tmp_path: Path) -> None:
     ("shapes", "changed", "words"),
     [
         ({}, {"b": "0" * 64}, "tensor b reads back different"),
-        ({"b": (1, 7)}, {}, "tensor b reads back different"),
-        ({"d": (1,)}, {}, "tensor d is missing"),
+        ({"b": (1, 7)}, {}, "header of model-0000.-of-0000..safetensors reads back different"),
+        ({"d": (60,)}, {}, "header of model-00001-of-00002.safetensors reads back different"),
     ],
 )
 def test_what_reads_back_different_is_an_error(
@@ -63,7 +63,19 @@ def test_what_reads_back_different_is_an_error(
     with TensorFiles(tmp_path, LAYOUT) as tensors:
         digests = write(tensors, *SHAPES)
     with pytest.raises(VerifyError, match=words):
-        list(read_back(tmp_path, SHAPES | shapes, digests | changed))
+        list(read_back(tmp_path, lay_out(SHAPES | shapes, "F32", 70), digests | changed))
+
+
+def test_a_file_that_is_gone_or_too_much_is_an_error(tmp_path: Path) -> None:
+    with TensorFiles(tmp_path, LAYOUT) as tensors:
+        digests = write(tensors, *SHAPES)
+    last = sorted(LAYOUT.headers)[-1]
+    (tmp_path / last).rename(tmp_path / "other.safetensors")
+    with pytest.raises(VerifyError, match=r"other\.safetensors is no file of"):
+        list(read_back(tmp_path, LAYOUT, digests))
+    (tmp_path / "other.safetensors").unlink()
+    with pytest.raises(VerifyError, match=f"{last} is missing after writing"):
+        list(read_back(tmp_path, LAYOUT, digests))
 
 
 def test_a_disk_that_is_too_small_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

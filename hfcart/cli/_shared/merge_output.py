@@ -76,6 +76,7 @@ def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
         "copied": _copied(plan) if plan.parts else None,
         "adapters": _adapters_as_json(plan),
         "model_class": plan.model_class,
+        "format": plan.recipe.format,
         "tensors": len(plan.shapes),
         "elements": plan.parameters,
         "decomposed": plan.low_rank_groups,
@@ -198,7 +199,8 @@ def _adaptation(plan: Plan) -> str:
 def _copied(plan: Plan) -> str:
     groups = [group for group in plan.groups if group.copied]
     count = sum(plan.group_elements(group) for group in groups)
-    return f"{len(groups)} of the tensors ({count:,} parameters) and the tokenizer, for a CLIPModel"
+    kind = "an OpenCLIP model" if plan.recipe.format == "open_clip" else "a CLIPModel"
+    return f"{len(groups)} of the tensors ({count:,} parameters) and the tokenizer, for {kind}"
 
 
 def show_result(recipe: Recipe, record: MergeRecord, published: Published | None, output: Output) -> None:
@@ -210,7 +212,10 @@ def show_result(recipe: Recipe, record: MergeRecord, published: Published | None
     place = json.dumps(str(recipe.folder) if published is None else recipe.push_to, ensure_ascii=False)
     at = f', revision="{published.revision}"' if published and published.revision else ""
     load = f"{record.model_class}.from_pretrained({place}{at})"
-    if record.model_class == "CLIPModel":
+    if recipe.format == "open_clip":
+        name = f"hf-hub:{recipe.push_to}" if published else f"local-dir:{recipe.folder}"
+        load = f"open_clip.create_model_and_transforms({json.dumps(name, ensure_ascii=False)})"
+    elif record.model_class == "CLIPModel":
         load = f'pipeline("zero-shot-image-classification", model={place}{at})'
     others = ", ".join(each.name for each in record.adapters[:3]) + (", …" if len(record.adapters) > 3 else "")
     output.result()

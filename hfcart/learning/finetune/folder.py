@@ -72,7 +72,7 @@ def finish(
     for name in plan.shapes:
         flat: Any = weights[name].contiguous().reshape(-1).view(torch.uint8).numpy()
         digests[name] = tensors.write(name, memoryview(flat))
-    files = dict(read_back(folder.path, plan.shapes, digests))
+    files = dict(read_back(folder.path, plan.layout, digests))
     for name, data in _small_files(plan).items():
         folder.add(name, data)
         files[name] = hashlib.sha256(data).hexdigest()
