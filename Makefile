@@ -10,13 +10,17 @@ NPM_CLIENT := .npm-client
 SPACE := .space
 # open_clip, of which towers come: what it imports is built for one release of torch.
 OPEN_CLIP := .open-clip
+# What a published CLIP is used in: hfcart imports neither.
+SENTENCES := .sentence-transformers
+ONNX := .onnx
 
 .PHONY: demo test browser quick lint docs pictures bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/hfcart demo
 
-test: $(VENV)/.ready $(COMPAT)/.ready $(NPM_CLIENT)/.ready $(SPACE)/.ready $(OPEN_CLIP)/.ready
+test: $(VENV)/.ready $(COMPAT)/.ready $(NPM_CLIENT)/.ready $(SPACE)/.ready $(OPEN_CLIP)/.ready \
+		$(SENTENCES)/.ready $(ONNX)/.ready
 	$(BIN)/python -m pytest --numprocesses 2
 
 # What people look at is tested in a real browser: Debian's, where there is none (installing it takes root).
@@ -78,5 +82,15 @@ $(OPEN_CLIP)/.ready: tests/open_clip.txt $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --no-deps --target $(OPEN_CLIP) --requirement tests/open_clip.txt
 	touch $@
 
+$(SENTENCES)/.ready: tests/sentence_transformers.txt $(VENV)/.ready
+	rm -rf $(SENTENCES)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SENTENCES) --requirement tests/sentence_transformers.txt
+	touch $@
+
+$(ONNX)/.ready: tests/onnx.txt $(VENV)/.ready
+	rm -rf $(ONNX)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(ONNX) --requirement tests/onnx.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(COMPAT) $(NPM_CLIENT) $(SPACE) $(OPEN_CLIP) hfcart-demo
+	rm -rf $(VENV) $(COMPAT) $(NPM_CLIENT) $(SPACE) $(OPEN_CLIP) $(SENTENCES) $(ONNX) hfcart-demo
