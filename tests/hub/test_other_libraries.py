@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import make_head, open_base
 from hfcart.zero_shot.loaded_tower import load_tower
 
+GUIDE = ROOT / ".github" / "GUIDE.md"
 TEMPLATE = "a photo of the colour {}."
 
 
@@ -60,6 +62,7 @@ def published(
     pictures = [image(label, 7) for label in range(len(COLOURS))]
     for i, picture in enumerate(pictures):
         picture.save(folder / f"{i}.png")
+    pictures[0].save(folder / "photo.jpg")  # of which the guide speaks
     tower, task = load_tower(str(folder / "merged"), Progress()), TaskCard(**card() | {"templates": (TEMPLATE,)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_ASSETS_CACHE", str(folder / "assets"))
@@ -84,83 +87,60 @@ def libraries(name: str) -> Path:
     return folder
 
 
-def run(code: str, published: Published, first: Path | None = None, last: Path | None = None) -> dict[str, object]:
-    """What a program prints as JSON on its last line. Libraries come before the environment's, or after them."""
+def run(snippet: str, code: str, published: Published, first: Path | None = None, last: Path | None = None) -> Any:
+    """What the guide's snippet with that word in it, and a program behind it, print as JSON on the last line.
+
+    Libraries come before the environment's, or after them.
+    """
+    (shown,) = [block for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL) if snippet in block]
     env = published.env | {"PYTHONPATH": str(first)} if first else published.env
     before = f"import sys; sys.path.append({str(last)!r})\n" if last else ""
-    asked = f"import json, torch\nfrom PIL import Image\nlabels, template = {COLOURS!r}, {TEMPLATE!r}\n"
-    asked += "images = [Image.open(f'{i}.png') for i in range(4)]\ntexts = [template.format(l) for l in labels]\n"
-    command = [sys.executable, "-c", before + asked + code]
+    after = f"import json\nfrom PIL import Image\nlabels, template = {COLOURS!r}, {TEMPLATE!r}\n"
+    after += "images = [Image.open(f'{i}.png') for i in range(4)]\ntexts = [template.format(l) for l in labels]\n"
+    command = [sys.executable, "-c", before + shown + after + code]
     done = subprocess.run(command, cwd=published.folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def near(found: object, expected: torch.Tensor, tolerance: float = 1e-5) -> bool:
+def near(found: list[Any], expected: torch.Tensor, tolerance: float = 1e-5) -> bool:
     return torch.allclose(torch.tensor(found), expected, rtol=0, atol=tolerance)
 
 
 PIPELINE = """
 import transformers
-classify = transformers.pipeline("zero-shot-image-classification", model="user/merged")
 found = classify(images, candidate_labels=labels, hypothesis_template=template)
 print(json.dumps({"version": transformers.__version__, "found": found}))
+"""
+SENTENCES = """
+encoded = [model.encode(each, normalize_embeddings=True).tolist() for each in (images, texts)]
+print(json.dumps(encoded))
+"""
+ONNX = """
+import onnxruntime
+session = onnxruntime.InferenceSession("clip.onnx")
+inputs = processor(images=images, text=texts, padding=True, return_tensors="np")
+found = session.run(["images", "texts"], {"pixels": inputs.pixel_values, "tokens": inputs.input_ids})
+print(json.dumps([each.tolist() for each in found]))
 """
 
 
 @pytest.mark.parametrize(("version", "first"), [("5.", None), ("4.57.", COMPAT)])
 def test_in_the_pipeline_of_both_majors(published: Published, version: str, first: Path | None) -> None:
-    out = run(PIPELINE, published, first=first)
-    assert str(out["version"]).startswith(version)
+    out = run("zero-shot-image-classification", PIPELINE, published, first=first)
+    assert out["version"].startswith(version)
     for found, scores in zip(out["found"], published.scores, strict=True):
         assert [each["label"] for each in found] == [COLOURS[i] for i in scores.argsort(descending=True)]
         assert near([each["score"] for each in found], scores.sort(descending=True).values, 1e-4)
 
 
-SENTENCES = """
-from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("user/merged")
-encoded = [model.encode(each, normalize_embeddings=True).tolist() for each in (images, texts)]
-print(json.dumps(dict(zip(["images", "texts"], encoded))))
-"""
-
-
 def test_in_sentence_transformers(published: Published) -> None:
     """It takes what transformers loads: no file of its own is needed."""
-    out = run(SENTENCES, published, last=libraries(".sentence-transformers"))
-    assert near(out["images"], published.images) and near(out["texts"], published.head)
-
-
-ONNX = """
-import onnxruntime
-from transformers import AutoProcessor, CLIPModel
-
-class Features(torch.nn.Module):
-    def __init__(self, clip):
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, pixel_values, input_ids):
-        found = self.clip(pixel_values=pixel_values, input_ids=input_ids)
-        return found.image_embeds, found.text_embeds
-
-clip = CLIPModel.from_pretrained("user/merged").eval()
-inputs = AutoProcessor.from_pretrained("user/merged")(images=images, text=texts, padding=True, return_tensors="pt")
-pixels, tokens = inputs.pixel_values, inputs.input_ids
-any_number, any_length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
-torch.onnx.export(
-    Features(clip).eval(), (pixels[:2], tokens[:3]), "clip.onnx", dynamo=True, verbose=False,
-    input_names=["pixels", "tokens"], output_names=["images", "texts"],
-    dynamic_shapes=({0: any_number}, {0: any_number, 1: any_length}),
-)
-session = onnxruntime.InferenceSession("clip.onnx")
-found = session.run(["images", "texts"], {"pixels": pixels.numpy(), "tokens": tokens.numpy()})
-print(json.dumps(dict(zip(["images", "texts"], [each.tolist() for each in found]))))
-"""
+    images, texts = run("SentenceTransformer", SENTENCES, published, last=libraries(".sentence-transformers"))
+    assert near(images, published.images) and near(texts, published.head)
 
 
 def test_exported_to_onnx(published: Published) -> None:
-    """For any number of images and texts, of any length: it is run with others than it was exported with."""
-    out = run(ONNX, published, last=libraries(".onnx"))
-    assert near(out["images"], published.images) and near(out["texts"], published.head)
+    """It is run with another number of images and texts, of another length, than it was exported with."""
+    images, texts = run("torch.onnx.export", ONNX, published, last=libraries(".onnx"))
+    assert near(images, published.images) and near(texts, published.head)
