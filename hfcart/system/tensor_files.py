@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from hfcart.errors import VerifyError
+from hfcart.errors import AGAIN, VerifyError
 from hfcart.formats.safetensors_file import LocalFile, parse_header
 from hfcart.formats.shard_layout import Layout
 from hfcart.system.disk import explain_os_errors, reserve, standing_parent, write_all
@@ -111,8 +111,11 @@ def read_back(folder: Path, layout: Layout, digests: Mapping[str, str]) -> Itera
             hint="The disk or its memory may be failing. Run the same command again.",
         )
 
-    for foreign in sorted({path.name for path in folder.glob(TENSOR_FILES)} - layout.headers.keys()):
-        raise VerifyError(f"{folder.name}: {foreign} is no file of what was written.", hint="Take it out of the folder.")
+    if foreign := sorted({path.name for path in folder.glob(TENSOR_FILES)} - layout.headers.keys()):
+        raise VerifyError(
+            f"{folder.name}: {foreign[0]} is no file of what was written.",
+            hint=f"Take it out of the folder, {AGAIN}",
+        )
     for name, header in sorted(layout.headers.items()):
         path = folder / name
         if not path.is_file():
