@@ -54,7 +54,7 @@ def test_opened_again_it_holds_what_the_bytes_prove(tmp_path: Path) -> None:
     [
         ({}, {"b": "0" * 64}, "tensor b reads back different"),
         ({"b": (1, 7)}, {}, "header of model-0000.-of-0000..safetensors reads back different"),
-        ({"d": (60,)}, {}, "header of model-00001-of-00002.safetensors reads back different"),
+        ({"d": (60,)}, {}, "model-00001-of-00002.safetensors is no file of what was written"),
     ],
 )
 def test_what_reads_back_different_is_an_error(
