@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 B32 = {
@@ -26,6 +26,7 @@ B32 = {
     "projection_dim": 512,
 }  # fmt: skip
 RANK = 0.08
+HEAD = "{:<34}" + f"{'wall':>11}{'CPU':>12}{'of it system':>12}{'page faults':>13}{'peak memory':>12}"
 
 PLAIN = """
 import sys, torch
@@ -51,10 +52,12 @@ models[0].save_pretrained(out)
 
 @dataclass
 class Cost:
-    """Of one whole process: seconds of wall time, seconds of CPU, bytes of peak resident memory."""
+    """Of one whole process: seconds of wall time, of CPU, of it in the system; page faults; bytes of peak memory."""
 
     wall: float
     cpu: float
+    system: float
+    faults: float
     memory: float
 
 
@@ -70,11 +73,12 @@ def measure(command: list[str], **env: str) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"failed: {command[:6]}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    cpu, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    return Cost(wall, cpu, usage.ru_stime, usage.ru_minflt, memory)
 
 
 def median(costs: list[Cost]) -> Cost:
-    return Cost(*(statistics.median(getattr(c, f) for c in costs) for f in ("wall", "cpu", "memory")))
+    return Cost(*(statistics.median(getattr(c, field.name) for c in costs) for field in fields(Cost)))
 
 
 BUILD = """
@@ -158,7 +162,9 @@ def floor(sources: list[Path], out: Path) -> tuple[float, dict[str, float]]:
 
 
 def row(name: str, cost: Cost) -> str:
-    return f"{name:<34}{cost.wall:>9.1f} s{cost.cpu:>10.1f} s{cost.memory / 1e9:>9.2f} GB"
+    faults = f"{cost.faults:,.0f}"
+    seconds = f"{cost.wall:>9.1f} s{cost.cpu:>10.1f} s{cost.system:>10.1f} s"
+    return f"{name:<34}{seconds}{faults:>13}{cost.memory / 1e9:>9.2f} GB"
 
 
 def main() -> None:
@@ -178,18 +184,21 @@ def main() -> None:
         plain_all = measure(plain_code)
         ours = median([hfcart(some, out) for _ in range(arguments.runs)])
         print(f"{arguments.towers} ViT-B/32 towers, float32, CART at rank {RANK}; {os.cpu_count()} cores")
-        print(f"{'':<34}{'wall':>11}{'CPU':>12}{'peak memory':>12}")
+        print(HEAD.format(""))
         print(row("plain, one BLAS thread", plain_one))
         print(row("plain, torch's default threads", plain_all))
         print(row(f"hfcart (median of {arguments.runs})", ours))
-        best = Cost(*(min(getattr(plain_one, f), getattr(plain_all, f)) for f in ("wall", "cpu", "memory")))
+        best = Cost(*(min(getattr(plain_one, f.name), getattr(plain_all, f.name)) for f in fields(Cost)))
         print(
             f"the better plain way / hfcart: wall {best.wall / ours.wall:.1f}x, CPU {best.cpu / ours.cpu:.1f}x, "
             f"memory {best.memory / ours.memory:.1f}x"
         )
-        print(f"\n{'towers':<34}{'wall':>11}{'CPU':>12}{'peak memory':>12}")
+        print("\n" + HEAD.format("towers"))
         for count in (2, 4, 8, 16):
             print(row(str(count), median([hfcart(sources[:count], out) for _ in range(arguments.runs)])))
+        print("\nWhere the seconds go:")
+        phases = [sys.executable, str(Path(__file__).with_name("phases.py")), str(out), *map(str, some)]
+        subprocess.run(phases, check=True)
         total, parts = floor(some, out)
         print("\nFloor, CPU seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in parts.items()))
         print(f"sum {total:.1f} s; hfcart takes {ours.cpu / total:.2f} times that (imports, means and checks included)")
