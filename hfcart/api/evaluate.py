@@ -50,6 +50,7 @@ def evaluate(
             seed (int): Of that sample.
             streaming (bool): Read images over the network; False keeps them in the cache. Default: True.
             references ("none" | "published" | "measured"): What to compare with. Default: published.
+            adapters (bool): Of a merge with adapters, measure each task with its own, too. Default: True.
         Machine:
             device (str): Where to compute. Default: auto.
             precision ("auto" | "float32" | "bfloat16"): Of the forward pass. Default: auto.

@@ -84,6 +84,7 @@ class EvaluateOptions(TypedDict, total=False):
     seed: int | None
     streaming: bool
     references: Literal["none", "published", "measured"] | None
+    adapters: bool
     device: str | None
     precision: Literal["auto", "float32", "bfloat16"] | None
     batch_size: int | None

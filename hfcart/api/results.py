@@ -97,7 +97,7 @@ class Evaluated(_Of, EvalRecord):
             low, high = wilson(one.correct, one.n)
             row = {"task": one.task, "title": one.title, "part": one.part, "accuracy": accuracy(one)}
             row |= {"low": low, "high": high, "n": one.n, "correct": one.correct, "partial": one.partial}
-            for name in ("pretrained", "average", "individual"):
+            for name in ("adapter", "pretrained", "average", "individual"):
                 other = getattr(one, name)
                 row[name] = other.accuracy if other else None
             rows.append(row)

@@ -67,6 +67,15 @@ def eval(
             rich_help_panel=IMAGES,
         ),
     ] = Measurement.references,
+    no_adapters: Annotated[
+        bool,
+        typer.Option(
+            "--no-adapters",
+            help="Measure the tower alone, not with each task's adapter.\fOf a merge with adapters, each task is "
+            "measured with the adapter of its own tower beside the tower alone, on the same images.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -122,6 +131,7 @@ def eval(
             seed=seed,
             no_streaming=no_streaming,
             references=references,
+            adapters=not no_adapters,
             device=device,
             precision=precision,
             batch_size=batch_size,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -18,8 +19,10 @@ from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.recipes.finished_merge import opens_again, read_record
 from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
+from hfcart.records.adapters import FOLDER
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.sources.own_tasks import Known, own_tower
+from hfcart.sources.stores import LocalStore, Store
 from hfcart.sources.towers import Ref
 from hfcart.system.environment import current_environment
 from hfcart.tasks.copies import copies
@@ -81,6 +84,7 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
     cards: dict[str, bytes] = {}
     with _others(tower, bound, measurement.references, progress) as others:
         own, shared = scorer(tower), {name: scorer(loaded) for name, loaded in others.shared.items()}
+        adapters = adapters_of(tower) if measurement.adapters else ()
         for task in measurement.tasks:
             with processes.main_process_first():  # the others find the head, and a split's cache, ready made
                 split = measurement.split(task, progress)
@@ -88,6 +92,8 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
             if individual := others.individual(task, progress):
                 check_base(individual, bound, progress)
             rivals = shared | ({"individual": scorer(individual)} if individual else {})
+            if adapters and (adapted := _adapted(tower, adapters, task, progress)):
+                rivals["adapter"] = scorer(adapted)
             progress.start(task.title, len(split) // processes.num_processes, "images")
             try:
                 counts, undecodable = score(
@@ -108,7 +114,8 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
             cards |= copies([(task, split.dataset)])
             measured = {name: _share(total[1 + i], s.label) for i, (name, s) in enumerate(rivals.items())}
             result = _result(split, total[0], int(total[-1, 0, 0]))
-            results.append(replace(result, **(measured or _published(task, bound, measurement.references, result))))
+            beside: dict[str, Any] = {**_published(task, bound, measurement.references, result), **measured}
+            results.append(replace(result, **beside))
             if result.undecodable:
                 progress.warn(split.left_out(result.undecodable))
     record = EvalRecord(
@@ -213,6 +220,32 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
         yield _Others(
             shared, [(ref, (source.repo, source.facts)) for source in record.sources if (ref := opens_again(source))]
         )
+
+
+def adapters_of(tower: LoadedTower) -> list[tuple[str, Known]]:
+    """What opens each adapter beside a merged tower, at its commit, and what the source it was made of is known by."""
+    record, store = _merge_record(tower), tower.store
+    if record is None or not record.adapters or store.chosen:
+        return []
+    place = f"{store.ref}{'/' if store.path else ':'}" if store.ref else f"{_folder(store)}/"
+    pairs = zip(record.adapters, record.sources, strict=True)
+    return [(f"{place}{FOLDER}/{adapter.name}", (source.repo, source.facts)) for adapter, source in pairs]
+
+
+def _folder(store: Store) -> str:
+    assert isinstance(store, LocalStore)  # every other has a ref
+    return str(store.folder)
+
+
+def _adapted(
+    tower: LoadedTower, adapters: Sequence[tuple[str, Known]], task: TaskCard, progress: Progress
+) -> LoadedTower | None:
+    """A tower with the adapter that was made of the tower fine-tuned on this task."""
+    found = own_tower(task, adapters)
+    if found is None:
+        progress.note(f"{tower.label} has no adapter of {task.title}: it is measured by the tower alone.")
+        return None
+    return replace(load_tower(found, progress), label=f"{FOLDER}/{found.rpartition('/')[2]}")
 
 
 def _merge_record(tower: LoadedTower) -> MergeRecord | None:

@@ -50,6 +50,7 @@ class TaskResult:
         pretrained: accuracy of the base model, None where unknown.
         individual: accuracy of the tower fine-tuned on this task alone, None where unknown.
         average: accuracy of the plain average of the towers that were merged, None where unknown.
+        adapter: accuracy of this tower with the task's own adapter, None where it has none.
     """
 
     task: str
@@ -65,6 +66,7 @@ class TaskResult:
     pretrained: Reference | None = None
     individual: Reference | None = None
     average: Reference | None = None
+    adapter: Reference | None = None
 
     @property
     def n(self) -> int:

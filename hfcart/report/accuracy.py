@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hfcart.records import EvalRecord, FinetuneRecord, Look, MergeRecord, Reference, TaskResult, Validation
+from hfcart.records.adapters import is_adapter_file
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution: both sides together leave out 5 %
 
@@ -112,7 +113,7 @@ def normalised(results: Iterable[TaskResult]) -> Mean:
 
 def has_chart(results: Sequence[TaskResult]) -> bool:
     """Whether there are two bars or more to set beside each other."""
-    values = [(accuracy(result), result.pretrained, result.average, result.individual) for result in results]
+    values = [(accuracy(r), r.adapter, r.pretrained, r.average, r.individual) for r in results]
     return sum(value is not None for row in values for value in row) > 1
 
 
@@ -128,7 +129,8 @@ def weights_sha256(digests: Sequence[str]) -> str:
 
 def weights_of(record: MergeRecord | FinetuneRecord) -> str | None:
     """Digest of the weights that a record's folder was written with; None if it names none."""
-    weights = [digest for name, digest in sorted(record.files.items()) if name.endswith(".safetensors")]
+    files = sorted(record.files.items())
+    weights = [sha256 for name, sha256 in files if name.endswith(".safetensors") and not is_adapter_file(name)]
     return weights_sha256(weights) if weights else None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hfcart.records import EvalRecord, Reference, TaskResult
 from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference, normalised, wilson
 
-_OTHERS = ("pretrained", "average", "individual")
+_OTHERS = ("adapter", "pretrained", "average", "individual")
+_HEADINGS = {"adapter": "with its adapter"}
 
 
 def others(record: EvalRecord) -> list[str]:
@@ -15,7 +16,7 @@ def others(record: EvalRecord) -> list[str]:
 
 def columns(record: EvalRecord) -> list[str]:
     """Headings of the table."""
-    return ["task", "accuracy %", "95 % interval", "images", *others(record)]
+    return ["task", "accuracy %", "95 % interval", "images", *(_HEADINGS.get(name, name) for name in others(record))]
 
 
 def rows(record: EvalRecord) -> list[tuple[str, ...]]:

@@ -17,6 +17,7 @@ from hfcart.report.template import some
 
 _MOST_TASKS = 10  # named in the first lines
 _CALLED = {
+    "adapter": "it with each task's own adapter",
     "pretrained": "the base alone",
     "average": "the plain average of the towers",
     "individual": "the individual towers, each on its own task",

@@ -25,7 +25,7 @@ HUB = "https://huggingface.co"
 TASK_TYPE = "zero-shot-image-classification"
 SOURCE = "hfcart"  # names our results among others'
 PUBLISHED = "†"
-OTHERS = ("pretrained", "average", "individual")  # the towers that a result is set beside
+OTHERS = ("adapter", "pretrained", "average", "individual")  # the towers that a result is set beside
 
 
 def model_index(results: EvalRecord, name: str, repo: str | None) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def _faults_of(result: TaskResult) -> Iterator[str]:
         yield f"{plural(result.n, 'image')} scored and {result.undecodable} undecodable do not make {asked}"
     if result.n == 0:
         yield "not one of its images was scored"
-    for reference in (result.pretrained, result.individual, result.average):
+    for reference in (result.pretrained, result.individual, result.average, result.adapter):
         if reference is not None and not _is_possible(reference):
             yield "a reference is no accuracy of a named tower"
 

@@ -35,6 +35,7 @@ class Measurement:
         base: the CLIP model with the text tower; None to find it by what the towers say of themselves.
         references: what to compare with: "published" figures of the task cards, or what is "measured" on the same
             images for the base, for the plain average and for each task's own tower, if the tower is a merge.
+        adapters: of a merge that has an adapter for a task, measure it with that adapter, too.
         streaming: read the images over the network; False keeps each split in the cache.
         batch_size: images a forward pass, at least 1; changes no number. Default: 16 on a CPU, 256 elsewhere.
         workers: threads, at least 1; changes no number. Default: one a core, at most eight, shared among the
@@ -53,6 +54,7 @@ class Measurement:
     seed: int = 0
     base: str | None = None
     references: str = "published"
+    adapters: bool = True
     streaming: bool = True
     batch_size: int | None = None
     workers: int | None = None

@@ -48,7 +48,11 @@ FUNCTIONS = {
 }
 # How a command prints, and what only looks: a function returns its result, and has `progress`.
 _PRINTING = {"quiet", "json", "debug", "help", "dry_run"}
-_TURNED = {"no_streaming": "streaming"}
+_TURNED = {"no_streaming": "streaming", "no_adapters": "adapters"}
+_ON = {
+    "no_streaming": "Read images over the network; False keeps them in the cache. Default: True.",
+    "no_adapters": "Of a merge with adapters, measure each task with its own, too. Default: True.",
+}
 _NAMES = {"tasks", "methods", "eval", "adapt"}
 _PATHS = {"out", "base", "recipe", "sweep", "folder", "tower", "target", "sources"}
 _CHOICES = re.compile(r"[a-z0-9-]+(\|[a-z0-9-]+)+")
@@ -193,7 +197,7 @@ def _keyword(command: str, option: Any) -> Keyword:  # noqa: ANN401 (typer's own
     meaning = in_python((option.help or "").partition("\f")[0], command).strip()
     default = None if turned or callable(option.default) or option.default in (None, False, "", ()) else option.default
     if turned:
-        meaning = "Read images over the network; False keeps them in the cache. Default: True."
+        meaning = _ON[option.name]
     elif default is not None and "Default:" not in meaning:
         meaning = f"{meaning.rstrip('.')}. Default: {default}."
     panel = getattr(option, "rich_help_panel", None) or BASICS

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from hfcart.records import EvalRecord, Reference
 from hfcart.report.accuracy import accuracy, has_chart, mean_interval, wilson
 from hfcart.report.plots._canvas import (
+    ADAPTED,
     OWN,
     TOWERS,
     blank,
@@ -96,6 +97,7 @@ def _series(record: EvalRecord) -> dict[str, list[_Bar | None]]:
         OWN: [
             None if (value := accuracy(r)) is None else _Bar(value, interval=wilson(r.correct, r.n)) for r in results
         ],
+        ADAPTED: [_reference_bar(result.adapter) for result in results],
         "individual": [_reference_bar(result.individual) for result in results],
     }
     if len(results) > 1:

@@ -28,8 +28,9 @@ _DPI = 160
 _LEFT = 0.008  # of the width: where titles begin
 _FONT = "DejaVu Sans"  # comes with matplotlib
 OWN = "this tower"
+ADAPTED = "with its adapter"
 # Told apart by the colour-blind and in grey (Okabe and Ito's blue and orange): the figure is about the dark one.
-TOWERS = {"pretrained": "#BBBBBB", "average": "#009E73", OWN: "#0072B2", "individual": "#E69F00"}
+TOWERS = {"pretrained": "#BBBBBB", "average": "#009E73", OWN: "#0072B2", ADAPTED: "#CC79A7", "individual": "#E69F00"}
 OTHER = "#7FB4D6"
 BEST = "#D55E00"
 # Lines that have no order, in Okabe and Ito's colours; what is beyond them begins anew with other dashes.
