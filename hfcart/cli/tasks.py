@@ -154,7 +154,7 @@ def _show(task: TaskCard, output: Output) -> None:
         "groups": ", ".join(_groups(task)) or "none",
         "dataset": _dataset(task) + (f" at {where.revision}" if where.revision else ""),
         "splits": f"test: {where.test_split} ({_rows(task)} images), train: {where.train_split or 'none'}",
-        "columns": f"images in {where.image_column}, labels in {where.label_column}",
+        "columns": _columns(task),
         "license": task.license or "not known for certain",
         "sha256": task.sha256,
         "note": task.note or "none",
@@ -196,7 +196,16 @@ def _groups(task: TaskCard) -> list[str]:
 
 
 def _dataset(task: TaskCard) -> str:
+    if task.dataset.folder is not None:
+        return f"the folder {task.dataset.folder}"
     return task.dataset.label + (f", {task.dataset.config}" if task.dataset.config else "")
+
+
+def _columns(task: TaskCard) -> str:
+    where = task.dataset
+    if where.folder is not None:
+        return f"of its metadata, if it has some: labels in {where.label_column}; else folders are the classes"
+    return f"images in {where.image_column}, labels in {where.label_column}"
 
 
 def _rows(task: TaskCard) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from hfcart.formats import safe_yaml
 from hfcart.formats.card_facts import card_facts
 from hfcart.quoting import some
 from hfcart.tasks.data import Contents, contents
-from hfcart.tasks.folder_cards import LABEL_COLUMNS, draft_lines, find, slug
+from hfcart.tasks.folder_cards import LABEL_COLUMNS, draft_lines, find, scalar, slug
 from hfcart.tasks.image_folder import TESTS, TRAINS
 
 _TITLE = re.compile(r"^pretty_name:[^\n]*$", re.MULTILINE)
@@ -71,20 +70,20 @@ def _lines(name: str, found: Contents, config: str | None, readme: str) -> list[
     lines = [
         f"# Drafted from {found.pinned.repo} at commit {found.pinned.commit}.",
         '# Check what is marked "check", then use it: hfcart eval user/tower --tasks FILE',
-        f"id: {_text(name)}",
-        f"title: {_text(_title(readme) or found.pinned.repo.split('/')[1])}",
+        f"id: {scalar(name)}",
+        f"title: {scalar(_title(readme) or found.pinned.repo.split('/')[1])}",
         "dataset:",
-        f"  repo: {_text(found.pinned.repo)}",
-        *([f"  config: {_text(config)}"] if config else []),
-        *([f"  revision: {_text(found.pinned.revision)}"] if found.pinned.revision else []),
-        f"  test_split: {_text(test)}" + _check(test in ("test", "testing"), "accuracies are reported on this split"),
-        f"  train_split: {_text(train) if train else 'null'}"
+        f"  repo: {scalar(found.pinned.repo)}",
+        *([f"  config: {scalar(config)}"] if config else []),
+        *([f"  revision: {scalar(found.pinned.revision)}"] if found.pinned.revision else []),
+        f"  test_split: {scalar(test)}" + _check(test in ("test", "testing"), "accuracies are reported on this split"),
+        f"  train_split: {scalar(train) if train else 'null'}"
         + _check(train is not None, "no split to train on or to choose settings on was recognised"),
-        *([f"  # other splits: {_text(', '.join(others[:20]))}"] if others else []),
-        f"  image_column: {_text(found.images[0])}" + _check(len(found.images) == 1, _others(found.images)),
-        f"  label_column: {_text(label)}" + _check(len(found.labels) == 1, _others(list(found.labels))),
+        *([f"  # other splits: {scalar(', '.join(others[:20]))}"] if others else []),
+        f"  image_column: {scalar(found.images[0])}" + _check(len(found.images) == 1, _others(found.images)),
+        f"  label_column: {scalar(label)}" + _check(len(found.labels) == 1, _others(list(found.labels))),
         *([f"  test_size: {rows}"] if rows else []),
-        *([f"license: {_text(license)}"] if license else []),
+        *([f"license: {scalar(license)}"] if license else []),
         "# check: prompts that say what the images are do better, such as `a satellite photo of {}.`",
         "templates:",
         "  - a photo of a {}.",
@@ -97,7 +96,7 @@ def _lines(name: str, found: Contents, config: str | None, readme: str) -> list[
             "classnames: []",
         ]
     lines.append("# check: CLIP reads these as words; `annual crop land` does better than `AnnualCrop`.")
-    return [*lines, "classnames: # in label order", *(f"  - {_text(one)}" for one in names)]
+    return [*lines, "classnames: # in label order", *(f"  - {scalar(one)}" for one in names)]
 
 
 def _rank(column: str) -> int:
@@ -106,7 +105,7 @@ def _rank(column: str) -> int:
 
 
 def _others(columns: tuple[str, ...] | list[str]) -> str:
-    return f"it could be any of {_text(', '.join(columns[:20]))}"
+    return f"it could be any of {scalar(', '.join(columns[:20]))}"
 
 
 def _check(sure: bool, why: str) -> str:
@@ -121,11 +120,3 @@ def _title(readme: str) -> str | None:
     except (yaml.YAMLError, ValueError, TypeError):
         return None
     return title.strip()[:200] if isinstance(title, str) and title.strip() and title.isprintable() else None
-
-
-def _text(value: str) -> str:
-    """A YAML scalar that means this very text, on one line and without anything that ends a comment."""
-    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9 ./'&()-]*[A-Za-z0-9.)]|[A-Za-z]", value)
-    if plain and yaml.safe_load(value) == value:
-        return value
-    return json.dumps(value, ensure_ascii=not value.isprintable())

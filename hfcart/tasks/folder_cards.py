@@ -8,6 +8,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from hfcart.errors import SourceError
 from hfcart.quoting import quoted, some
 from hfcart.tasks.image_folder import ALL, ImageFolder, look
@@ -113,29 +115,26 @@ def draft_lines(found: Found, folder: str) -> list[str]:
         folder: its path, as the card is to have it.
     """
 
-    def text(value: str) -> str:
-        return json.dumps(value, ensure_ascii=not value.isprintable())
-
     here = found.folder
     others = [split for split in here.splits if split not in (here.test_split, here.train_split)]
     no_train = "null # nothing is learned from this folder: it has no train/ beside a test/"
     lines = [
-        f"# Drafted from the folder {text(here.name)}.",
+        f"# Drafted from the folder {scalar(here.name)}.",
         '# Check what is marked "check", then use it: hfcart eval user/tower --tasks FILE',
-        f"id: {text(found.id)}",
-        f"title: {text(here.name)}",
+        f"id: {scalar(found.id)}",
+        f"title: {scalar(here.name)}",
         "dataset:",
-        f"  folder: {text(folder)} # as seen from this card",
+        f"  folder: {scalar(folder)} # as seen from this card",
         f"  test_split: {here.test_split}" + (" # all of its images" if here.test_split == ALL else ""),
         f"  train_split: {here.train_split or no_train}",
         *([f"  # other splits: {some(others, 20)}"] if others else []),
     ]
     if here.metadata:
         more = f" # check: it could be any of {some(found.columns, 20)}" if len(found.columns) > 1 else ""
-        lines.append(f"  label_column: {text(found.label_column)}{more}")
+        lines.append(f"  label_column: {scalar(found.label_column)}{more}")
     if found.labels:
         lines.append("  labels: # as the folders or the metadata say; leave them")
-        lines += [f"    - {text(label)}" for label in found.labels]
+        lines += [f"    - {scalar(label)}" for label in found.labels]
     lines += [
         "# check: prompts that say what the images are do better, such as `a satellite photo of {}.`",
         "templates:",
@@ -144,4 +143,12 @@ def draft_lines(found: Found, folder: str) -> list[str]:
     if not found.labels:
         return [*lines, "# check: the labels are numbers. Name each class in words, in their order.", "classnames: []"]
     lines.append("# check: CLIP reads these as words; `annual crop land` does better than `AnnualCrop`.")
-    return [*lines, "classnames: # in the order of the labels", *(f"  - {text(one)}" for one in found.classnames)]
+    return [*lines, "classnames: # in the order of the labels", *(f"  - {scalar(one)}" for one in found.classnames)]
+
+
+def scalar(value: str) -> str:
+    """A YAML scalar that means this very text, on one line and without anything that ends a comment."""
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9 ./'&()-]*[A-Za-z0-9.)]|[A-Za-z]", value)
+    if plain and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=not value.isprintable())

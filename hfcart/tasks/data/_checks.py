@@ -174,5 +174,5 @@ def kind_of(feature: object) -> str:
 
 
 def sentence(text: str) -> str:
-    """The text as the beginning of a sentence."""
-    return text[:1].upper() + text[1:]
+    """The text as the beginning of a sentence; the path of a file stays as it is."""
+    return text if "/" in text.partition(" ")[0] else text[:1].upper() + text[1:]

@@ -145,7 +145,7 @@ def _say(task: TaskCard, source: FolderSource, labels: dict[str, Label], progres
     where = "metadata" if folder.metadata else "folders"
     progress.note(
         f"{folder.name}: {plural(len(task.classnames), 'class', 'classes')} by its {where}, an underscore read as a "
-        f"space ({some(task.classnames, 4)}); prompts: {some(task.templates, 2)}. For a card to edit: "
+        f"space ({some(task.classnames, 4)}); prompts such as {quoted(task.templates[0])}. For a card to edit: "
         f"hfcart tasks new {shlex.quote(given)}"
     )
 
