@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from hfcart.clip.architecture import differences, expected_shapes
-from hfcart.clip.open_clip import architecture_of
+from hfcart.clip.open_clip import CONFIG, architecture_of
 from hfcart.clip.tensor_names import PROJECTION, is_matrix
 from hfcart.errors import MismatchError, NotATowerError
 from hfcart.formats.safetensors_file import TensorSpec
@@ -39,6 +39,12 @@ def describe(towers: Sequence[Tower], base: Tower | None = None, activation: str
         if tower.described is not None:
             continue
         shapes = {name: spec.shape for name, spec in tower.tensors.items()}
+        if any(".lora_" in spec.name for spec in tower.stored):
+            raise NotATowerError(
+                f"{tower.label} holds LoRA's matrices and no adapter_config.json, which says what they are added to "
+                "and by which factor.",
+                hint="Put the adapter_config.json that peft saved with them beside them.",
+            )
         if not any(is_matrix(name) for name in shapes):
             raise NotATowerError(
                 f"{tower.label} holds no config.json, and its weights are no CLIP vision tower's.",
@@ -59,20 +65,31 @@ def check_alike(towers: Sequence[Tower], base: Tower | None, *, projection: bool
     """
     reference = Counter(tower.architecture for tower in towers).most_common(1)[0][0]
     found: list[tuple[str, list[Row], list[Row]]] = []
+    told: set[str] = set()
     for tower in (*towers, *([base] if base else [])):
         label = tower.label + (" (base)" if tower is base else "")
         if not projection:
             tower.tensors.pop(PROJECTION, None)
         expected = expected_shapes(tower.architecture, projection=projection)
-        differ = [(label, *row) for row in differences(tower.architecture, reference, projection=projection)]
+        differ = [
+            (label, what.replace("config.json", _told_by(tower), 1), expected_here, held)
+            for what, expected_here, held in differences(tower.architecture, reference, projection=projection)
+        ]
         misfit = [(label, *row) for row in tensor_differences(tower.tensors, expected)]
         found.append((label, differ, misfit))
+        told |= {_told_by(tower)} if misfit else set()
     if any(differ or misfit for _, differ, misfit in found):
-        raise _mismatch(found)
+        raise _mismatch(found, " or ".join(sorted(told)))
     return reference
 
 
-def _mismatch(found: Sequence[tuple[str, list[Row], list[Row]]]) -> MismatchError:
+def _told_by(tower: Tower) -> str:
+    """What says which architecture a tower has."""
+    names = (tower.base or tower).store.sizes
+    return next((name for name in ("config.json", CONFIG) if name in names), "its shapes")
+
+
+def _mismatch(found: Sequence[tuple[str, list[Row], list[Row]]], told: str) -> MismatchError:
     """Say which configs differ from the rest, and which files hold other tensors than their own config describes."""
     odd = sorted(label for label, differ, _ in found if differ)
     broken = sorted(label for label, _, misfit in found if misfit)
@@ -81,16 +98,16 @@ def _mismatch(found: Sequence[tuple[str, list[Row], list[Row]]]) -> MismatchErro
     if odd:
         parts.append(f"{len(odd)} {of} differ from the rest in architecture: {some(odd)}.")
     if len(found) == 1:  # it is to be loaded, and its file may be here already
-        parts.append(f"{broken[0]} holds other tensors than its own config.json describes.")
+        parts.append(f"{broken[0]} holds other tensors than its own {told} describes.")
     else:
         if broken:
-            parts.append(f"{len(broken)} {of} hold other tensors than their own config.json describes: "
+            parts.append(f"{len(broken)} {of} hold other tensors than their own {told} describes: "
                          f"{some(broken)}.")  # fmt: skip
         parts.append("Nothing was downloaded.")
     rows = [row for _, differ, misfit in found for row in (*differ, *misfit)]
     hint = "Leave out the towers that differ, or name a revision that fits: user/name@revision."
     if not left:
-        hint = "Name revisions whose files and config.json belong together: user/name@revision."
+        hint = "Name revisions whose files and config belong together: user/name@revision."
     if all(row[1] == PROJECTION and row[3] == "missing" for row in rows):
         hint = "Merge without --with-projection, which asks for a visual projection in every tower."
     return MismatchError(" ".join(parts), rows, hint=hint)

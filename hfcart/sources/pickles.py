@@ -42,6 +42,7 @@ def convert(path: Path, target: Path, where: str) -> None:
         OutputError: there is no room for the target.
     """
     hint = "Ask its owner for safetensors, or convert it with: transformers' from_pretrained and save_pretrained."
+    again = "Download it again, ask its owner to, or name a revision that holds a good one: user/name@revision."
     size = path.stat().st_size
     with path.open("rb") as file:
         try:
@@ -49,9 +50,8 @@ def convert(path: Path, target: Path, where: str) -> None:
         except Refused as reason:
             raise CorruptFileError(f"{where} cannot be loaded as plain weights: {reason}.", hint=hint) from None
         except Exception as error:  # a hostile or broken file can lead to anything
-            raise CorruptFileError(
-                f"{where} cannot be loaded as plain weights ({type(error).__name__}): it is broken.", hint=hint
-            ) from None
+            how = f"it is cut short or broken ({type(error).__name__}), of {size:,} bytes" if size else "it is empty"
+            raise CorruptFileError(f"{where} cannot be loaded as plain weights: {how}.", hint=again) from None
         try:
             tensors = state_of(state)
             header = _header(tensors, records, storages, size)

@@ -22,7 +22,7 @@ from hfcart.quoting import printable
 from hfcart.recipes.named import AdapterSource, LocalSource
 from hfcart.records import Architecture, CardFacts
 from hfcart.records.repo_id import is_place, is_repo_id, split_place
-from hfcart.sources.lora.base import adapter_weights, is_adapter, named_base, no_base, unreachable
+from hfcart.sources.lora.base import adapter_weights, is_adapter, named_base, no_base, unreadable
 from hfcart.sources.lora.config import ADAPTER, MERGED_BY_PEFT, LoraConfig, read_config
 from hfcart.sources.lora.tower import AdaptedTower
 from hfcart.sources.stores import SMALL, LocalStore, Store
@@ -107,8 +107,9 @@ class _Pinning:
                     own.ref, _hub_store(own.ref, self._progress) if own.hub else LocalStore(Path(own.ref))
                 )
         except (SourceError, HubError) as error:
-            if self._given is None:
-                unreachable(store.label, config.base or "the repo that it lies in", error)
+            gone = not isinstance(error, NotATowerError | CorruptFileError)
+            if self._given is None or not gone:
+                unreadable(store.label, config.base or "the repo that it lies in", error, gone=gone)
                 raise
             self._progress.warn(f"{error.message} The base that was given is used.")
         if self._given is None:
@@ -153,7 +154,10 @@ def _described(store: Store) -> Architecture | None:
             try:
                 return read(strict_json(config), store.label)
             except ValueError as error:
-                raise CorruptFileError(f"{store.label}/{name} is not valid JSON: {printable(error, 300)}.") from None
+                raise CorruptFileError(
+                    f"{store.label}/{name} is not valid JSON: {printable(error, 300)}.",
+                    hint="Put a good one beside the weights, or name a revision that has one: user/name@revision.",
+                ) from None
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hfcart.clip import open_clip
-from hfcart.errors import HubError, NotATowerError, SourceError, UsageError
+from hfcart.errors import HubError, NotATowerError, SourceError, UsageError, together
 from hfcart.formats.shard_layout import INDEX, SINGLE, WEIGHTS
 from hfcart.quoting import quoted, some
 from hfcart.records.file_names import RECORD
@@ -114,8 +114,8 @@ def no_base(store: Store, config: LoraConfig) -> UsageError:
     return UsageError(f"{store.label} is a LoRA adapter and {what}.", hint=hint)
 
 
-def unreachable(label: str, ref: str, error: SourceError | HubError) -> None:
-    """Let an error that came of opening the base of an adapter say so, and what to do."""
+def unreadable(label: str, ref: str, error: SourceError | HubError, *, gone: bool) -> None:
+    """Let an error that came of opening the base of an adapter say so, and what to do if it is not to be had."""
     error.message = f"{label} is a LoRA adapter of {quoted(ref, 120)}, which cannot be read. {error.message}"
-    if isinstance(error, SourceError):
-        error.hint = "If you have that model in a folder, or it has another name now: --base FOLDER"
+    if gone:
+        error.hint = together(error.hint, "If you have that model in a folder, give it: --base FOLDER")

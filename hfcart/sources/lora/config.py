@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import regex
@@ -48,8 +49,8 @@ _DECIDES_NOTHING = {
 }
 # Ways to begin that leave the base as it is; PiSSA and its like take from the base what the adapter begins with.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
-_MOST_PATTERNS = 10_000
-_SECONDS = 1.0  # for one pattern on one name: a regular expression may be written to take for ever
+_MOST_PATTERNS = 5_000
+_SECONDS = 0.5  # for one pattern on one name: a regular expression may be written to take for ever
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class LoraConfig:
         """As peft has it: the first pattern that fits the end of the name, from a point on."""
         for pattern, value in patterns.items():
             try:
-                if regex.match(rf"(.*\.)?({pattern})$", module, timeout=_SECONDS):
+                if _compiled(pattern).match(module, timeout=_SECONDS):
                     return value
             except (regex.error, TimeoutError, RecursionError):
                 raise CorruptFileError(
@@ -100,6 +101,11 @@ class LoraConfig:
                     hint="Name the modules themselves there, or ask its owner to.",
                 ) from None
         return default
+
+
+@cache
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    return regex.compile(rf"(.*\.)?({pattern})$")
 
 
 def read_config(data: bytes, where: str) -> LoraConfig:

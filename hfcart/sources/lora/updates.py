@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hfcart.clip.tensor_names import canonical
 from hfcart.errors import MismatchError, NotATowerError
 from hfcart.formats.safetensors_file import TensorSpec
-from hfcart.sources.lora.config import LoraConfig
+from hfcart.quoting import quoted
+from hfcart.sources.lora.config import MERGED_BY_PEFT, LoraConfig
 from hfcart.sources.one_architecture import tensor_differences
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ def find_updates(
         MismatchError: a tensor without a place in the base, or of another shape than its place; one of a pair lacks.
         NotATowerError: it changes nothing of a vision tower.
     """
+    if dora := next((spec.name for spec in stored if spec.name.endswith("lora_magnitude_vector")), None):
+        raise NotATowerError(
+            f"{where} is DoRA: it holds {quoted(dora, 120)}, and is more than a low-rank update of its base.",
+            hint=MERGED_BY_PEFT,
+        )
     found = _Finding(config, base)
     for spec in stored:
         found.add(spec)
