@@ -23,7 +23,7 @@ def merge(
         typer.Argument(
             metavar="SOURCE",
             help="Hub repos (user/name, user/name@revision) and local folders, in any mix.\fA revision is a branch, a "
-            "tag, a commit or refs/pr/N.",
+            "tag, a commit or refs/pr/N. With :path behind it a place inside: a folder, a file, a LoRA adapter.",
             show_default=False,
         ),
     ] = None,
@@ -52,6 +52,7 @@ def merge(
 
     Examples:
         hfcart merge user/a user/b user/c --rank 8% --push-to user/merged
+        hfcart merge user/tower user/lora-adapter user/merged:adapters/cars
         hfcart merge user/a ./b --method ties --base user/base --out merged --dry-run
         hfcart merge user/a user/b user/c --adapters 8% --push-to user/merged
         hfcart merge user/a user/b user/c --full-clip --format open_clip --push-to user/merged

@@ -29,7 +29,7 @@ from hfcart.tasks.copies import copies
 from hfcart.tasks.data import Split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, base_of, check_base, make_head, open_base
-from hfcart.zero_shot.loaded_tower import LoadedTower, load_tower
+from hfcart.zero_shot.loaded_tower import LoadedTower, is_clip, load_tower
 from hfcart.zero_shot.measurement import Measurement
 from hfcart.zero_shot.scoring import Confusion, Scorer, nothing_decoded, score
 
@@ -70,7 +70,10 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
     if not processes.is_main_process:
         progress = Progress()
     tower = load_tower(ref, progress, measurement.base)
-    bound = open_base(measurement.base or base_of(tower, progress), progress)
+    # A vision tower alone, given as what the adapter is added to, has no text side to bind it to.
+    beneath = tower.base is not None and tower.base.given and not is_clip(tower.base)
+    asked = None if beneath else measurement.base
+    bound = open_base(asked or base_of(tower, progress), progress)
     check_base(tower, bound, progress)
     several = f", in {plural(processes.num_processes, 'process', 'processes')}" if processes.num_processes > 1 else ""
     progress.note(f"Base model: {bound.label}. Precision: {machine.precision} on {machine.device.type}{several}.")

@@ -247,6 +247,8 @@ class Plan:
             largest = 4 * max(self.shapes[g.key][1] ** 2 for g in self.groups if g.matrix)
         copied = 8 * max((self.group_elements(group) for group in self.groups if group.copied), default=0)
         copies = max(self.method.copies, self.adapters.copies if self.adapters else 0)
+        if any(tower.base for tower in self.towers_and_base):
+            copies += 3  # of an adapter: W_0 as it is stored, and the sum in float64
         return _BASELINE + math.ceil(workers * largest * (len(self.towers) + copies)) + copied
 
     def close(self) -> None:

@@ -114,7 +114,9 @@ class _Pinning:
             self._progress.warn(f"{error.message} The base that was given is used.")
         if self._given is None:
             raise no_base(store, config)
-        return self._once(self._given, self._open(self._given))
+        base = self._once(self._given, self._open(self._given))
+        base.given = True
+        return base
 
     def _once(self, ref: str | LocalSource | Reopened, store: Store) -> Tower:
         key = store.ref or str(store.opened.resolve() if isinstance(store, LocalStore) else store.label)

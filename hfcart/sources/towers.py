@@ -91,6 +91,8 @@ class Tower:
         reopened: whether `wanted` is of an earlier reading.
         converted: the pickles that its weight files were made of, if they were.
         base: the tower that it is an adapter of; None for a whole tower.
+        given: whether it is an adapter's base because the user said so.
+        recent: of a base, what each thread read of it last.
     """
 
     store: Store
@@ -108,6 +110,8 @@ class Tower:
     reopened: bool = False
     converted: list[FileRecord] = field(default_factory=list)
     base: Tower | None = None
+    given: bool = False
+    recent: threading.local = field(default_factory=threading.local)
 
     @property
     def label(self) -> str:

@@ -52,9 +52,9 @@ def test_compare_and_sweep_measure_them(
               for sources, out in ((ADAPTERS, "sa"), (WHOLE, "sw"))]  # fmt: skip
     for done in commands(hub, lines):
         assert done.returncode == 0, done.stderr
-    for found in ("a", "w", "sa", "sw"):
-        print((tmp_path / found / ("compare.json" if len(found) == 1 else "sweep.json")).read_text()[-3000:])
     assert accuracies(tmp_path / "a" / "compare.json") == accuracies(tmp_path / "w" / "compare.json")
+    swept = [json.loads((tmp_path / out / "sweep.json").read_text())["points"] for out in ("sa", "sw")]
+    assert swept[0] == swept[1]
 
 
 def test_eval_binds_an_adapter_to_its_base(
@@ -64,12 +64,23 @@ def test_eval_binds_an_adapter_to_its_base(
     shutil.copytree(root / "lora1", tmp_path / "local")
     shutil.copytree(root / "lora1-unloaded", tmp_path / "whole")
     tasks = ["--tasks", str(root / "images1.yaml"), "--limit", "16"]
-    lines = [["eval", "local", *tasks, "--out", "e1"], ["eval", "whole", *tasks, "--out", "e2"]]
+    lines = [["eval", "local", *tasks, "--out", "e1"], ["eval", "whole", *tasks, "--base", "user/clip", "--out", "e2"]]
     lines.append(["eval", "user/lora1", *tasks, "--out", "e3"])
     for done in commands(hub, lines):
         assert done.returncode == 0, done.stderr
-        print(done.stdout, done.stderr)
     results = [json.loads((tmp_path / f"e{i}" / "results.json").read_text()) for i in (1, 2, 3)]
     assert len({json.dumps(found["results"]) for found in results}) == 1
     assert {found["base"] for found in results} == {"user/clip"}
     assert results[0]["weights_sha256"] == results[2]["weights_sha256"] != results[1]["weights_sha256"]
+
+
+def test_eval_takes_a_base_that_is_a_vision_tower_alone(
+    served_adapters: tuple[EmbeddedHub, Path], commands: Commands, tmp_path: Path
+) -> None:
+    hub, root = served_adapters
+    shutil.copytree(root / "t1", tmp_path / "t1")  # whose card names user/clip
+    write_adapter(tmp_path / "local", tmp_path / "t1", 5, target_modules=["q_proj"])
+    line = ["eval", "local", "--base", "t1", "--tasks", str(root / "images1.yaml"), "--limit", "16", "--out", "e"]
+    (done,) = commands(hub, [line])
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "e" / "results.json").read_text())["base"] == "user/clip"

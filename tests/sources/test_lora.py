@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from towers import TINY, write_tower
 import hfcart as hfcart_api
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import HfcartError, MismatchError, NotATowerError
+from hfcart.formats.safetensors_file import LocalFile, parse_header
 from hfcart.progress import Progress
 from hfcart.sources.headers import read_headers
 from hfcart.sources.places import pin_all
@@ -343,3 +345,23 @@ def test_an_adapter_without_its_config_or_its_weights_is_said_to_be_one(tmp_path
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(NotATowerError, match="lora is a LoRA adapter without weights: expected adapter_model.safe"):
         hfcart_api.merge([str(adapter)], base=str(base), out=str(tmp_path / "m"))
+
+
+def test_a_stream_asks_for_the_base_once_for_all_its_adapters(hub: EmbeddedHub, hfcart: Run, tmp_path: Path) -> None:
+    base = write_tower(tmp_path / "base", 0)
+    put(hub, "user/base", ("", base))
+    for i in (1, 2, 3):
+        adapter = write_adapter(tmp_path / f"a{i}", base, i, target_modules="all-linear", named="user/base")
+        put(hub, f"user/a{i}", ("", adapter))
+    fields = ("--method", "average", "--stream", "--qkv", "fused", "--workers", "1")
+    assert hfcart("merge", "user/a1", "user/a2", "user/a3", *fields, "--out", "m", hub=hub).returncode == 0
+    file = LocalFile(base / "model.safetensors", "base/model.safetensors")
+    stored = parse_header(file.read, file.size, file.where)
+    file.close()
+    asked = Counter(request.range for request in hub.requests if "/user/base/resolve/" in request.path)
+    for name in ("layers.0.self_attn.q_proj.weight", "layers.0.self_attn.v_proj.weight", "layers.1.mlp.fc2.weight"):
+        spec = stored[f"vision_model.encoder.{name}"]
+        assert asked[f"bytes={spec.start}-{spec.end - 1}"] == 1, asked
+    found = load_file(tmp_path / "m" / "model.safetensors")
+    whole = [unloaded(tmp_path / f"a{i}") for i in (1, 2, 3)]
+    assert close(found, merged(whole, tmp_path / "n", method="average"))

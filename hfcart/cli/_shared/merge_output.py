@@ -63,8 +63,9 @@ def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
     def tower(one: Tower) -> dict[str, Any]:
         source = one.source
         files = [dataclasses.asdict(file) for file in source.files]
+        beneath = {"adapter_of": tower(one.base)} if one.base else {}
         return {"label": one.label, "repo": source.repo, "commit": source.commit, "sha256": source.sha256,
-                "dtypes": _dtypes(one), "files": files}  # fmt: skip
+                "dtypes": _dtypes(one), "files": files, **beneath}  # fmt: skip
 
     return {
         "sources": [tower(one) for one in plan.towers],

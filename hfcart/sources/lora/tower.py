@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hfcart.clip.tensor_names import PROJECTION
 from hfcart.formats.safetensors_file import DTYPE_BYTES, TensorSpec
@@ -17,6 +17,8 @@ from hfcart.sources.towers import Tower
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_RECENT = 3  # tensors: q, k and v may be one group
 
 
 @dataclass
@@ -66,7 +68,7 @@ class AdaptedTower(Tower):
         begun = self._tensor(spec.saved, own=True) if spec.saved else self._tensor(spec.under, own=False)
         if spec.up is not None:
             down = self._tensor(spec.down, own=True) if spec.down else None
-            begun = begun.double() + spec.added(down, self._tensor(spec.up, own=True))
+            begun = spec.added(down, self._tensor(spec.up, own=True)).add_(begun)
         out.copy_(begun)
 
     def _tensor(self, spec: TensorSpec | None, *, own: bool) -> Tensor:
@@ -75,13 +77,24 @@ class AdaptedTower(Tower):
 
         assert spec is not None
         dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[spec.dtype]
-        data = memoryview(bytearray(math.prod(spec.shape) * DTYPE_BYTES[spec.dtype]))
-        if own:
-            super().read_stored(spec, data)
+        if not own and spec.file not in self.under.files:
+            data = self._streamed(spec)
         else:
-            self.under.read_stored(spec, data)
-        found: Any = torch.frombuffer(data, dtype=dtype).reshape(spec.shape)
-        return found  # type: ignore[no-any-return]
+            data = bytearray(math.prod(spec.shape) * DTYPE_BYTES[spec.dtype])
+            read = super().read_stored if own else self.under.read_stored
+            read(spec, memoryview(data))
+        found: Tensor = torch.frombuffer(data, dtype=dtype).reshape(spec.shape)
+        return found
+
+    def _streamed(self, spec: TensorSpec) -> bytearray:
+        """What comes over the network of the base: the next adapter of the same base needs it in this thread, too."""
+        recent: dict[TensorSpec, bytearray] = self.under.recent.__dict__.setdefault("tensors", {})
+        if spec not in recent:
+            while len(recent) >= _RECENT:
+                del recent[next(iter(recent))]
+            recent[spec] = bytearray(math.prod(spec.shape) * DTYPE_BYTES[spec.dtype])
+            self.under.read_stored(spec, memoryview(recent[spec]))
+        return recent[spec]
 
     def sealed(self, name: str) -> str:
         """As `Tower` does: its own files hold nothing but what is read."""

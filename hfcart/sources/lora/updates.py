@@ -57,10 +57,10 @@ class Update(TensorSpec):
             up: B as it is stored: out × r, with 1 × 1 behind it of a convolution.
         """
         if down is None:
-            return self.scale * up.double()
-        product = up.double().flatten(1) @ down.double().flatten(1)
+            return up.double().mul_(self.scale)
+        product = (up.double().flatten(1) @ down.double().flatten(1)).mul_(self.scale)
         transposed = self.down is not None and self.down.name.endswith("lora_embedding_A")  # its rows are its inputs
-        return self.scale * (product.T if transposed else product).reshape(self.shape)
+        return (product.T if transposed else product).reshape(self.shape)
 
 
 class Updates(NamedTuple):
