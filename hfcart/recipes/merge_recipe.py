@@ -304,7 +304,8 @@ class Settings(BaseModel):
                 continue
             if name not in known:
                 takes = ", ".join(sorted(known)) or "no parameters"
-                raise ValueError(f"{self.method} has no {name}: it takes {takes}")
+                why = "" if self.adapters is None else "; where adapters are asked for and no method, it is the average"
+                raise ValueError(f"{self.method} has no {name}: it takes {takes}{why}")
             try:
                 known[name].check(value)
             except ValueError as error:

@@ -214,8 +214,8 @@ def test_the_card_s_snippets_load_them_from_the_hub(
     assert len(snippets) == 2 and "(Eq. 5 of [CART's paper]" in card and "choi2024revisiting" in card
     if release == "4.57.":  # what the card says of it
         assert 'pass `key_mapping={"^": "vision_model."}` to `from_pretrained` and `load_adapter`' in card
-        more = ', key_mapping={"^": "vision_model."})'
-        told = [re.sub(r'(subfolder="[^\n]*)\)', rf"\1{more}", snippet) for snippet in snippets]
+        more = ', key_mapping={"^": "vision_model."}'
+        told = [re.sub(r'(subfolder="[^"]*")', rf"\1{more}", snippet) for snippet in snippets]
         assert [text.count("key_mapping") for text in told] == [1, 2]
         snippets = told
     env = {**clean_env, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
