@@ -60,7 +60,7 @@ class Adapters:
     def copies(self) -> float:
         """Float32 copies of a group that making them takes beside the towers' own; of one after the other."""
         full = max(min(self.shapes[left][0], self.shapes[right][1]) for left, right in map(self.factors, self.ranks))
-        return 4 + 3 * self.rank / full
+        return 4 + 5 * self.rank / full
 
     def decomposed(self, groups: Sequence[Group]) -> int:
         """How many matrices of each source go through an SVD, fused ones counted once."""

@@ -86,8 +86,7 @@ class Residuals:
         norms = []
         rows = [self._shapes[name][0] for name in group.names]
         parts = self._approximated(residuals, self._adapters.ranks[group.key], drive)
-        for name, residual, part in zip(self._names, residuals, parts, strict=True):
-            total = float(torch.linalg.vector_norm(residual, dtype=torch.float64)) ** 2
+        for name, (total, part) in zip(self._names, parts, strict=True):
             norms.append([part.energy * total, total])
             left, right = balanced(part)
             for matrix, block in zip(group.names, torch.split(left, rows), strict=True):
@@ -95,11 +94,13 @@ class Residuals:
                     digests |= self._put(name, stored, factor)
         return Written(digests, norms)
 
-    def _approximated(self, residuals: Float[Tensor, "task m n"], k: int, drive: Drive) -> Iterable[LowRank]:
-        """One after the other on the CPU, where only one is held at a time; all at once on a device."""
+    def _approximated(
+        self, residuals: Float[Tensor, "task m n"], k: int, drive: Drive
+    ) -> Iterable[tuple[float, LowRank]]:
+        """‖A‖² and SVD_k(A) of each: one after the other on the CPU, in their own memory; all at once on a device."""
         if self._device.type == "cpu":
-            return (truncated_svd(residual, k) for residual in residuals)
-        return drive(_on_device, residuals, k, self._device)
+            return ((_square(residual), truncated_svd(residual, k, overwrite=True)) for residual in residuals)
+        return zip(map(_square, residuals), drive(_on_device, residuals, k, self._device), strict=True)
 
     def _put(self, adapter: str, stored: str, values: Tensor) -> dict[str, str]:
         out = values.to(self._dtype).contiguous()
@@ -109,6 +110,10 @@ class Residuals:
                 hint="Give --dtype float32.",
             )
         return self._writer.write_whole(adapter_file(adapter, stored), out)
+
+
+def _square(a: Float[Tensor, "m n"]) -> float:
+    return float(torch.linalg.vector_norm(a, dtype=torch.float64)) ** 2
 
 
 def _on_device(residuals: Float[Tensor, "task m n"], k: int, device: torch.device) -> list[LowRank]:
