@@ -59,6 +59,7 @@ _TEXT_READ |= {"norm_kwargs", "hf_tokenizer_name", "tokenizer_kwargs"}
 _TEXT_WITHOUT_EFFECT = {"output_tokens", "pad_id"}
 _TEXT_DEFAULTS: dict[str, Any] = {"width": 512, "layers": 12, "heads": 8, "mlp_ratio": 4.0, "context_length": 77}
 _TEXT_DEFAULTS |= {"vocab_size": 49408, "pool_type": "argmax", "eos_id": 2}
+_WIDEST = 1_000_000  # a bound that only keeps nonsense from being computed with
 AT_LARGEST = 2  # as an eos_token_id, it makes transformers read a text at its largest token id
 
 
@@ -128,7 +129,7 @@ def read_open_clip_config(config: object, where: str) -> Architecture:
         )
     found = {**_DEFAULTS, **vision}
     width, head, ratio = found["width"], found.get("head_width", _HEAD_WIDTH), found["mlp_ratio"]
-    if not all(type(n) is int and n > 0 for n in (width, head)) or width % head or not _is_ratio(ratio):
+    if not _is_width(width) or not _is_width(head) or width % head or not _is_ratio(ratio):
         raise NotATowerError(
             f"{where}: {CONFIG} has width {quoted(width, 20)}, head_width {quoted(head, 20)} and mlp_ratio "
             f"{quoted(ratio, 20)}, which no CLIP tower can have."
@@ -165,7 +166,7 @@ def read_open_clip_text(config: object, where: str) -> dict[str, Any]:
     odd = _odd(text, _TEXT_READ | _TEXT_WITHOUT_EFFECT)
     odd = odd or ("pool_type" if found["pool_type"] not in ("argmax", "eos") else None)
     width, ratio = found["width"], found["mlp_ratio"]
-    odd = odd or ("mlp_ratio" if type(width) is not int or not _is_ratio(ratio) else None)
+    odd = odd or ("width" if not _is_width(width) else None if _is_ratio(ratio) else "mlp_ratio")
     if odd:
         raise NotATowerError(
             f"{where} has no plain CLIP text tower: {CONFIG} has {quoted(odd, 60)} = {quoted(found[odd], 60)} in its "
@@ -246,6 +247,10 @@ def architecture_of(shapes: Mapping[str, tuple[int, ...]], activation: str, wher
 
 def _architecture(where: str, **fields: Any) -> Architecture:  # noqa: ANN401 (of a stranger's config, checked there)
     return read_architecture({"model_type": "clip_vision_model", "layer_norm_eps": 1e-5, **fields}, where)
+
+
+def _is_width(value: object) -> bool:
+    return type(value) is int and 0 < value <= _WIDEST
 
 
 def _is_ratio(value: object) -> bool:

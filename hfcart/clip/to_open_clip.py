@@ -131,7 +131,7 @@ def _vocabulary(files: Mapping[str, bytes]) -> str | None:
             merges = [line for line in lines[1:] if line.strip()]
         pairs = [each if isinstance(each, str) else " ".join(each) for each in merges]
         return vocabulary_sha256(sorted(ids, key=lambda token: int(ids[token])), pairs)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
 
 

@@ -57,9 +57,9 @@ def refuse_undescribable(plan: Plan, preprocessor: dict[str, Any] | None, progre
         return
     if _model_cfg(plan, plan.parts)["text_cfg"].get("hf_tokenizer_name") == NO_REPO:
         progress.warn(
-            "open_clip.get_tokenizer finds a tokenizer other than CLIP's own by the name of the Hub repo that has it "
-            "at its top level, and this base is none: of a published model it takes "
-            'open_clip.tokenizer.HFTokenizer("user/merged"). Of the folder it finds it.'
+            "The base's tokenizer is not CLIP's own, and no Hub repo has it at its top level: open_clip.get_tokenizer "
+            "finds it in the folder, but not for the published model. There it is "
+            'open_clip.tokenizer.HFTokenizer("user/merged"), as the card says.'
         )
 
 

@@ -184,8 +184,9 @@ def test_clips_own_words_are_known(loaded: tuple[Path, dict[str, Any]]) -> None:
     other = {**old, "merges.txt": b"#version: 0.2\n"}
     pinned = {"hf_tokenizer_name": "user/clip", "tokenizer_kwargs": {"revision": "a" * 40}}
     assert tokenizer_cfg(other, "user/clip", "a" * 40) == pinned
-    for broken in ({"tokenizer.json": b"[]"}, {"tokenizer.json": b'{"model": {"vocab": {"a": []}, "merges": [1]}}'}):
-        assert tokenizer_cfg(broken, "user/clip", "a" * 40) == pinned
+    for vocab in (b"[]", b'{"a": []}', b'{"a": 1e999}'):
+        broken = b'{"model": {"merges": [], "vocab": ' + vocab + b"}}"
+        assert tokenizer_cfg({"tokenizer.json": broken}, "user/clip", "a" * 40) == pinned
 
 
 def test_a_stopped_merge_goes_on_to_the_same_bytes(
@@ -303,7 +304,7 @@ def test_it_is_published_measured_and_loaded_by_its_name(
             ["eval", "plain", "--tasks", task, "--out", "of-plain"],
             ["eval", "user/both", "--tasks", task, "--base", "user/both", "--out", "of-m", "--push"],
             ["verify", "user/both"],
-            ["merge", "--recipe", "user/both", "--out", "again"],
+            ["merge", "--recipe", "user/both", "--out", "again", "--stream"],
             ["push", "again", "--push-to", "user/second"],
             ["space", "user/both", "--out", "space"],
             ["space", "user/t1", "--base", "user/both", "--out", "space"],

@@ -16,9 +16,10 @@ from towers import config, shapes, weights, write_tower
 
 import hfcart
 from hfcart.clip.architecture import read_architecture
-from hfcart.clip.open_clip import read_open_clip_config
+from hfcart.clip.open_clip import read_open_clip_config, read_open_clip_text
 from hfcart.errors import MismatchError, NotATowerError
 from hfcart.methods import METHODS
+from hfcart.sources.full_clip import read_text_config
 from hfcart.sources.preprocessor import clip_default, read_preprocessor
 from hfcart.sources.stores import LocalStore
 
@@ -200,7 +201,12 @@ CONFIGS = [
     ({"image_size": [16, 16]}, None),
     ({"image_size": [16, 24]}, "image_size"),
     ({"mlp_ratio": True}, "mlp_ratio"),
-    ({"width": 10**9, "head_width": 1}, "hidden_size"),
+    ({"width": 10**9, "head_width": 1}, "width 1000000000"),
+    ({"width": 10**400, "head_width": 1}, "which no CLIP tower can have"),
+    ({"norm_kwargs": {"eps": 1e-5}}, None),
+    ({"norm_kwargs": {"eps": "x"}}, "layer_norm_eps = 'x'"),
+    ({"norm_kwargs": {"eps": 1e-5, "bias": False}}, "'norm_kwargs'"),
+    ({"norm_kwargs": 7}, "'norm_kwargs'"),
 ]
 
 
@@ -213,6 +219,32 @@ def test_openclips_config(odd: dict, said: str | None) -> None:
     else:
         with pytest.raises(NotATowerError, match=said):
             read_open_clip_config(found, "o")
+
+
+TEXTS = [
+    ({"width": 10**400}, "'width'"),
+    ({"width": [512]}, "'width'"),
+    ({"mlp_ratio": 1e9}, "'mlp_ratio' = 1000000000.0"),
+    ({"pool_type": "last"}, "'pool_type' = 'last'"),
+    ({"hf_model_name": "roberta-base"}, "'hf_model_name' = 'roberta-base'"),
+    ({"no_causal_mask": True}, "'no_causal_mask'"),
+    ({"norm_kwargs": [1]}, "'norm_kwargs'"),
+    ({"layers": -1}, "num_hidden_layers = -1"),
+    ({"pool_type": "eos", "eos_id": [2]}, "eos_token_id"),
+    ({"vocab_size": 10**400}, "vocab_size"),
+    ({"heads": 7}, "not a multiple of num_attention_heads 7"),
+]
+
+
+@pytest.mark.parametrize(("odd", "said"), TEXTS)
+def test_openclips_text_config(odd: dict, said: str) -> None:
+    found = {"model_cfg": {"vision_cfg": {}, "text_cfg": {"output_tokens": True, "no_causal_mask": False}}}
+    text = read_text_config({"text_config": read_open_clip_text(found, "o")}, "o")
+    kept = ("hidden_size", "num_hidden_layers", "eos_token_id", "hidden_act")
+    assert [text[name] for name in kept] == [512, 12, 2, "gelu"]
+    found["model_cfg"]["text_cfg"] |= odd
+    with pytest.raises(NotATowerError, match=said):
+        read_text_config({"text_config": read_open_clip_text(found, "o")}, "o")
 
 
 @pytest.mark.parametrize("broken", [None, 3, [], {}, {"model_cfg": 1}, {"model_cfg": {"vision_cfg": []}}])
