@@ -326,11 +326,15 @@ def test_it_is_published_measured_and_loaded_by_its_name(
     assert "Identical" in done[5].stdout
     for name in ("open_clip_model.safetensors", "open_clip_config.json", "recipe.yaml"):
         assert (tmp_path / "again" / name).read_bytes() == files[name] == hub.files("user/second")[name]
+    hub.create("user/bare")  # as open_clip itself publishes one: its own base, since nothing says of another
+    hub.commit("user/bare", {name: data for name, data in files.items() if name.startswith(("open_clip", "tokenizer"))})
+    (bare,) = commands(hub, [["eval", "user/bare", "--tasks", task, "--out", "of-bare"]])
+    assert bare.returncode == 0, bare.stderr
     scores = [
         [each["classes"] for each in json.loads((tmp_path / folder / "results.json").read_text())["results"]]
-        for folder in ("of-plain", "of-m")
+        for folder in ("of-plain", "of-m", "of-bare")
     ]
-    assert scores[0] == scores[1]
+    assert scores[0] == scores[1] == scores[2]
     inputs = as_given(tmp_path / "plain")
     online = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
     found = in_open_clip({"hf-hub:user/both": inputs}, tmp_path, online)["hf-hub:user/both"]
