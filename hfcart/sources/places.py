@@ -30,6 +30,8 @@ from hfcart.sources.towers import Ref, Reopened, Tower
 from hfcart.sources.weight_files import choose_weights, refuse_other_forms
 from hfcart.system.threads import in_parallel
 
+_GOOD_CONFIG = "Put a good one beside the weights, or name a revision that has one: user/name@revision."
+
 
 def pin(ref: Ref, progress: Progress, given: str | LocalSource | AdapterSource | None = None) -> Tower:
     """Resolve one source: a Hub repo to a commit, once; a folder to its files. Reads its config and card.
@@ -156,10 +158,11 @@ def _described(store: Store) -> Architecture | None:
             try:
                 return read(strict_json(config), store.label)
             except ValueError as error:
-                raise CorruptFileError(
-                    f"{store.label}/{name} is not valid JSON: {printable(error, 300)}.",
-                    hint="Put a good one beside the weights, or name a revision that has one: user/name@revision.",
-                ) from None
+                told = f"{store.label}/{name} is not valid JSON: {printable(error, 300)}."
+                raise CorruptFileError(told, hint=_GOOD_CONFIG) from None
+            except NotATowerError as error:
+                error.hint = error.hint or _GOOD_CONFIG
+                raise
     return None
 
 

@@ -278,6 +278,10 @@ OTHERS = {
     "gguf": ({}, "clip-vit-b-32-q4.gguf", "holds GGUF files"),
     "awq": ({"config.json": {**config(), "quantization_config": {"quant_method": "awq"}}}, "model.safetensors",
             "is quantized \\('awq'\\)"),
+    "gptq": ({"config.json": {**config(), "quantization_config": {"quant_method": "gptq"}}}, "model.safetensors",
+             "is quantized \\('gptq'\\)"),
+    "bitsandbytes": ({"config.json": {**config(), "quantization_config": {"load_in_4bit": True}}}, "model.safetensors",
+                     "is quantized"),
     "siglip": ({"config.json": {"model_type": "siglip"}}, "model.safetensors", "model_type 'siglip'"),
 }  # fmt: skip
 
