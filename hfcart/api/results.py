@@ -185,6 +185,9 @@ class Swept(_Of, SweepRecord):
         best = self.points[self.best]
         method = {"method": self.method} if self.method != "cart" else {}
         qkv = {"qkv": self.qkv} if self.qkv != "split" else {}
+        if self.adapters:
+            carry = {"adapters_carry": self.adapters.carry} if self.adapters.carry != "all" else {}
+            return {"adapters": best.rank, **carry, **qkv}
         rank = {"rank": best.rank} if best.rank is not None else {}
         return {**rank, "scale": best.scale, **method, **qkv, **self.parameters}
 

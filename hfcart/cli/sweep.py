@@ -28,7 +28,7 @@ from hfcart.recipes.options import BASICS, IMAGES, MERGED, METHOD, OUTPUT
 from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
-    from hfcart.records import SweepRecord
+    from hfcart.records import SweepPoint, SweepRecord
 
 
 def sweep(
@@ -181,24 +181,29 @@ def _numbers(text: str, option: str) -> list[int | float]:
 
 
 def _show(record: SweepRecord, command: list[str], base: str | None, out: Path, output: Output) -> None:
-    from hfcart.report.sweep_table import columns, remarks, rows
+    from hfcart.report.sweep_table import columns, remarks, rows, smallest
 
     output.result()
     output.table(columns(record), rows(record))
     for remark in remarks(record):
         output.result(remark)
-    if not (record.reverse or record.adapters):
-        output.result(f"  best     hfcart merge {shlex.join([*command, *_setting(record, base)])}")
+    best = record.points[record.best]
+    if not record.reverse:
+        output.result(f"  best     hfcart merge {shlex.join([*command, *_setting(record, best, base)])}")
+        if record.adapters and (small := smallest(record)) is not best:
+            output.result(f"  smaller  hfcart merge {shlex.join([*command, *_setting(record, small, base)])}")
     if (curve := out / "figures" / "curve.png").is_file():
         output.result(f"  curve    {curve}")
 
 
-def _setting(record: SweepRecord, base: str | None) -> list[str]:
-    """The best point as options of `hfcart merge`."""
-    best = record.points[record.best]
-    options = ["--scale", f"{best.scale:g}"]
-    if best.rank is not None:
-        options = ["--rank", str(best.rank), *options]
+def _setting(record: SweepRecord, point: SweepPoint, base: str | None) -> list[str]:
+    """A point as options of `hfcart merge`."""
+    options = ["--scale", f"{point.scale:g}"]
+    if point.rank is not None:
+        options = ["--rank", str(point.rank), *options]
+    if record.adapters:
+        options = ["--adapters", str(point.rank)]
+        options += ["--adapters-carry", record.adapters.carry] if record.adapters.carry != "all" else []
     options += ["--method", record.method] if record.method != "cart" else []
     options += ["--qkv", record.qkv] if record.qkv != "split" else []
     options += ["--base", base] if base and record.anchor == "base" else []

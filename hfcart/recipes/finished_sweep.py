@@ -67,8 +67,14 @@ def read_sweep(folder: Path) -> tuple[SweepRecord, Swept]:
 
 
 def settings_of(record: SweepRecord) -> dict[str, Any]:
-    """The fields of a merge that its best point is: method, rank where it has one, scale, and what all points had."""
+    """The fields of a merge that its best point is: method, rank where it has one, scale, and what all points had.
+
+    Of adapters: the average, and theirs.
+    """
     best = record.points[record.best]
+    if record.adapters:
+        carry = record.adapters.carry
+        return {"method": "average", "qkv": record.qkv, "adapters": best.rank, "adapters_carry": carry}
     rank = {} if best.rank is None else {"rank": best.rank}
     return {"method": record.method, "qkv": record.qkv, **record.parameters, **rank, "scale": best.scale}
 
@@ -84,18 +90,18 @@ def with_sweep(fields: dict[str, Any]) -> dict[str, Any]:
     folder = fields["sweep"]
     record, _ = read_sweep(Path(folder))
     found = settings_of(record)
-    if record.adapters:
-        raise UsageError(f"{folder} is a sweep of adapters, whose ranks are those of no merge.")
     if record.reverse:
         raise UsageError(f"{folder} kept the lowest singular directions: no merge does.")
     if each := [name for name, value in record.parameters.items() if isinstance(value, list | tuple)]:
         raise UsageError(
             f"{folder} has a {each[0]} for each source: give it, with rank and scale, and leave sweep out."
         )
-    if both := [name for name in ("rank", "scale", "lines", "coefficients") if fields.get(name) is not None]:
-        raise UsageError(f"sweep gives rank and scale: leave {' and '.join(both)} out.")
-    for name in ("method", "qkv"):
-        if isinstance(fields.get(name), str) and key(fields[name]) != key(found[name]):
+    others = ("rank", "scale", "lines", "coefficients", *(["adapters"] if record.adapters else []))
+    if both := [name for name in others if fields.get(name) is not None]:
+        gives = "the rank of adapters" if record.adapters else "rank and scale"
+        raise UsageError(f"sweep gives {gives}: leave {' and '.join(both)} out.")
+    for name in ("method", "qkv", "adapters_carry"):
+        if name in found and isinstance(fields.get(name), str) and key(fields[name]) != key(found[name]):
             raise UsageError(f"{folder} was made with {name} {found[name]}, not with {quoted(fields[name], 60)}.")
     return {**fields, **found}
 

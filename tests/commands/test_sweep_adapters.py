@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from card_text import paragraph
 from running import Commands
 from safetensors.torch import load_file, save_file
 from three_towers import TOWERS
@@ -112,7 +113,8 @@ def test_a_sweep_of_adapters_measures_each_task_through_its_own(zoo, commands: C
     assert counts[0] == correct(tmp_path / "average")
     assert record["adapters"]["individual"] == [n for i in (1, 2, 3) for n in correct(tmp_path / f"t{i}-results")]
     assert counts[3] == record["adapters"]["individual"] != counts[0]  # full rank, biases and all: the tower itself
-    assert {path.name for path in (tmp_path / "sweep").rglob("*.*")} == {"sweep.json", "curve.png"}
+    files = {path.relative_to(tmp_path / "sweep").as_posix() for path in (tmp_path / "sweep").rglob("*.*")}
+    assert files == {"sweep.json", "figures/curve.png", *(f"tasks/images{i}.yaml" for i in (1, 2, 3))}
     assert "Each task through its own tower's adapter" in done.stderr and "do not report a setting" in done.stderr
     assert "individual" in alone.stdout and "its tower's own biases" not in alone.stdout
     assert "the lowest singular directions" in lowest.stdout and "Partial: samples of at most 8" in lowest.stdout
@@ -126,7 +128,23 @@ def test_a_sweep_of_adapters_measures_each_task_through_its_own(zoo, commands: C
         (run,) = commands(hub, [["eval", name, "--tasks", f"{root}/images2.yaml", "--base", "user/clip"]])
         assert run.returncode == 0, run.stderr
         assert correct(tmp_path / f"{name}-results") == [row[1]]
-    assert merged.returncode == 2
+    assert merged.returncode == 0, merged.stderr
+    best = record["points"][record["best"]]
+    made = json.loads((tmp_path / "merged" / "hfcart.json").read_text())
+    assert made["method"]["name"] == "average" and len(made["adapters"]) == 3
+    assert made["recipe"]["adapters"] == best["rank"] and made["swept"]["points"] == 3
+    said = paragraph((tmp_path / "merged" / "README.md").read_text(), "How")
+    assert "The sweep tried 3 settings on" in said and "with each task's own adapter" in said
+    assert "--adapters 0.25 --adapters-carry matrices" in alone.stdout and "hfcart merge" not in lowest.stdout
+    refused = [
+        (["sweep", "--adapters", "8%"], "sweep gives the rank of adapters: leave adapters out."),
+        (["alone", "--adapters-carry", "all"], "alone was made with adapters_carry matrices"),
+        (["lowest"], "lowest kept the lowest singular directions"),
+        (["sweep", "--method", "cart"], "sweep was made with method average"),
+    ]
+    runs = commands(hub, [["merge", *TOWERS, "--sweep", *options] for options, _ in refused])
+    for run, (_, said) in zip(runs, refused, strict=True):
+        assert run.returncode == 2 and said in " ".join(run.stderr.split()), run.stderr
 
 
 def canonical(towers: list[Tensors]) -> list[Tensors]:
