@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from card_text import blocks
+from fine_tuned import fine_tuned
 from running import COMPAT, ROOT, TOKEN, Commands, Run
 from safetensors.torch import load_file, save_file
 from towers import weights, write_tower
@@ -269,3 +270,26 @@ def test_an_adapter_is_a_source_again(hub: EmbeddedHub, commands: Commands, thre
     for name, tensor in found.items():
         mean = (weights(1)[name].double() + weights(3)[name].double()) / 2
         assert torch.allclose(tensor.double(), mean, rtol=0, atol=1e-7), name
+
+
+def test_what_hfcart_fine_tuned_is_called_after_its_task(tmp_path: Path) -> None:
+    hfcart.merge([str(write_tower(tmp_path / "t1", 1))], method="average", out=str(tmp_path / "m"))
+    tuned = [fine_tuned(tmp_path / "m", tmp_path / name, task) for name, task in
+             [("run-7", "digits"), ("run-8", "oxford_flowers102"), ("x", "svhn"), ("y", "svhn")]]  # fmt: skip
+    record = json.loads((tmp_path / "y/hfcart.json").read_text())
+    lie = write_tower(tmp_path / "lie", 2)
+    (lie / "hfcart.json").write_text(json.dumps({**record, "tasks": [{**record["tasks"][0], "task": "../../x"}]}))
+    towers = pin_all([str(path) for path in (*tuned, lie)], Progress())
+    # Of two for one task neither has its name; a record that no training leaves names nothing.
+    assert adapter_names(towers) == ("digits", "oxford_flowers102", "x", "y", "lie")
+
+
+def test_a_recipe_file_asks_for_them_as_the_command_line_does(tmp_path: Path, hfcart: Run) -> None:
+    sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2)]
+    (tmp_path / "r.yaml").write_text(f"sources: {sources}\nadapters: 10%\nadapters_carry: matrices\nout: m\n")
+    done = hfcart("merge", "--recipe", "r.yaml")
+    assert done.returncode == 0, done.stderr
+    told = (tmp_path / "m/recipe.yaml").read_text()
+    assert "method: average\n" in told and "adapters: 0.1\nadapters_carry: matrices\n" in told
+    done = hfcart("merge", "t1", "t2", "--adapters", "8%", "--rank", "8%")
+    assert done.returncode == 2 and "where adapters are asked for and no method, it is the average" in done.stderr
