@@ -8,7 +8,7 @@ from typing import Any
 
 from hfcart.formats.markdown import code, text, words
 from hfcart.methods import METHODS
-from hfcart.records import EvalRecord, MergeRecord, Reference, TaskResult
+from hfcart.records import EvalRecord, MergeRecord, Reference, SourceRecord, TaskResult
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference
@@ -63,11 +63,19 @@ def known_base(record: MergeRecord, results: EvalRecord | None) -> KnownBase | N
 def first_lines(record: MergeRecord, results: EvalRecord | None) -> dict[str, Any]:
     """What the template needs for the first lines, every text of a stranger's made safe."""
     base = known_base(record, results)
+    # What the card's lines of Python load with transformers cannot be in OpenCLIP's form.
+    repo = base.repo if base and not _in_open_clip(record.base, base) else None
     return {
-        "base": base and {"link": _link(base), "repo": base.repo, "commit": base.commit, "stated": base.stated},
+        "base": base and {"link": _link(base), "repo": repo, "commit": base.commit, "stated": base.stated},
         "tasks": some(_tasks(record, results), _MOST_TASKS),
         "accuracy": _accuracy(results.results) if results else None,
     }
+
+
+def _in_open_clip(source: SourceRecord | None, base: KnownBase) -> bool:
+    if source is None or source.repo != base.label:
+        return False
+    return any(file.name.startswith("open_clip") for file in source.files)
 
 
 def chosen(record: MergeRecord) -> list[dict[str, str]]:

@@ -298,6 +298,16 @@ def test_the_first_lines_name_the_base_as_it_is_known():
         assert filled == ("**Fill in the base**" in text) == ("not known" in line)
 
 
+def test_a_base_that_transformers_does_not_load_is_to_be_filled_in():
+    used = hub_source("user/clip")
+    theirs = dataclasses.replace(used, files=(dataclasses.replace(used.files[0], name="open_clip_model.safetensors"),))
+    for base, own in ((used, True), (theirs, False)):
+        text = render_card(make_record(base=base))
+        assert f"- **Base:** [user/clip](https://huggingface.co/user/clip) @ [`{used.commit[:7]}`]" in first_lines(text)
+        assert (f'base, commit = "user/clip", "{used.commit}"' in block(text, "python")) == own
+        assert ("**Fill in the base**" in text) != own
+
+
 def test_the_first_lines_say_how_good_it_is_and_for_what():
     record = make_record()
     text = first_lines(render_card(record))
