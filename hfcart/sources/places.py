@@ -68,7 +68,7 @@ class _Pinning:
     def pin(self, ref: Ref) -> Tower:
         """A source, whatever names it."""
         base = ref.base if isinstance(ref, AdapterSource | Reopened) else None
-        one = ref.adapter if isinstance(ref, AdapterSource) else ref
+        one = _where_it_lies(ref) if isinstance(ref, AdapterSource) else ref
         store = self._open(one)
         tower: Tower
         if is_adapter(store):
@@ -132,6 +132,15 @@ class _Pinning:
             tower.reopened = isinstance(ref, Reopened)
             self._bases[key] = tower
         return self._bases[key]
+
+
+def _where_it_lies(ref: AdapterSource) -> str | LocalSource:
+    """The adapter of a recipe; one that is known by its name alone may lie in the folder of its base."""
+    one, base = ref.adapter, ref.base
+    if isinstance(one, str) or isinstance(base, str) or (Path(one.path) / ADAPTER).is_file():
+        return one
+    inside = Path(base.path) / "adapters" / one.path
+    return one.model_copy(update={"path": str(inside)}) if (inside / ADAPTER).is_file() else one
 
 
 def _tower(store: Store, progress: Progress) -> Tower:

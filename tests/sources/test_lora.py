@@ -153,11 +153,32 @@ def test_an_adapter_inside_a_towers_repo_is_of_that_tower(hub: EmbeddedHub, hfca
     assert {source["base"] for source in recipe["sources"]} == {at}
 
 
-def test_an_adapter_inside_a_towers_folder_is_of_that_tower(tmp_path: Path) -> None:
+def test_an_adapter_inside_a_towers_folder_is_of_that_tower(hfcart: Run, tmp_path: Path) -> None:
     base = write_tower(tmp_path / "merged", 0)
     adapter = write_adapter(base / "adapters" / "cars", base, 1, target_modules=["q_proj"])
-    found = merged([adapter], tmp_path / "m", method="average")
-    assert close(found, merged([unloaded(adapter)], tmp_path / "n", method="average"))
+    done = hfcart("merge", "merged/adapters/cars", "--method", "task_arithmetic", "--scale", "1", "--out", "m")
+    assert done.returncode == 0 and "Base model: merged (" in done.stderr
+    expected = merged([unloaded(adapter)], tmp_path / "n", method="average")
+    assert close(load_file(tmp_path / "m" / "model.safetensors"), expected)
+    write_tower(tmp_path / "cars", 3)  # another thing of the adapter's name
+    assert hfcart("verify", "m").returncode == 0
+
+
+def test_what_adapters_come_from_is_found_through_their_base(hub: EmbeddedHub, hfcart: Run, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip", 0)
+    commit = put(hub, "user/clip", ("", clip))
+    for i in (1, 2):
+        folder = write_adapter(tmp_path / f"a{i}", clip, i, kind="CLIPModel", target_modules=["fc2"], named="user/clip")
+        put(hub, f"user/a{i}", ("", folder))
+    done = hfcart("merge", "user/a1", "user/a2", "--method", "average", "--push-to", "user/m", hub=hub)
+    assert done.returncode == 0, done.stderr
+    hub.create("user/inside")  # of a merge, which names no base itself
+    hub.commit("user/inside", {path.name: path for path in (tmp_path / "m").iterdir() if path.is_file()})
+    inside = write_adapter(tmp_path / "a3", tmp_path / "m", 3, target_modules=["fc2"], named="user/inside")
+    hub.commit("user/inside", {f"adapters/x/{path.name}": path for path in inside.iterdir()})
+    for sources in (("user/a1", "user/a2"), ("user/m", "user/a1"), ("user/inside:adapters/x", "user/m")):
+        done = hfcart("merge", *sources, "--method", "task_arithmetic", "--dry-run", hub=hub)
+        assert done.returncode == 0 and f"Base model: user/clip@{commit} (" in done.stderr, done.stderr
 
 
 def test_a_base_that_only_its_user_names_is_pinned_by_its_content(hfcart: Run, tmp_path: Path) -> None:

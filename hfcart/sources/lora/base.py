@@ -93,7 +93,8 @@ def _root_here(store: LocalStore, *, stated: bool) -> Path | None:
         except OSError:
             return None
         if _holds_tower(root) and (RECORD in root.sizes or not stated):
-            return above
+            here = Path.cwd()
+            return above.relative_to(here) if above.is_relative_to(here) else above
     return None
 
 
