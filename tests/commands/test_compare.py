@@ -134,7 +134,7 @@ def test_a_comparison_is_merging_and_evaluating_one_by_one(
             shares = [round(right / 61, 6) for right in other["correct"]]
             assert [r[kind]["accuracy"] for r in results["results"]] == shares
     files = {str(path.relative_to(tmp_path / "compare")) for path in (tmp_path / "compare").rglob("*.*")}
-    assert files == {"compare.json", "compare.md", "figures/compare.png"}
+    assert files == {"compare.json", "compare.md", "figures/compare.png", *(f"tasks/images{i}.yaml" for i in (1, 2))}
     assert not (tmp_path / "compare.partial").exists()
     assert again.returncode == 1 and "exists already" in again.stderr
     over = hfcart("compare", *TOWERS, "--tasks", tasks, *few, hub=hub)

@@ -116,7 +116,7 @@ def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, commands: Comman
         assert [sum(c["correct"] for c in result["classes"])] == record["points"][point]["correct"]
     check_taken(hub, commands, tmp_path, record)
     files = {str(path.relative_to(tmp_path / "sweep")) for path in (tmp_path / "sweep").rglob("*.*")}
-    assert files == {"sweep.json", "figures/curve.png", "figures/grid.png"}
+    assert files == {"sweep.json", "figures/curve.png", "figures/grid.png", "tasks/images1.yaml"}
     assert again.returncode == 1 and "exists already" in again.stderr
     assert reverse.returncode == 0 and "hfcart merge" not in reverse.stdout, reverse.stderr
     assert "Partial: samples of at most 4 images" in reverse.stdout

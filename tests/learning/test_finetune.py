@@ -318,7 +318,7 @@ def test_workers_and_checkpoints_change_nothing(world: World) -> None:
     assert contents(world.root / "again") == contents(world.root / "plain")
     assert set(contents(world.root / "plain")) == {
         *("README.md", "config.json", "hfcart.json", "model.safetensors", "preprocessor_config.json"),
-        *("results/training.csv", "figures/training.png"),
+        *("results/training.csv", "figures/training.png", "tasks/warm.yaml"),
     }
     other = contents(world.root / "other-order")
     assert other["model.safetensors"] != contents(world.root / "plain")["model.safetensors"]
