@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,17 +19,17 @@ _DECOMPOSITIONS = {"_linalg_eigh", "_linalg_svd", "linalg_qr", "linalg_cholesky_
 
 
 class _Count(TorchDispatchMode):
-    def __init__(self, work: Counter[str]) -> None:
+    def __init__(self, add: Callable[[str, int], None]) -> None:
         super().__init__()
-        self.work = work
+        self.add = add
 
     def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name.partition("::")[2].rstrip("_")
         if name in ("mm", "bmm", "addmm", "mv"):
             left, right = args[-2:]
-            self.work["multiplications"] += left.numel() * (right.shape[-1] if right.ndim > 1 else 1)
+            self.add("multiplications", left.numel() * (right.shape[-1] if right.ndim > 1 else 1))
         if name in _DECOMPOSITIONS:
-            self.work["decompositions"] += 1
+            self.add("decompositions", 1)
         return function(*args, **(kwargs or {}))
 
 
@@ -42,23 +42,28 @@ def counted() -> Iterator[Counter[str]]:
     work: Counter[str] = Counter()
     run, read, write = threading.Thread.run, os.preadv, os.pwrite
     sytrd, *others = low_rank.LAPACK[torch.float32]
+    lock = threading.Lock()
+
+    def add(kind: str, amount: int) -> None:
+        with lock:
+            work[kind] += amount
 
     def watched(thread: threading.Thread) -> None:
-        with _Count(work):
+        with _Count(add):
             run(thread)
 
     def tridiagonal(*arguments: Any) -> int:
-        work["decompositions"] += 1
+        add("decompositions", 1)
         return sytrd(*arguments)
 
     def reading(*arguments: Any) -> int:
         got = read(*arguments)
-        work["read"] += got
+        add("read", got)
         return got
 
     def writing(*arguments: Any) -> int:
         put = write(*arguments)
-        work["written"] += put
+        add("written", put)
         return put
 
     with pytest.MonkeyPatch.context() as patch:
@@ -66,5 +71,5 @@ def counted() -> Iterator[Counter[str]]:
         patch.setattr(os, "preadv", reading)
         patch.setattr(os, "pwrite", writing)
         patch.setitem(low_rank.LAPACK, torch.float32, [tridiagonal, *others])
-        with _Count(work):
+        with _Count(add):
             yield work
