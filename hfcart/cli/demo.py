@@ -44,6 +44,7 @@ def demo(
             output.table(tour.columns, tour.rows)
             output.result()
             output.result("Rank and scale were chosen on validation images; the table is of test images.")
+            output.result("Adapters have 8 % of the rank, and each task is measured with its own.")
             output.result(f"  curve  {tour.curve}")
             output.result(f"  card   {tour.card}")
             output.result("Now with your own towers:  hfcart merge user/a user/b user/c --push-to user/merged")

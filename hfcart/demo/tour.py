@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ import torch
 from transformers import CLIPVisionModel
 tower = CLIPVisionModel.from_pretrained("demo/merged")
 print(tuple(tower(torch.zeros(1, 3, 32, 32)).pooler_output.shape))
+"""
+_ADAPT = """\
+import torch
+from peft import PeftModel
+from transformers import CLIPVisionModel
+tower = CLIPVisionModel.from_pretrained("demo/adapters")
+tower = PeftModel.from_pretrained(tower, "demo/adapters", subfolder="adapters/TASK", adapter_name="TASK")
+print(tower.active_adapters, tuple(tower(torch.zeros(1, 3, 32, 32)).pooler_output.shape))
 """
 
 
@@ -130,17 +139,22 @@ class _Commands:
         towers = [f"{_USER}/tower-{task}" for task in tasks]
         cards = "tasks/"
         grid, ta = ["--rank", _RANKS, "--scale", _SCALES], ["--method", "task_arithmetic"]
-        self._run_both(
+        self._run_side_by_side(
             ["sweep", *towers, "--tasks", cards, *grid, "--out", "sweep-cart"],
             ["sweep", *towers, "--tasks", cards, *ta, "--scale", _TA_SCALES, "--out", "sweep-ta"],
         )
         arithmetic = [*ta, "--sweep", "sweep-ta", "--out", "task-arithmetic", "--eval", cards]
         cart = ["--sweep", "sweep-cart", "--out", "merged"]
-        self._run_both(["merge", *towers, *arithmetic], ["merge", *towers, *cart])
+        adapters = ["--adapters", "8%", "--out", "adapters", "--eval", cards, "--push-to", f"{_USER}/adapters"]
+        self._run_side_by_side(
+            ["merge", *towers, *arithmetic], ["merge", *towers, *cart], ["merge", *towers, *adapters]
+        )
         self._run(["eval", "merged", "--tasks", cards, "--references", "measured"])
         self._run(["push", "merged", "--push-to", f"{_USER}/merged"])
         self._run(["verify", f"{_USER}/merged"])
         self._python(_LOAD)
+        if find_spec("peft"):  # no dependency of ours
+            self._python(_ADAPT.replace("TASK", tasks[0]))
 
     def run_space(self) -> None:
         """A Space of the merge, on this Hub."""
@@ -150,7 +164,7 @@ class _Commands:
         _show(shlex.join(["hfcart", *command]))
         self._check(subprocess.run(self._module(command), cwd=self._folder, env=self.environment, check=False))
 
-    def _run_both(self, *commands: list[str]) -> None:
+    def _run_side_by_side(self, *commands: list[str]) -> None:
         """Commands that do not wait for each other, side by side; each one's output when all are done."""
         with ThreadPoolExecutor(len(commands)) as pool:
             for command, done in zip(commands, list(pool.map(self._apart, commands)), strict=True):
@@ -179,7 +193,10 @@ class _Commands:
 
     def _python(self, code: str) -> None:
         _show("python\n" + code.rstrip())
-        self._check(subprocess.run([sys.executable, "-c", code], cwd=self._folder, env=self.environment, check=False))
+        quiet = ["-W", "ignore::FutureWarning"]  # what one library says to another
+        self._check(
+            subprocess.run([sys.executable, *quiet, "-c", code], cwd=self._folder, env=self.environment, check=False)
+        )
 
     def _module(self, command: list[str]) -> list[str]:
         return [sys.executable, "-m", "hfcart", *command]
@@ -201,8 +218,8 @@ def _table(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Every tower's accuracy on the test images, in per cent, as this run measured it."""
     merged, arithmetic = _results(folder / "merged"), _results(folder / "task-arithmetic")
 
-    def others(name: str) -> tuple[str, ...]:
-        found = [getattr(result, name) for result in merged.results]
+    def others(name: str, record: EvalRecord = merged) -> tuple[str, ...]:
+        found = [getattr(result, name) for result in record.results]
         return tuple(_percent(reference.accuracy if reference else None) for reference in found) + (
             _percent(mean_reference(found).value),
         )
@@ -216,6 +233,7 @@ def _table(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
         ("average", *others("average")),
         ("task arithmetic", *own(arithmetic)),
         ("CART", *own(merged)),
+        ("average + adapters", *others("adapter", _results(folder / "adapters"))),
         ("individual", *others("individual")),
     )
     return ("test accuracy %", *(result.title for result in merged.results), "mean"), rows
