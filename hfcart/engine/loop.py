@@ -108,7 +108,7 @@ def workers(number: int, device: torch.device, block: int, progress: Progress) -
     Args:
         number: of them.
         device: where the algebra is done.
-        block: bytes of the largest temporary that each worker needs again and again.
+        block: bytes of the largest group; temporaries of that size are handed back when they are freed.
         progress: told the bytes of sources done.
     """
     pool = ThreadPoolExecutor(number, "merge", initializer=torch.set_num_threads, initargs=(1,))

@@ -20,11 +20,14 @@ def double_home(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def mean_of(thetas: Float[Tensor, " task *shape"]) -> tuple[Float[Tensor, " *shape"], Float[Tensor, " *shape"]]:
+def mean_of(
+    thetas: Float[Tensor, " task *shape"], *, low: Float[Tensor, " *shape"] | None = None
+) -> tuple[Float[Tensor, " *shape"], Float[Tensor, " *shape"]]:
     """The mean over tasks, taken in float64, as two tensors of the input's dtype whose sum is that mean.
 
     Args:
         thetas: T versions of one tensor, T >= 1.
+        low: contiguous memory for the second of the results; new memory if None.
 
     Returns:
         (high, low): high is the mean rounded once; low is what the rounding lost. Subtracting both from a
@@ -32,7 +35,7 @@ def mean_of(thetas: Float[Tensor, " task *shape"]) -> tuple[Float[Tensor, " *sha
     """
     home = double_home(thetas.device)
     flat = thetas.reshape(len(thetas), -1)
-    high, low = torch.empty_like(flat[0]), torch.empty_like(flat[0])
+    high, rest = torch.empty_like(flat[0]), torch.empty_like(flat[0]) if low is None else low.view(-1)
     run = run_of(thetas.device)
     for start in range(0, flat.shape[1], run):
         part = flat[:, start : start + run].to(home)
@@ -43,8 +46,8 @@ def mean_of(thetas: Float[Tensor, " task *shape"]) -> tuple[Float[Tensor, " *sha
         total.div_(len(part))
         high[start : start + run] = total
         total.sub_(total.to(flat.dtype))
-        low[start : start + run] = total
-    return high.reshape(thetas.shape[1:]), low.reshape(thetas.shape[1:])
+        rest[start : start + run] = total
+    return high.reshape(thetas.shape[1:]), rest.reshape(thetas.shape[1:])
 
 
 def spread_of(

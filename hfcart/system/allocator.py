@@ -13,18 +13,17 @@ from collections.abc import Iterator
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _LARGEST = 32 << 20  # that may be kept: glibc refuses more
-_BESIDE = 16 << 10  # what torch and glibc add to a block, and more
 
 
 def keep_freed_blocks(up_to: int = _LARGEST) -> None:
-    """Keep freed blocks for the next that is asked for; only larger ones go back to the system at once.
+    """Keep freed blocks for the next that is asked for; only those as large as that go back to the system at once.
 
     For images run through a tower: every batch wants the blocks of the one before again.
 
     Args:
-        up_to: bytes of the largest block that is kept, as far as glibc allows.
+        up_to: bytes, which blocks that are kept are smaller than, as far as glibc allows.
     """
-    _tell((_MMAP_THRESHOLD, min(up_to + _BESIDE, _LARGEST)), (_TRIM_THRESHOLD, 2 * _LARGEST))
+    _tell((_MMAP_THRESHOLD, min(up_to, _LARGEST)), (_TRIM_THRESHOLD, 2 * _LARGEST))
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ B32 = {
     "projection_dim": 512,
 }  # fmt: skip
 RANK = 0.08
-HEAD = "{:<34}" + f"{'wall':>11}{'CPU':>12}{'of it system':>12}{'page faults':>13}{'peak memory':>12}"
+HEAD = "{:<34}" + f"{'wall':>11}{'CPU':>12}{'system':>12}{'page faults':>13}{'peak memory':>12}"
 
 PLAIN = """
 import sys, torch

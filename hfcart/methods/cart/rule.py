@@ -11,6 +11,7 @@ from torch import Tensor
 from hfcart.maths.low_rank import LowRank, rank_of, truncated_svd
 from hfcart.maths.low_rank_batch import is_batched, truncated_svds
 from hfcart.maths.moments import mean_of
+from hfcart.maths.workspaces import workspace
 from hfcart.methods.contract import Merged, Parts
 
 
@@ -46,10 +47,11 @@ def cart(
         rights[:, own] = p.right
         energies.append(p.energy)
         fallback = fallback or p.fallback
-    update = (lefts @ rights.T).mul_(scale if coefficients is None else 1.0)
+    update = torch.mm(lefts, rights.T, out=workspace("centred", high.float()))
+    update.mul_(scale if coefficients is None else 1.0)
     # Where nothing is added the mean keeps its very bits: -0.0 + 0.0 would be +0.0.
     nothing = update == 0
-    merged = torch.where(nothing, high, update.add_(low).add_(high), out=update)
+    merged = torch.where(nothing, high, update.add_(low).add_(high), out=high)
     return Merged(merged, k, sum(energies) / tasks, fallback)
 
 
@@ -68,11 +70,11 @@ def _approximated(
     thetas: Float[Tensor, "task m n"], k: int
 ) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m n"], Iterable[LowRank]]:
     """The average, what rounding it lost, and each SVD_k(θ_t − θ̄), where it is asked for."""
-    high, low = mean_of(thetas)
+    high, low = mean_of(thetas, low=workspace("low", thetas[0]))
     # θ̄ = high + low to twice the precision: subtracting both keeps small task vectors exact in float32.
     if is_batched(thetas.device):
         return high, low, truncated_svds((thetas - high).sub_(low), k)
-    centred = torch.empty_like(high)  # one matrix's memory serves all towers
+    centred = workspace("centred", high)  # one matrix's memory serves all towers
     each = (torch.sub(theta, high, out=centred).sub_(low) for theta in thetas)
     return high, low, (truncated_svd(difference, k, overwrite=True) for difference in each)
 
