@@ -44,7 +44,7 @@ def finetune(
             seed (int): Of the order of the images. Default: 0.
             precision ("auto" | "float32" | "bfloat16"): Of the forward pass. Default: auto.
             max_grad_norm (float): Larger gradients are scaled down to it; 0: never. Default: 1.
-            freeze (str): Parts that stay the base's: embeddings, norms, biases, or modules.
+            freeze (str): Parts that stay the base's, such as embeddings.
             validate_every (int): Between validations; 0: never. Default: a fifth of the steps.
             keep ("last" | "best"): The last step, or the best in validation. Default: last.
         Output:

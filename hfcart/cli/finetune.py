@@ -74,8 +74,8 @@ def finetune(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Parts that stay the base's: embeddings, norms, biases, or modules.\fWith commas. `matrices`, the "
-            "attention and MLP weights, is a group as well; modules by dotted names, such as encoder.layers.0.",
+            help="Parts that stay the base's, such as embeddings.\fWith commas: embeddings, norms, biases, matrices "
+            "(the attention and MLP weights), and modules by dotted names, such as encoder.layers.0.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,

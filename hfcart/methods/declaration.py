@@ -22,6 +22,8 @@ TAKEN = frozenset(
             "method",
             "lines",
             "svc",
+            "adapters",
+            "adapters_carry",
             "coefficients",
             "base",
             "qkv",

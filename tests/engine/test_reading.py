@@ -89,10 +89,10 @@ def test_no_file_is_ever_mapped(four: list[Path], tmp_path: Path) -> None:
 
     class Watch(Progress):
         def advance(self, amount: int) -> None:
-            mapped.extend(line for line in Path("/proc/self/maps").read_text().splitlines() if "safetensors" in line)
+            mapped.extend(line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line)
 
     hfcart.merge([str(s) for s in four], out=str(tmp_path / "m"), progress=Watch())
-    assert not [line for line in mapped if not line.endswith(".so")]
+    assert mapped == []
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, clean_env: dict[str, str]) -> None:

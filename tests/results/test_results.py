@@ -720,7 +720,10 @@ def test_a_repo_of_somebody_elses_only_gets_its_model_index(site):
     assert name == "tower" and read == info and [result["metric_value"] for result in read] == [0.7]
     sample = dataclasses.replace(results, results=(make_result("svhn", rows=999, limit=100),))
     refused = site.publish("user/tower", sample)
-    assert refused["error"] == "PublishError" and "no whole test split was scored" in refused["message"]
+    assert (
+        refused["error"] == "PublishError"
+        and "no whole test split of a dataset on the Hub was scored" in refused["message"]
+    )
     assert len(hub.commits("user/tower")) == 3
 
 

@@ -108,7 +108,7 @@ def test_no_activation_is_guessed(tmp_path: Path, act: str) -> None:
     other = {"quick_gelu": "gelu", "gelu": "quick_gelu"}[act]
     with pytest.raises(MismatchError) as odd:
         hfcart.merge([str(bare), str(full)], out=str(tmp_path / "odd"), activation=other)
-    assert [row[1] for row in odd.value.rows] == ["config.json: hidden_act"]
+    assert [row[1] for row in odd.value.rows] == ["open_clip_config.json: hidden_act"]
 
 
 @pytest.mark.parametrize(

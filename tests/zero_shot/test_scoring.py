@@ -32,6 +32,7 @@ class Pictures:
 
     def __init__(self, files: Sequence[bytes]) -> None:
         self.files = files
+        self.broken: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.files)
