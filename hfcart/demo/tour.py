@@ -38,8 +38,8 @@ _ADAPT = """\
 import torch
 from peft import PeftModel
 from transformers import CLIPVisionModel
-tower = CLIPVisionModel.from_pretrained("demo/adapters")
-tower = PeftModel.from_pretrained(tower, "demo/adapters", subfolder="adapters/TASK", adapter_name="TASK")
+tower = CLIPVisionModel.from_pretrained("demo/average")
+tower = PeftModel.from_pretrained(tower, "demo/average", subfolder="adapters/TASK", adapter_name="TASK")
 print(tower.active_adapters, tuple(tower(torch.zeros(1, 3, 32, 32)).pooler_output.shape))
 """
 
@@ -145,7 +145,7 @@ class _Commands:
         )
         arithmetic = [*ta, "--sweep", "sweep-ta", "--out", "task-arithmetic", "--eval", cards]
         cart = ["--sweep", "sweep-cart", "--out", "merged"]
-        adapters = ["--adapters", "8%", "--out", "adapters", "--eval", cards, "--push-to", f"{_USER}/adapters"]
+        adapters = ["--adapters", "8%", "--out", "average", "--eval", cards, "--push-to", f"{_USER}/average"]
         self._run_side_by_side(
             ["merge", *towers, *arithmetic], ["merge", *towers, *cart], ["merge", *towers, *adapters]
         )
@@ -233,7 +233,7 @@ def _table(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
         ("average", *others("average")),
         ("task arithmetic", *own(arithmetic)),
         ("CART", *own(merged)),
-        ("average + adapters", *others("adapter", _results(folder / "adapters"))),
+        ("average + adapters", *others("adapter", _results(folder / "average"))),
         ("individual", *others("individual")),
     )
     return ("test accuracy %", *(result.title for result in merged.results), "mean"), rows

@@ -17,7 +17,7 @@ def test_the_table_sets_adapters_between_the_merge_and_the_towers(tmp_path: Path
     rows = {
         "merged": beside(pretrained=0.1, average=0.4, individual=0.9),
         "task-arithmetic": {},
-        "adapters": beside(adapter=0.8),
+        "average": beside(adapter=0.8),
     }
     for name, others in rows.items():
         counts = [(10, 6 if name == "merged" else 5)]
