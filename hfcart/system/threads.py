@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -25,17 +25,15 @@ def in_parallel(
     pool = ThreadPoolExecutor(8)
     jobs = [pool.submit(work, item) for item in items]
     try:
-        wait(jobs, return_when=FIRST_EXCEPTION)
-        for job in jobs:  # the first in order among those that failed so far
-            if job.done() and (error := job.exception()) is not None:
-                raise error
-        return [job.result() for job in jobs]
-    except BaseException:
-        if stop is not None:
-            stop.set()
-        raise
+        if not wait(jobs, return_when=FIRST_EXCEPTION).not_done:
+            return [job.result() for job in jobs]
     finally:
+        if stop is not None and not all(job.done() for job in jobs):
+            stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+    # Those that were at work have ended: the first in order, whoever was faster, but for those that only gave up.
+    errors = [job.exception() for job in jobs if not job.cancelled()]
+    raise next(error for error in errors if error is not None and not isinstance(error, CancelledError))
 
 
 def default_workers() -> int:
