@@ -21,8 +21,9 @@ from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.methods import ADAPTING, METHODS, Method
 from hfcart.progress import Progress
 from hfcart.quoting import plural
+from hfcart.recipes.fields import parse_size
 from hfcart.recipes.merge_check import name_of
-from hfcart.recipes.merge_recipe import Recipe, parse_size, recorded
+from hfcart.recipes.merge_recipe import Recipe, recorded
 from hfcart.recipes.named import AdapterSource, LocalSource, SourceTask
 from hfcart.records import Architecture, SourceData
 from hfcart.sources.full_clip import BaseParts, read_base_parts
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 CONVERTED = "converted"  # what the folder of converted pickles is called in a work folder
 TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
+_SVC_COPIES = 12  # as Method.copies: of one full SVD in float64
 _BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
 
 
@@ -247,6 +249,8 @@ class Plan:
             largest = 4 * max(self.shapes[g.key][1] ** 2 for g in self.groups if g.matrix)
         copied = 8 * max((self.group_elements(group) for group in self.groups if group.copied), default=0)
         copies = max(self.method.copies, self.adapters.copies if self.adapters else 0)
+        if self.recipe.svc is not None:
+            copies = max(copies, _SVC_COPIES)
         if any(tower.base for tower in self.towers_and_base):
             copies += 3  # of an adapter: W_0 as it is stored, and the sum in float64
         return _BASELINE + math.ceil(workers * largest * (len(self.towers) + copies)) + copied

@@ -15,6 +15,8 @@ from hfcart.names import near
 from hfcart.quoting import printable, quoted
 from hfcart.records.repo_id import is_repo_id
 
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+
 
 def _device(value: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
@@ -81,3 +83,18 @@ def explain(error: ValidationError | TypeError, where: str, known: Iterable[str]
     more = f"; and {len(shown) - _MOST:,} more" if len(shown) > _MOST else ""
     told = f"In {printable(where, 300)}: " + "; ".join(shown[:_MOST]) + more
     return told if told.endswith("?") else told + "."
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 5GB, 500MB, 200KiB or 1000000 (K, M, G, T are powers of 1000, Ki … of 1024).
+
+    Raises:
+        ValueError: not a size, or zero.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    size = 0
+    if found:
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+    if size <= 0:
+        raise ValueError(f"{quoted(text)} is not a size, expected such as 5GB or 500MB")
+    return size

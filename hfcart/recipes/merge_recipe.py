@@ -6,8 +6,6 @@ refused before anything is touched.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -15,19 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from hfcart.errors import UsageError
-from hfcart.methods import ADAPTING, METHODS, Parameter, named
+from hfcart.methods import METHODS, named
 from hfcart.names import dtype
-from hfcart.quoting import plural, quoted
-from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain, out_of_percent
+from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain, out_of_percent, parse_size
 from hfcart.recipes.finished_sweep import with_sweep
+from hfcart.recipes.fit import check_fit
 from hfcart.recipes.named import AdapterSource, LocalSource, SourceTask
-from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, METHOD, OUTPUT, PUBLISHING, Option
+from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, OUTPUT, PUBLISHING, Option
+from hfcart.recipes.parameter_fields import PARAMETERS, SHARES, field_of
 
-# Every method's parameters, and those of `adapt`, by name: fields of the recipe, and options of the command line.
-PARAMETERS = {p.name: p for p in (*ADAPTING, *(p for m in METHODS.values() for p in m.parameters))}
 WRAPPERS = ("lines", "svc")  # fields whose number goes over what any method makes
-_SHARES = ("number", "rank", "numbers", "each")  # kinds of parameters that may be written in per cent
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
 
 class Settings(BaseModel):
@@ -119,7 +114,13 @@ class Settings(BaseModel):
     ] = "all"
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
-        Option("Of the output.", OUTPUT, default="the widest of the sources", recorded="always"),
+        Option(
+            "Of the output.",
+            OUTPUT,
+            "A LoRA adapter counts as float32.",
+            default="the widest of the sources",
+            recorded="always",
+        ),
     ] = None
     max_shard_size: Annotated[str, Option("Such as 5GB or 500MB.", OUTPUT, metavar="SIZE", recorded="always")] = "5GB"
     with_projection: Annotated[
@@ -280,7 +281,7 @@ class Settings(BaseModel):
         return fields
 
     @field_validator(
-        "adapters", *(p.name for p in PARAMETERS.values() if p.kind in _SHARES), mode="before", check_fields=False
+        "adapters", *(p.name for p in PARAMETERS.values() if p.kind in SHARES), mode="before", check_fields=False
     )
     @classmethod
     def _in_percent(cls, value: object) -> object:
@@ -293,109 +294,13 @@ class Settings(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _parameters_fit(self) -> Self:
-        method = METHODS[self.method]
-        known = {p.name: p for p in method.parameters}
-        if self.adapt is not None:
-            known = {**known, **{p.name: p for p in ADAPTING}}
-        for name in PARAMETERS:
-            value = self.given(name)
-            if value is None:
-                continue
-            if name not in known:
-                takes = ", ".join(sorted(known)) or "no parameters"
-                why = "" if self.adapters is None else "; where adapters are asked for and no method, it is the average"
-                raise ValueError(f"{self.method} has no {name}: it takes {takes}{why}")
-            try:
-                known[name].check(value)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-            if isinstance(value, tuple) and len(value) != len(self.sources):
-                raise ValueError(f"{name}: {plural(len(value), 'number')} for {plural(len(self.sources), 'source')}")
-        if self.adapters is not None:
-            try:
-                Parameter("adapters", None, "", kind="rank").check(self.adapters)
-            except ValueError as error:
-                raise ValueError(f"adapters: {error}") from None
-        elif self.adapters_carry != "all":
-            raise ValueError("adapters_carry says what adapters hold: give adapters too, such as 8%")
-        if self.lines is not None:
-            if not method.task_vectors:
-                raise ValueError(f"lines scales what a method adds to the base, which {self.method} does not do")
-            if self.given("scale") is not None:
-                raise ValueError("lines gives each block a scale of its own: leave scale out")
-            if not math.isfinite(self.lines):
-                raise ValueError(f"lines: {self.lines} is not a finite number")
-        if self.svc is not None:
-            if not method.task_vectors:
-                raise ValueError(f"svc calibrates what a method adds to the base, which {self.method} does not do")
-            if not 0 < self.svc < math.inf:
-                raise ValueError(f"svc: {self.svc} is not a finite number above 0")
-        if self.matrices != "blocks" and not method.any_matrix:
-            able = ", ".join(name for name, line in METHODS.items() if line.any_matrix)
-            raise ValueError(f"matrices: {self.matrices} goes with {able}, not with {self.method}")
-        self._coefficients_fit()
-        self._check_tasks()
-        if method.exactly and len(self.sources) != method.exactly:
-            raise ValueError(f"{self.method} merges {plural(method.exactly, 'source')}, not {len(self.sources)}")
-        if self.full_clip and self.with_projection:
-            raise ValueError(
-                "full_clip takes the visual projection from the base, with_projection merges the sources': give one"
-            )
-        if self.format == "open_clip" and not self.full_clip:
-            raise ValueError("format: open_clip files hold the text side as well, so full_clip has to be given too")
-        if self.format == "open_clip" and self.adapters is not None:
-            raise ValueError("adapters are loaded with transformers and peft: leave them out, or format open_clip")
-        if self.format == "open_clip" and self.max_shard_size != Settings.model_fields["max_shard_size"].default:
-            raise ValueError("max_shard_size: OpenCLIP reads one file, so leave it out with format open_clip")
-        if self.create_pr and self.push_to is None:
-            raise ValueError("create_pr needs push_to")
+    def _fits(self) -> Self:
+        check_fit(self)
         return self
 
     def given(self, parameter: str) -> Any:  # noqa: ANN401 (of the parameter's kind)
         """What was asked for a parameter of a method, or of `adapt`; None if nothing was."""
         return getattr(self, parameter)
-
-    def _coefficients_fit(self) -> None:
-        asked = "adapt" if self.adapt is not None else "coefficients"
-        if self.adapt is None and self.coefficients is None:
-            return
-        able = [name for name, line in METHODS.items() if line.adaptive]
-        adaptive = METHODS[self.method].adaptive
-        if adaptive is None:
-            raise ValueError(f"{asked} goes with {', '.join(able)}: {self.method} has no coefficient for each tower")
-        if self.adapt is not None and self.coefficients is not None:
-            raise ValueError("adapt learns the coefficients that are given already: leave one of them out")
-        if self.lines is not None:
-            raise ValueError(
-                f"lines gives each block a scale of its own, and {asked} each tensor: leave one of them out"
-            )
-        for name, values in (self.coefficients or {}).items():
-            if len(values) != len(self.sources):
-                raise ValueError(
-                    f"coefficients: {len(values)} of {name[:120]} for {plural(len(self.sources), 'source')}"
-                )
-            if not all(map(math.isfinite, values)):
-                raise ValueError(f"coefficients: {name[:120]} has one that is not a finite number")
-        if self.coefficients is not None and self.given("scale") is not None:
-            raise ValueError("coefficients are the scales of each tower: leave scale out")
-
-    def _check_tasks(self) -> None:
-        method = METHODS[self.method]
-        if self.tasks is None:
-            if method.statistics is not None:
-                raise ValueError(
-                    f"{self.method} looks at images of each source's own task: say which tasks these are, such as "
-                    "tasks: 8, or --tasks 8"
-                )
-            return
-        if not method.takes_tasks:
-            raise ValueError(f"{self.method} looks at no images: leave tasks out")
-        if method.chosen and self.given(name := method.chosen.parameter) is not None:
-            raise ValueError(f"tasks chooses the {name} that is given already: leave one of them out")
-        recorded = sum(isinstance(task, SourceTask) for task in self.tasks)
-        if recorded not in (0, len(self.tasks)) or (recorded and recorded != len(self.sources)):
-            raise ValueError(f"tasks: {recorded} of a recorded recipe for {plural(len(self.sources), 'source')}")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -422,39 +327,6 @@ class Settings(BaseModel):
         return Path(self.out or (self.push_to.split("/")[1] if self.push_to else "merged"))
 
 
-_TYPES: dict[str, Any] = {
-    "number": float | None,
-    "whole": int | None,
-    "rank": int | float | None,
-    "choice": str | None,
-    "numbers": Annotated[tuple[float, ...], Field(strict=False)] | None,
-    "each": float | Annotated[tuple[float, ...], Field(strict=False)] | None,
-}
-
-
-_METAVARS = {"rank": "RANK", "numbers": "W,W,...", "each": "X or X,X"}
-
-
-def _field(parameter: Parameter) -> tuple[Any, None]:
-    """The field of a method's parameter: its type, and no value, which means the method's own default."""
-    takers = {m.name: p for m in METHODS.values() if (p := m.parameter(parameter.name))}
-    if learned := next((p for p in ADAPTING if p.name == parameter.name), None):
-        takers["adapt"] = learned
-    defaults = {p.default for p in takers.values()}
-    basic = parameter.name in ("rank", "scale")
-    short, _, more = next(iter(takers.values())).help.partition(". ")
-    short = short.removesuffix(".") + "."
-    option = Option(
-        short if basic else f"{', '.join(takers)}: {short[0].lower()}{short[1:]}",
-        BASICS if basic else METHOD,
-        f"{more} Of {', '.join(takers)}.".strip(),
-        metavar="|".join(parameter.choices) or _METAVARS.get(parameter.kind, ""),
-        default="" if defaults == {None} else str(defaults.pop()) if len(defaults) == 1 else "the method's",
-        taken=lambda method: method.parameter(parameter.name) is not None,
-    )
-    return Annotated[_TYPES[parameter.kind], option], None
-
-
 if TYPE_CHECKING:
 
     class Recipe(Settings):
@@ -466,7 +338,7 @@ else:
         __base__=Settings,
         __module__=__name__,
         __doc__="What to merge and how: the settings, and a field for every parameter of a method.",
-        **{name: _field(parameter) for name, parameter in PARAMETERS.items()},
+        **{name: field_of(parameter) for name, parameter in PARAMETERS.items()},
     )
 
 
@@ -492,21 +364,6 @@ def recorded(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
         if option.recorded == "always" or (option.recorded == "changed" and value != Recipe.model_fields[name].default):
             out[name] = value
     return out
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB, 500MB, 200KiB or 1000000 (K, M, G, T are powers of 1000, Ki … of 1024).
-
-    Raises:
-        ValueError: not a size, or zero.
-    """
-    found = _SIZE.fullmatch(text.strip())
-    size = 0
-    if found:
-        size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
-    if size <= 0:
-        raise ValueError(f"{quoted(text)} is not a size, expected such as 5GB or 500MB")
-    return size
 
 
 def make(fields: dict[str, Any], where: str = "the command line") -> Recipe:

@@ -22,7 +22,8 @@ from hfcart.methods.linear.rule import linear
 from hfcart.methods.model_stock.rule import model_stock
 from hfcart.methods.sce.rule import sce
 from hfcart.methods.slerp.rule import slerp
-from hfcart.recipes.merge_recipe import PARAMETERS, Recipe
+from hfcart.recipes.merge_recipe import Recipe
+from hfcart.recipes.parameter_fields import PARAMETERS
 
 
 def stack(seed: int, tasks: int, *shape: int, tau: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -372,6 +372,8 @@ def test_a_fit_is_journalled_and_not_gathered_again(tmp_path: Path, sources: lis
         ({"method": "ties", "lines": 0.5, "scale": 1.0}, "leave scale out"),
         ({"method": "ties", "lines": float("inf")}, "lines: inf is not a finite number"),
         ({"method": "cart", "svc": 1.0}, "svc calibrates what a method adds to the base, which cart does not do"),
+        ({"method": "ties", "svc": 1.0, "adapt": ["mnist"]}, "svc changes the directions that adapt scales"),
+        ({"method": "ties", "svc": 1.0, "coefficients": {"x": [1.0, 1.0]}}, "directions that coefficients scales"),
         ({"method": "ties", "svc": 0.0}, "svc: 0.0 is not a finite number above 0"),
         ({"method": "ties", "svc": float("nan")}, "svc: nan is not a finite number above 0"),
         ({"method": "ties", "seed": 1}, "ties has no seed"),

@@ -19,8 +19,9 @@ from hfcart.cli import app
 from hfcart.cli._shared.output import without_foreign_options
 from hfcart.cli._shared.recipe_options import given_fields
 from hfcart.methods import ADAPTING, METHODS
-from hfcart.recipes.merge_recipe import PARAMETERS, WRAPPERS
+from hfcart.recipes.merge_recipe import WRAPPERS
 from hfcart.recipes.options import BASICS, PANELS
+from hfcart.recipes.parameter_fields import PARAMETERS
 from hfcart.tasks.task_cards import parts
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from hfcart.recipes.fields import number
-from hfcart.recipes.merge_recipe import OPTIONS, PARAMETERS, WRAPPERS, Recipe
+from hfcart.recipes.merge_recipe import OPTIONS, WRAPPERS, Recipe
 from hfcart.recipes.options import Option
+from hfcart.recipes.parameter_fields import PARAMETERS
 
 _FIRST = ("method", "rank", "scale", "base", "out", "push_to")  # of the options, as the help lists them
 
