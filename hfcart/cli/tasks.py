@@ -112,14 +112,15 @@ def new(
         from hfcart import hub
         from hfcart.errors import OutputError, UsageError
         from hfcart.tasks.drafts import draft_card, draft_folder
+        from hfcart.tasks.image_folder import is_folder
         from hfcart.tasks.task_cards import read_card
 
         hub.set_notifier(output.note)
         if out is not None and out.exists():
             raise _taken(out)
-        folder = Path(dataset)
-        output.step(f"Looking at the {'folder' if folder.is_dir() else 'dataset'} {dataset}")
-        if folder.is_dir():
+        folder, here = Path(dataset), is_folder(dataset)
+        output.step(f"Looking at the {'folder' if here else 'dataset'} {dataset}")
+        if here:
             if config is not None:
                 raise UsageError(f"{dataset} is a folder, and has no configurations.", hint="Leave out --config.")
             name, text = draft_folder(folder, out)

@@ -106,7 +106,8 @@ class DatasetRef(Strict):
         """Keep the path of a folder apart from its name."""
         if self.folder is not None:
             self._place = Path(self.folder).absolute()
-            self.__dict__["folder"] = self._place.resolve().name if self.folder in (".", "..") else self._place.name
+            name = self._place.name
+            self.__dict__["folder"] = name if name not in ("", "..") else self._place.resolve().name
 
     @model_validator(mode="after")
     def _one_place(self) -> DatasetRef:

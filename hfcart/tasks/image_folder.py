@@ -57,7 +57,7 @@ class ImageFolder:
     @property
     def name(self) -> str:
         """The folder's base name."""
-        return self.path.name or self.path.resolve().name
+        return self.path.name if self.path.name not in ("", "..") else self.path.resolve().name
 
     def split_of(self, file: str) -> str:
         """The split that a file is in."""
@@ -136,6 +136,19 @@ def look(path: Path) -> ImageFolder:
     return ImageFolder(path, frozenset(files), images, metadata, links, _splits(path, images))
 
 
+def is_folder(text: str) -> bool:
+    """Whether what was typed is a folder here; it may be what no path can be."""
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):  # too long, a NUL in it
+        return False
+
+
+def holds_images(path: Path) -> bool:
+    """Whether there is an image in a folder or below it, whatever the layout."""
+    return any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
+
+
 def _is_ours(file: Path, root: Path) -> bool:
     try:
         inside = not file.is_symlink() or file.resolve(strict=True).is_relative_to(root)
@@ -153,7 +166,8 @@ def _splits(path: Path, images: Sequence[str]) -> tuple[str, ...]:
         raise SourceError(
             f"{path} holds folders of splits ({some(found)}) beside other images ({some(others, 4)}): these would "
             "belong to no split.",
-            hint="Move them into a split, or out of the folder.",
+            hint="Move them into a split, or out of the folder. If these names are classes, put all classes into one "
+            "folder test.",
         )
     return tuple(found)
 

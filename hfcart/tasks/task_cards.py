@@ -6,6 +6,7 @@ prompts, and what is published about the task. Unknown keys, wrong types and emp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ from hfcart.records.repo_id import is_repo_id
 from hfcart.system.cards_folder import cards_dir
 from hfcart.tasks.dataset_ref import MAX_CLASSES, DatasetRef, Line, Strict, each_once
 from hfcart.tasks.folder_cards import fields_of, find
+from hfcart.tasks.image_folder import holds_images, is_folder
 
 MAX_PROMPTS = 1_000
 
@@ -196,8 +198,9 @@ def read_tasks(names: Sequence[str]) -> list[TaskCard]:
 
 def parts(text: str) -> list[str]:
     """What a text with commas names, one by one; the path of a file or of a folder is one, commas and all."""
-    if _is_path(text) and Path(text).exists():  # a comma may be part of its name
-        return [text]
+    with contextlib.suppress(OSError, ValueError):  # of what no path can be
+        if _is_path(text) and Path(text).exists():  # a comma may be part of its name
+            return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -210,8 +213,9 @@ def _named(name: str) -> list[TaskCard]:
         return [_benchmark_task(one) for one in GROUPS[name]]
     if found := spelled(name, shipped()):
         return [_benchmark_task(found)]
-    if (folder := Path(name)).is_dir():
-        if cards := sorted(folder.glob("*.yaml")):
+    if is_folder(name):
+        cards = sorted(Path(name).glob("*.yaml"))
+        if cards and (any(map(_says_dataset, cards)) or not holds_images(Path(name))):
             return [read_card(path) for path in cards]
         return [_card_of_folder(name)]
     if _is_path(name):
@@ -221,6 +225,13 @@ def _named(name: str) -> list[TaskCard]:
         hint="`hfcart tasks` lists the tasks and groups; a path of your own task card (FILE.yaml) or of a folder of "
         "images is taken too.",
     )
+
+
+def _says_dataset(path: Path) -> bool:
+    """Whether a YAML file may be a task's card, and no other tool's beside its images."""
+    with contextlib.suppress(OSError, ValueError):
+        return b"\ndataset:" in b"\n" + path.read_bytes()[: safe_yaml.MAX_LENGTH]
+    return False
 
 
 def _card_of_folder(name: str) -> TaskCard:

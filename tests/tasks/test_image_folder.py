@@ -203,6 +203,39 @@ def test_wrong_metadata(tmp_path: Path, columns: dict[str, list[Any]], said: str
     assert said in told.value.message
 
 
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    photos = fill(tmp_path / "photos", "1.png", "2.png")
+    (photos / "metadata.csv").write_text("file_name,label,label\n1.png,a,b\n2.png,b,a\n")
+    with pytest.raises(SourceError, match="metadata.csv has several columns 'label'"):
+        card_of(photos)
+
+
+def test_yaml_of_other_tools_beside_images_is_no_card(tmp_path: Path) -> None:
+    photos = fill(tmp_path / "photos", *SPLITS)
+    (photos / "data.yaml").write_text("train: ../train/images\nnc: 2\nnames: [cat, dog]\n")
+    assert card_of(photos).classnames == ("cat", "hot dog")
+    (photos / "data.yaml").rename(tmp_path / "other.yaml")
+    (photos / "mine.yaml").write_text("id: mine\ndataset:\n  repo: user/mine\n")
+    with pytest.raises(UsageError, match=r"The task card .*mine\.yaml"):  # which one of ours may be
+        card_of(photos)
+
+
+@pytest.mark.parametrize("typed", ["..", "../..", "."])
+def test_a_folder_above_has_its_own_name(tmp_path: Path, typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = fill(tmp_path / "photos", *SPLITS)
+    monkeypatch.chdir(photos / {"..": "test", "../..": "test/cat", ".": ""}[typed])
+    (card,) = read_tasks([typed])
+    assert (card.id, card.dataset.folder) == ("photos", "photos")
+    record = opened(card).dataset
+    assert isinstance(record, FolderRecord) and record.folder == "photos"
+
+
+@pytest.mark.parametrize("typed", ["a" * 300, "./" + "a" * 300])
+def test_a_name_that_no_path_can_have_is_a_sentence(typed: str) -> None:
+    with pytest.raises(UsageError):
+        read_tasks([typed])
+
+
 def links_alone(folder: Path) -> Path:
     folder.mkdir()
     return folder

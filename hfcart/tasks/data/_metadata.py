@@ -61,6 +61,8 @@ def _rows(folder: ImageFolder, name: str, image: str, label: str) -> Iterator[tu
     ):
         if column not in table.column_names:
             raise SourceError(f"{where} has no column {quoted(column)}: its columns are {some(table.column_names)}.")
+        if table.column_names.count(column) > 1:
+            raise SourceError(f"{where} has several columns {quoted(column)}.", hint="Rename all but one of them.")
         if not _is(kind := table.schema.field(column).type, kinds):
             raise SourceError(f"The column {quoted(column)} of {where}: expected {expected}, found {kind}.")
     for file, value in zip(table[image].to_pylist(), table[label].to_pylist(), strict=True):
