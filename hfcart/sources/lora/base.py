@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hfcart.clip import open_clip
-from hfcart.errors import HubError, NotATowerError, SourceError, UsageError, together
+from hfcart.errors import HubError, NotATowerError, SourceError, UsageError, VerifyError, together
 from hfcart.formats.shard_layout import INDEX, SINGLE, WEIGHTS
 from hfcart.quoting import quoted, some
-from hfcart.records.file_names import RECORD
+from hfcart.recipes.finished_merge import read_record
+from hfcart.records.adapters import FOLDER
+from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.records.repo_id import is_repo_id, is_revision
 from hfcart.sources.lora.config import ADAPTER, LoraConfig
 from hfcart.sources.lora.config import WEIGHTS as ADAPTER_WEIGHTS
@@ -62,7 +64,7 @@ def named_base(store: Store, config: LoraConfig) -> Named | None:
     name = config.base or ""
     on_the_hub = is_repo_id(name, namespace=True)
     if isinstance(store, LocalStore):
-        if (root := _root_here(store, stated=on_the_hub)) is not None:
+        if (root := _root_here(store, named=bool(name))) is not None:
             return Named(str(root), hub=False)
     elif store.repo and store.path and (not name or _is_own(store, name)) and not config.revision:
         root_ref = f"{store.repo}@{store.commit}"
@@ -84,18 +86,28 @@ def _is_own(store: Store, name: str) -> bool:
     return name.casefold() in {(store.repo or "").casefold(), (store.name or "").casefold()}
 
 
-def _root_here(store: LocalStore, *, stated: bool) -> Path | None:
-    """The folder above an adapter's that holds a tower; where the adapter names a repo, only one that hfcart made."""
+def _root_here(store: LocalStore, *, named: bool) -> Path | None:
+    """The folder above an adapter's that holds its tower: of one that names another base, where hfcart wrote both."""
     folder = store.folder.resolve()
     for above in list(folder.parents)[:2]:
         try:
             root = LocalStore(above)
         except OSError:
             return None
-        if _holds_tower(root) and (RECORD in root.sizes or not stated):
+        if _holds_tower(root) and (not named or _wrote(root, folder.relative_to(above).as_posix())):
             here = Path.cwd()
             return above.relative_to(here) if above.is_relative_to(here) else above
     return None
+
+
+def _wrote(root: LocalStore, place: str) -> bool:
+    """Whether a merge's own record lists the adapter in that place of its folder."""
+    data = root.small(RECORD, MAX_RECORD)
+    try:
+        made = read_record(data, RECORD) if data else None
+    except VerifyError:
+        return False
+    return made is not None and place in {f"{FOLDER}/{each.name}" for each in made.adapters}
 
 
 def _holds_tower(store: Store) -> bool:

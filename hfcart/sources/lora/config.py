@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import regex
@@ -51,6 +51,9 @@ _DECIDES_NOTHING = {
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 _MOST_PATTERNS = 5_000
 _SECONDS = 0.5  # for one pattern on one name: a regular expression may be written to take for ever
+_LONGEST = 1000  # characters of a pattern
+_MOST_REPEATED = 10_000  # all its counts multiplied
+_COUNTED = regex.compile(r"\{(\d*),?(\d*)\}")
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,12 @@ class LoraConfig:
         return default
 
 
-@cache
+@lru_cache(_MOST_PATTERNS)
 def _compiled(pattern: str) -> regex.Pattern[str]:
+    """Raises regex.error for a pattern that would take much memory: counted repetitions are written out in it."""
+    counts = [int(count) for pair in _COUNTED.findall(pattern) for count in pair if count]
+    if len(pattern) > _LONGEST or math.prod(max(1, count) for count in counts) > _MOST_REPEATED:
+        raise regex.error("too large", pattern)
     return regex.compile(rf"(.*\.)?({pattern})$")
 
 

@@ -60,7 +60,10 @@ class AdaptedTower(Tower):
     def read_stored(self, spec: TensorSpec, buffer: memoryview) -> None:
         """As `Tower` does; of an update its float32 values, W_0 + scale · B A, or what the adapter has in its place."""
         if not isinstance(spec, Update):
-            self.under.read_stored(spec, buffer)
+            if spec.file in self.under.files:
+                self.under.read_stored(spec, buffer)
+            else:
+                buffer[:] = self._streamed(spec)
             return
         import torch  # as in hfcart.sources.towers
 
