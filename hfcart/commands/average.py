@@ -37,7 +37,8 @@ def merge_average(record: MergeRecord, folder: Path, progress: Progress, *, dtyp
 
 
 def kept_by_average(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What of a merge's recipe holds for the average of its sources, too: coefficients and the like do not."""
+    """What of a merge's recipe holds for the average of its sources, too: neither coefficients nor adapters do."""
     average = METHODS["average"]
     taken = {name for name, option in OPTIONS.items() if option.taken is None or option.taken(average)}
-    return {name: value for name, value in recipe.items() if name in taken | {"sources"}}
+    kept = taken - {"adapters", "adapters_carry"} | {"sources"}
+    return {name: value for name, value in recipe.items() if name in kept}

@@ -19,12 +19,12 @@ from hfcart.commands.merge import merge_aside
 from hfcart.errors import SourceError, VerifyError
 from hfcart.formats.safetensors_file import LocalFile, TensorSpec, parse_header, sha256_of, strict_json
 from hfcart.progress import Progress
-from hfcart.quoting import plural
+from hfcart.quoting import plural, quoted
 from hfcart.recipes.finished_finetuning import is_finetune_record
 from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.merge_recipe import make
 from hfcart.records import MergeRecord
-from hfcart.records.adapters import CONFIG, is_adapter_file, without_base
+from hfcart.records.adapters import CONFIG, base_of, is_adapter_file, without_base
 from hfcart.records.adapters import FOLDER as ADAPTERS
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.results.files import RESULTS
@@ -117,8 +117,20 @@ def _digest(store: Store, name: str) -> str:
     """sha256 of a file; of an adapter's config whatever base it names, which is the repo it was published in."""
     place, file = _at(store, name)
     if is_adapter_file(name) and file == CONFIG:
-        return hashlib.sha256(without_base(place.small(file) or b"")).hexdigest()
+        config = place.small(file) or b""
+        _check_base(store, name, config)
+        return hashlib.sha256(without_base(config)).hexdigest()
     return place.digest(file) or sha256_of(place.fetch(file))
+
+
+def _check_base(store: Store, name: str, config: bytes) -> None:
+    """Refuse an adapter in a repo that names another one as its base: peft would add it to what nobody verified."""
+    base, own = base_of(config), {name.casefold() for name in (store.repo, store.name) if name}
+    if own and base is not None and base.casefold() not in own:
+        raise VerifyError(
+            f"{store.label}/{name} names {quoted(base, 100)} as the base of the adapter, expected {store.repo}.",
+            hint="Load it with the tower it lies beside, or ask the repo's owner to publish the merge again.",
+        )
 
 
 def _at(store: Store, path: str) -> tuple[Store, str]:
@@ -171,7 +183,7 @@ def _retold(recorded: bytes, repeated: MergeRecord) -> list[str]:
     then, now = strict_json(recorded), json.loads(repeated.to_json())
     for each in (then, now):
         towers = [*each["sources"], *([each["base"]] if each["base"] else [])]
-        for source in (*towers, *(tower["adapter_of"] for tower in towers if "adapter_of" in tower)):
+        for source in (*towers, *(tower["adapter_of"] for tower in towers if tower.get("adapter_of"))):
             source["revision"] = None  # what was asked for; the recipe asks for the commit it led to
     left_out = ("environment", "files", "adaptation", "selection", "swept")
     return [part for part in now if part not in left_out and then.get(part, now[part]) != now[part]]

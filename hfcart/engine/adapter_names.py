@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -56,9 +57,8 @@ def _name(tower: Tower, depth: int) -> str:
     tail = parts[-max(1, min(depth, len(parts))) :]
     for suffix in WEIGHTS:
         tail[-1] = tail[-1].removesuffix(suffix)
-    if depth > len(parts):
-        tail.append((tower.store.commit or content_of(tower))[:8])
-    return _safe("-".join(tail))
+    own = f"{tower.label}@{tower.store.commit or content_of(tower)}"
+    return _safe("-".join(tail), hashlib.sha256(own.encode()).hexdigest()[:8] if depth > len(parts) else "")
 
 
 def _task(tower: Tower) -> str | None:
@@ -73,7 +73,9 @@ def _task(tower: Tower) -> str | None:
     return tasks[0].task if len(tasks) == 1 else None
 
 
-def _safe(text: str) -> str:
-    """A folder's name of any text, which peft takes as the name of an adapter too."""
-    name = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-_")[:_LONGEST].rstrip("-_") or "tower"
+def _safe(text: str, digest: str = "") -> str:
+    """A folder's name of any text, which peft takes as the name of an adapter too; the digest is never cut off."""
+    room = _LONGEST - len(digest)
+    name = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-_")[:room].rstrip("-_") or "tower"
+    name = "-".join(filter(None, (name, digest)))
     return name if is_adapter_name(name) else f"{name}-tower"

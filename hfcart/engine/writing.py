@@ -70,7 +70,7 @@ class GroupWriter:
         return digests
 
     def write_whole(self, name: str, tensor: torch.Tensor) -> dict[str, str]:
-        """Write a float32 tensor into the slot of that name. Returns its sha256, by name."""
+        """Write a tensor, of the slot's dtype, into the slot of that name. Returns its sha256, by name."""
         return {name: self._tensors.write(name, bytes_of(tensor.cpu().contiguous()))}
 
     def note(self, line: Line) -> None:

@@ -9,6 +9,7 @@ from hfcart.errors import UsageError, together
 from hfcart.methods import METHODS
 from hfcart.names import spelled
 from hfcart.progress import Progress
+from hfcart.recipes.finished_sweep import of_adapters
 from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
 from hfcart.recipes.recipe_files import read
 
@@ -46,6 +47,9 @@ def asked_for(
     instead = [("lines", "scale"), ("scale", "lines")]  # each says what the other would
     instead += [("sweep", name) for name in ("rank", "scale", "lines")]
     instead += [("rank", "sweep"), ("scale", "sweep")]
+    sweep = given.get("sweep", recorded.get("sweep"))
+    if isinstance(sweep, str) and {"sweep", "adapters"} & set(given) and of_adapters(sweep):
+        instead += [("sweep", "adapters"), ("sweep", "adapters_carry"), ("adapters", "sweep")]
     used = METHODS.get(spelled(str(given.get("method", recorded.get("method"))), METHODS) or "")
     if used and used.chosen:
         instead += [("tasks", used.chosen.parameter), (used.chosen.parameter, "tasks")]

@@ -79,6 +79,11 @@ def settings_of(record: SweepRecord) -> dict[str, Any]:
     return {"method": record.method, "qkv": record.qkv, **record.parameters, **rank, "scale": best.scale}
 
 
+def of_adapters(folder: str) -> bool:
+    """Whether a sweep is one of adapters. Raises what `read_sweep` does."""
+    return read_sweep(Path(folder))[0].adapters is not None
+
+
 def with_sweep(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a merge, completed by the best point of the sweep that they name, if they name one.
 
@@ -146,5 +151,5 @@ def _faults_of_adapters(record: SweepRecord, adapters: AdapterSweep) -> Iterator
         yield "its adapters are not one for each task"
     elif not all(0 <= correct <= n for correct, n in pairs):
         yield "more images were recognised than there were"
-    elif len(adapters.sizes) != len(record.ranks) or min(*adapters.sizes, adapters.parameters) < 1:
+    elif not len(adapters.sizes) == len(record.ranks) > 0 or min((*adapters.sizes, adapters.parameters)) < 1:
         yield "its adapters have no sizes"

@@ -20,7 +20,7 @@ def canonical_json(record: DataclassInstance, leave: Collection[str] = ()) -> st
     """
 
     def told(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        return {name: value for name, value in pairs if value is not None or name not in ("adapter", "adapter_of")}
+        return {name: value for name, value in pairs if value or name not in ("adapter", "adapter_of", "adapters")}
 
     whole = dataclasses.asdict(record, dict_factory=told)
     fields = {name: value for name, value in whole.items() if name not in leave}

@@ -9,7 +9,7 @@ FOLDER = "adapters"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft calls them
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,70}[a-z0-9])?")
 _FILE = re.compile(rf"{FOLDER}/([^/]*)/(?:{re.escape(CONFIG)}|{re.escape(WEIGHTS)})")
-_BASE = re.compile(rb'^(  "base_model_name_or_path": )(?:null|"[^"\\\\\n]*")(,)$', re.MULTILINE)
+_BASE = re.compile(rb'^(  "base_model_name_or_path": )(?:null|"([^"\\\\\n]*)")(,)$', re.MULTILINE)
 # A module of torch's has attributes of these names, so peft can keep no adapter there that is called so; the last two
 # lines are parts of tensors' names, by which peft would take one adapter's tensors for another's.
 _WORDS = """
@@ -63,12 +63,18 @@ def is_adapter_file(text: str) -> bool:
 
 def with_base(config: bytes, repo: str) -> bytes:
     """An adapter_config.json that names the repo of the tower it lies beside; `without_base` is the way back."""
-    return _BASE.sub(rb'\1"' + repo.encode() + rb'"\2', config, count=1)
+    return _BASE.sub(rb'\1"' + repo.encode() + rb'"\3', config, count=1)
 
 
 def without_base(config: bytes) -> bytes:
     """An adapter_config.json as it was before it was published anywhere, which is what its recorded digest is of."""
-    return _BASE.sub(rb"\1null\2", config, count=1)
+    return _BASE.sub(rb"\1null\3", config, count=1)
+
+
+def base_of(config: bytes) -> str | None:
+    """The repo that an adapter_config.json of ours names as its base; None before it was published."""
+    found = _BASE.search(config)
+    return found[2].decode(errors="replace") if found and found[2] is not None else None
 
 
 def adapter_file(name: str, file: str) -> str:

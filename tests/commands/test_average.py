@@ -15,6 +15,8 @@ SOURCES = [f"user/{name}@{40 * name}" for name in "ab"]
     [
         {"method": "cart", "rank": 0.1, "scale": 2.0, "matrices": "all-2d"},
         {"method": "task_arithmetic", "lines": 0.5},
+        {"method": "task_arithmetic", "svc": 1.0},
+        {"method": "cart", "adapters": 0.08, "adapters_carry": "matrices"},
         {"method": "cart", "rank": 0.1, "coefficients": {"vision_model.a": [0.1, 0.2]}},
         {"method": "consensus", "tasks": ["mnist", "svhn"]},
     ],
@@ -24,3 +26,4 @@ def test_whatever_the_merge_was_told(own: dict) -> None:
     kept = kept_by_average({"sources": SOURCES, "qkv": "fused", "dtype": "float16", **own})
     made = make({**kept, "method": "average", "out": "x"}, "hfcart.json")
     assert (made.qkv, made.dtype, made.coefficients, made.lines) == ("fused", "float16", None, None)
+    assert (made.svc, made.adapters, made.adapters_carry) == (None, None, "all")

@@ -75,6 +75,11 @@ def test_the_published_config_names_its_repo(
         assert config.pop("base_model_name_or_path") == "user/merged"
         assert here.pop("base_model_name_or_path") is None and here == config
         assert online[f"adapters/{name}/{WEIGHTS}"] == (tmp_path / "merged/adapters" / name / WEIGHTS).read_bytes()
+    # One that names another repo's tower is one that peft would add to that.
+    config = online[f"adapters/clip-1/{CONFIG}"]
+    hub.commit("user/merged", {f"adapters/clip-1/{CONFIG}": config.replace(b"user/merged", b"evil/tower")})
+    (verified,) = commands(hub, [["verify", "user/merged"]])
+    assert verified.returncode == 1 and "names 'evil/tower' as the base of the adapter" in verified.stderr
 
 
 @pytest.fixture
@@ -172,6 +177,11 @@ def test_names_are_the_task_else_the_shortest_that_is_its_own(tmp_path: Path) ->
     assert all(name.startswith("clip-cars-") for path, name in same.items() if path != "clip-dogs")
     odd = names("train", "Ünï côdé!", "模型", "…", "x" * 200)
     assert odd["train"] == "train-tower" and odd["x" * 200] == "x" * 60
+    # Names so long that they are cut: what tells them apart is not.
+    long = ["a/" + "y" * 100, "b/" + "y" * 100]
+    for i, path in enumerate(long):
+        write_tower(tmp_path / path, 20 + i)
+    assert all(name.startswith("y" * 51) and len(name) <= 61 for name in names(*long).values())
 
 
 def test_places_in_one_repo_are_told_apart(hub: EmbeddedHub, hfcart: Run, tmp_path: Path) -> None:

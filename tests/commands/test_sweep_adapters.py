@@ -22,6 +22,7 @@ from hfcart.engine.plan import make_plan
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import VerifyError
 from hfcart.progress import Progress
+from hfcart.recipes.asked import asked_for
 from hfcart.recipes.finished_sweep import read_sweep
 from hfcart.recipes.merge_recipe import make
 from hfcart.records import AdapterSweep, Environment, SweepPoint, SweepRecord
@@ -147,6 +148,19 @@ def test_a_sweep_of_adapters_measures_each_task_through_its_own(zoo, commands: C
         assert run.returncode == 2 and said in " ".join(run.stderr.split()), run.stderr
 
 
+def test_a_recipe_s_adapters_and_a_sweep_of_them_take_each_other_s_place(tmp_path: Path) -> None:
+    """What is given goes before the file's: of two that say the rank of adapters, the file's is left out."""
+    folder, file = tmp_path / "sweep", tmp_path / "r.yaml"
+    folder.mkdir()
+    (folder / "sweep.json").write_text(swept().to_json())
+    file.write_text("sources: [u/a, u/b]\nadapters: 8\nadapters_carry: matrices\n")
+    made = asked_for(file, {"sweep": str(folder)}, Progress())
+    assert (made.adapters, made.adapters_carry) == (1.0, "all")  # the sweep's best
+    file.write_text(f"sources: [u/a, u/b]\nsweep: {folder}\n")
+    made = asked_for(file, {"adapters": 4}, Progress())
+    assert (made.adapters, made.sweep) == (4, None)
+
+
 def canonical(towers: list[Tensors]) -> list[Tensors]:
     return [{f"vision_model.{name.removeprefix('vision_model.')}": t for name, t in tower.items()} for tower in towers]
 
@@ -213,12 +227,13 @@ def test_a_stranger_s_adapters_are_not_believed(tmp_path: Path) -> None:
     plain = json.loads(record.to_json())
     for change in (
         {"carry": "x"}, {"owners": ["u/a"]}, {"individual": [83]}, {"individual": [83, 101]}, {"individual": [-1, 1]},
-        {"sizes": [1]}, {"sizes": [0, 1]}, {"parameters": 0}, {"parameters": "x"},
+        {"sizes": [1]}, {"sizes": [0, 1]}, {"sizes": []}, {"parameters": 0}, {"parameters": "x"},
     ):  # fmt: skip
         path.write_text(json.dumps({**plain, "adapters": {**plain["adapters"], **change}}))
         with pytest.raises(VerifyError, match="is not the record of a sweep"):
             read_sweep(tmp_path)
-    for change in ({"scales": [2.0]}, {"method": "consensus"}, {"tasks": ["x", "x"]}):
+    empty = {"ranks": [], "points": plain["points"][:1], "best": 0, "adapters": {**plain["adapters"], "sizes": []}}
+    for change in ({"scales": [2.0]}, {"method": "consensus"}, {"tasks": ["x", "x"]}, empty):
         path.write_text(json.dumps({**plain, **change}))
         with pytest.raises(VerifyError, match="is not the record of a sweep"):
             read_sweep(tmp_path)
