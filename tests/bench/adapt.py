@@ -1,6 +1,6 @@
 """A step of adaptation against the plain way: time and peak memory for 2, 4 and 8 towers, as ratios of one run.
 
-    python tests/bench/adapt.py [layers]
+    python tests/bench/adapt.py [--layers 12] [--towers 2,4,8]
 
 The plain way is functional_call over anchor + Σ λ component, every tower's component in memory and every task's graph
 held until one backward pass. Both learn CART++'s coefficients on ViT-B/32 (of 12 layers by default), one task a tower,
@@ -19,20 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+from measuring import options, say_ratio, say_table
 
 STEPS, BATCH, CLASSES = 4, 16, 4
-B32 = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "projection_dim": 512,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
 
 
 def peak() -> int:
@@ -115,24 +104,31 @@ def child() -> None:
 
 def main() -> None:
     """Make towers and data on a Hub of this machine, and measure both ways in turn."""
+    parser = options(__doc__)
+    parser.add_argument("--layers", type=int, default=12, help="of the towers")
+    parser.add_argument("--towers", default="2,4,8", help="how many, in turn")
+    asked = parser.parse_args()
     from clips import write_clip, write_images
+    from models import B32
     from towers import write_tower
 
     from hfcart.demo.embedded_hub.hub import EmbeddedHub
 
-    config = {**B32, "num_hidden_layers": int(sys.argv[1]) if len(sys.argv) > 1 else 12}
+    counts = [int(x) for x in asked.towers.split(",")]
+    config = {**B32, "num_hidden_layers": asked.layers}
+    found: dict[int, dict[str, tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, EmbeddedHub(Path(folder) / "hub") as hub:
         root = Path(folder)
         hub.add_user("user", token="hf_user")
         hub.create("user/clip")
         clip = write_clip(root / "clip", 0, config)
         hub.commit("user/clip", {path.name: path for path in clip.iterdir()})
-        towers = [str(write_tower(root / f"t{i}", i, config, delta=1e-4)) for i in range(1, 9)]
+        towers = [str(write_tower(root / f"t{i}", i, config, delta=1e-4)) for i in range(1, max(counts) + 1)]
         names = [f"class {i}" for i in range(CLASSES)]
         files = {f"data/{part}-00000-of-00001.parquet": write_images(200, CLASSES, 1, names=names)
                  for part in ("train", "test")}  # fmt: skip
         tasks = []
-        for i in range(1, 9):
+        for i in range(1, max(counts) + 1):
             hub.create(f"user/data{i}", repo_type="dataset")
             hub.commit(f"user/data{i}", files, repo_type="dataset")
             card = {"id": f"data{i}", "title": f"Data {i}", "dataset": {"repo": f"user/data{i}"}}
@@ -140,18 +136,22 @@ def main() -> None:
             tasks.append(str(root / f"data{i}.yaml"))
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"), "HF_HUB_DISABLE_XET": "1"}
         env["PYTHONPATH"] = str(Path(__file__).parents[2])
-        print(f"CART++ on ViT-B/32 of {config['num_hidden_layers']} layers, {BATCH} images of each task a step")
-        print("towers   plain s/step, GB    hfcart s/step, GB    plain / hfcart: time, memory")
-        for count in (2, 4, 8):
-            found = {}
+        for count in counts:
+            found[count] = {}
             for way in ("plain", "ours"):
                 argument = json.dumps([way, towers[:count], tasks[:count]])
                 command = [sys.executable, __file__, "child", argument]
-                done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True)
-                found[way] = json.loads(done.stdout.splitlines()[-1])
-            (a, b), (c, d) = found["plain"], found["ours"]
-            print(f"{count:6d}{a:15.2f}{b / 1e9:8.2f}{c:17.2f}{d / 1e9:8.2f}{a / c:21.2f}{b / d:9.2f}", flush=True)
+                done = subprocess.run(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True, check=True)
+                found[count][way] = tuple(json.loads(done.stdout.splitlines()[-1]))
             subprocess.run(["rm", "-rf", str(root / "ours.partial")], check=True)
+    print(f"CART++ on ViT-B/32 of {asked.layers} layers, {BATCH} images of each task a step.")
+    rows = []
+    for count, ways in found.items():
+        (a, b), (c, d) = ways["plain"], ways["ours"]
+        say_ratio(a / c, f"wall time a step, {count} towers: plain / hfcart")
+        say_ratio(b / d, f"peak memory, {count} towers: plain / hfcart")
+        rows.append([str(count), f"{a:.2f} s", f"{c:.2f} s", f"{b / 1e9:.2f} GB", f"{d / 1e9:.2f} GB"])
+    say_table(("towers", "a step, plain", "a step, hfcart", "peak memory, plain", "peak memory, hfcart"), rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import contextlib
 import inspect
 import json
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -28,27 +27,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import say_ratio
+from models import B32, L14
 from safetensors.torch import save_file
+from spectra import errors
+from towers import config, shapes
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "helpers"), str(Path(__file__).parents[2])]
+from hfcart.maths import low_rank_batch
+from hfcart.maths.low_rank import LowRank, rank_of, truncated_svd
+from hfcart.maths.low_rank_batch import truncated_svds
+from hfcart.methods.cart import rule as cart_rule
+from hfcart.progress import Progress
+from hfcart.system.threads import default_workers
 
-from spectra import errors  # noqa: E402
-from towers import config, shapes  # noqa: E402
-
-from hfcart.maths import low_rank_batch  # noqa: E402
-from hfcart.maths.low_rank import LowRank, rank_of, truncated_svd  # noqa: E402
-from hfcart.maths.low_rank_batch import truncated_svds  # noqa: E402
-from hfcart.methods.cart import rule as cart_rule  # noqa: E402
-from hfcart.progress import Progress  # noqa: E402
-from hfcart.system.threads import default_workers  # noqa: E402
-
-COMMON = {"num_channels": 3, "image_size": 224, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-TOWERS = {
-    "ViT-B/32": {**COMMON, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-                 "num_attention_heads": 12, "patch_size": 32, "projection_dim": 512},
-    "ViT-L/14": {**COMMON, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-                 "num_attention_heads": 16, "patch_size": 14, "projection_dim": 768},
-}  # fmt: skip
+TOWERS = {"ViT-B/32": B32, "ViT-L/14": L14}
 # Kind, towers, way, merges, and the seconds that they and making their towers take on an H200, not too few.
 MERGES = (
     ("ViT-B/32", 8, "batch", 2, 15),
@@ -141,8 +133,9 @@ def solvers(device: torch.device) -> None:
             stack = torch.stack([task_vector(shape, generator) for _ in range(count)])
             for name, each in compared(stack - stack.mean(0), rank_of(RANK, d, d), device, rows).items():
                 whole[name] += times * layers * count * each / 1e3
-        told = ", ".join(f"{name} {whole[PLAIN] / s:.1f}× ({s:.1f} s)" for name, s in whole.items())
-        say(f"**{count} {kind}, plain / this of all decompositions, counted from the medians below: {told}**\n")
+        for name, s in whole.items():
+            say_ratio(whole[PLAIN] / s, f"all decompositions of {count} {kind}: {PLAIN} / {name} ({s:.1f} s)")
+        say("\nAll decompositions are counted from these medians.\n")
         say("| shape | way | plain / this | ms a matrix | redone of a batch | worst error, 1 is allowed |")
         say("|---" * 6 + "|\n" + "\n".join(rows) + "\n")
 
@@ -340,6 +333,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        say("device: unmeasured, there is no GPU here")
+        return
     torch.set_num_threads(1)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     say(f"{name}, torch {torch.__version__}, CART at rank {RANK}")
@@ -351,7 +347,7 @@ def main() -> None:
             "merges": lambda: merges(device, arguments.folder or Path(temporary), arguments.seconds),
         }
         for stage in arguments.stages.split(","):
-            say(f"\n## {stage} (after {time.perf_counter() - BEGUN:.0f} s)\n")
+            say(f"\n### {stage} (after {time.perf_counter() - BEGUN:.0f} s)\n")
             try:
                 stages[stage]()
             except Exception:  # the other stages are worth their time

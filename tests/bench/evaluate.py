@@ -1,6 +1,6 @@
 """Images per second of `hfcart eval` against the plain loop, in one run: one CLIPProcessor call an image, batch 128.
 
-    python tests/bench/evaluate.py [images] [width] [height]
+    python tests/bench/evaluate.py [--images 128] [--width 500] [--height 375] [--rounds 5]
 
 Both score the same JPEG files (500 x 375 by default) with the same ViT-B/32 and head on this machine's CPU; the
 floor is the forward pass alone, over pixels that are ready. Each way runs in a process of its own, as a user's would:
@@ -16,12 +16,12 @@ import contextlib
 import io
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from measuring import in_turns, median_ratio, options, say_ratio, say_table
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import logging
@@ -38,8 +38,6 @@ from hfcart.zero_shot.scoring import TOO_CLOSE, Scorer, score
 
 BATCH, CLASSES = 16, 10
 FIELDS = clip_default(224)
-ROUNDS = 5
-
 
 bench: Bench
 
@@ -154,27 +152,31 @@ def once(name: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    size = [int(a) for a in (sys.argv[1:] + ["128", "500", "375"][len(sys.argv) - 1 :])]
+    parser = options(__doc__)
+    for name, default in (("images", 128), ("width", 500), ("height", 375), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    asked = parser.parse_args()
+    size = asked.images, asked.width, asked.height
     begin(*size)
-    count, names = size[0], list(bench.ways())
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
         spawn = multiprocessing.get_context("spawn")
-        pools = {name: stack.enter_context(spawn.Pool(1, begin, size)) for name in names}
-        for i in range(ROUNDS + 1):
-            for name, pool in pools.items():
-                found = pool.apply(once, (name,))
-                if i:  # the first round warms up
-                    times[name].append(found)
-    print(f"{count} JPEG files of {size[1]} x {size[2]}, ViT-B/32, {CLASSES} classes; medians of {ROUNDS} rounds")
-    print(f"  {'':<32} images/s   x the plain loop   images per second of CPU   x the plain loop")
-    first = times[names[0]]
-    for name, each in times.items():
-        wall, cpu = (statistics.median(column) for column in zip(*each, strict=True))
-        by_wall, by_cpu = (
-            statistics.median(theirs[i] / ours[i] for theirs, ours in zip(first, each, strict=True)) for i in (0, 1)
+        pools = {name: stack.enter_context(spawn.Pool(1, begin, size)) for name in bench.ways()}
+        times = in_turns(
+            {name: lambda n=name, p=pool: p.apply(once, (n,)) for name, pool in pools.items()}, asked.rounds
         )
-        print(f"  {name:<32} {count / wall:8.1f} {by_wall:18.2f} {count / cpu:26.1f} {by_cpu:18.2f}")
+    plain_name, own_name = list(times)[:2]
+
+    def faster(name: str, of: int) -> float:
+        return median_ratio([one[of] for one in times[plain_name]], [one[of] for one in times[name]])
+
+    print(f"{size[0]} JPEG files of {size[1]} × {size[2]}, ViT-B/32, {CLASSES} classes; rounds: {asked.rounds}.")
+    say_ratio(faster(own_name, 0), f"images a second: {own_name} / plain loop")
+    say_ratio(faster(own_name, 1), f"images a second of CPU: {own_name} / plain loop")
+    rows = []
+    for name, each in times.items():
+        rates = [size[0] / statistics.median(column) for column in zip(*each, strict=True)]
+        rows.append([name, *(f"{x}" for i in (0, 1) for x in (f"{rates[i]:.1f}", f"{faster(name, i):.2f}×"))])
+    say_table(("", "images/s", "/ plain loop", "images/s of CPU", "/ plain loop"), rows)
     digits(bench.model, bench.projection, bench.head, bench.ready)
 
 
@@ -195,7 +197,7 @@ def digits(model: CLIPVisionModel, projection: torch.Tensor, head: torch.Tensor,
         near = float((best[:, 0] - best[:, 1] < TOO_CLOSE[precision]).double().mean())
         flips = int((found[2].argmax(dim=1) != exact.argmax(dim=1)).sum())
         print(
-            f"  {precision}: a cosine moves by {moved:.1e} with its batch and is off by {wrong:.1e} from float64; "
+            f"- {precision}: a cosine moves by {moved:.1e} with its batch and is off by {wrong:.1e} from float64; "
             f"{flips} of {len(some)} predictions differ; {near:.0%} are near ties, scored again"
         )
 

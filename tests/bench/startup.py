@@ -1,15 +1,14 @@
-"""How long the help takes: hfcart against a bare Typer app and bare Python, medians of whole processes.
+"""How long the help takes: hfcart against a bare Typer app and bare Python, medians of whole processes in turns.
 
-python tests/bench/startup.py [--runs 15]
+python tests/bench/startup.py [--rounds 15]
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import subprocess
-import sys
-import time
+from collections.abc import Sequence
+
+from measuring import Cost, in_turns, measure, median_ratio, options, say_ratio, say_table
 
 BARE = """
 import typer
@@ -23,31 +22,35 @@ def two() -> None:
 import sys
 app(sys.argv[1:], prog_name="bare")
 """
-COMMANDS = {
+BARE_HELP, OWN_HELP = "a bare Typer app --help", "hfcart --help"
+COMMANDS: dict[str, list[str]] = {
     "python -c pass": ["-c", "pass"],
-    "a bare Typer app --help": ["-c", BARE, "--help"],
+    BARE_HELP: ["-c", BARE, "--help"],
     "its command one --help": ["-c", BARE, "one", "--help"],
     "hfcart --version": ["-m", "hfcart", "--version"],
-    "hfcart --help": ["-m", "hfcart", "--help"],
+    OWN_HELP: ["-m", "hfcart", "--help"],
     "hfcart merge --help": ["-m", "hfcart", "merge", "--help"],
     "hfcart methods": ["-m", "hfcart", "methods"],
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=15)
-    runs = parser.parse_args().runs
-    took: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(runs + 1):  # in turn, so that a slow moment hits all of them; the first round warms up
-        for name, arguments in COMMANDS.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-            took[name].append(time.perf_counter() - start)
-    bare = statistics.median(took["a bare Typer app --help"][1:])
-    for name, times in took.items():
-        median = statistics.median(times[1:])
-        print(f"{name:<28}{1000 * median:>7.0f} ms{median / bare:>7.2f}x")
+    parser = options(__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    costs = in_turns({name: lambda a=a: measure(a) for name, a in COMMANDS.items()}, parser.parse_args().rounds)
+    bare = costs[BARE_HELP]
+
+    def to_bare(own: Sequence[Cost], field: str) -> float:
+        return median_ratio([getattr(c, field) for c in own], [getattr(c, field) for c in bare])
+
+    say_ratio(to_bare(costs[OWN_HELP], "wall"), f"wall time: `{OWN_HELP}` / {BARE_HELP}")
+    say_ratio(to_bare(costs["hfcart merge --help"], "wall"), f"wall time: `hfcart merge --help` / {BARE_HELP}")
+    rows = []
+    for name, own in costs.items():
+        wall, cpu = (1e3 * statistics.median(getattr(cost, field) for cost in own) for field in ("wall", "cpu"))
+        ratios = (f"{to_bare(own, field):.2f}×" for field in ("wall", "cpu"))
+        rows.append([f"`{name}`" if name[0] in "hp" else name, f"{wall:.0f} ms", f"{cpu:.0f} ms", *ratios])
+    say_table(("", "wall", "CPU", "wall / a bare app", "CPU / a bare app"), rows)
 
 
 if __name__ == "__main__":
