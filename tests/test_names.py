@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hfcart.commands.compare import _named
+from hfcart.commands.compared_methods import _named
 from hfcart.errors import UsageError
 from hfcart.learning.finetune import recipe as finetuning
 from hfcart.methods import METHODS, method_of

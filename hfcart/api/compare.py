@@ -40,7 +40,7 @@ def compare(
             overwrite (bool): Replace an earlier comparison.
         Images:
             references ("measured" | "none"): The base and each task's own tower, or not. Default: measured.
-            part ("test" | "validation" | "train"): Which images. Default: test.
+            part ("validation" | "test" | "train"): Which images. Default: validation.
             limit (int): Score a seeded sample of so many images a task.
             streaming (bool): Read images over the network; False keeps them in the cache. Default: True.
         Machine:
@@ -62,7 +62,7 @@ def compare(
         from hfcart.tasks.task_cards import read_tasks
         from hfcart.zero_shot.measurement import Measurement, split_options
 
-        how, rest = split_options({"references": "measured", **plain(options)})
+        how, rest = split_options({"references": "measured", "part": "validation", **plain(options)})
         measurement = Measurement(read_tasks(names_of(tasks)), **how)
         folder = Path(rest.pop("out", "compare"))
         methods = [name.strip() for text in names_of(rest.pop("methods", ())) for name in text.split(",")]

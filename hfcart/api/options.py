@@ -122,7 +122,7 @@ class CompareOptions(TypedDict, total=False):
     out: StrPath | None
     overwrite: bool
     references: Literal["measured", "none"] | None
-    part: Literal["test", "validation", "train"] | None
+    part: Literal["validation", "test", "train"] | None
     limit: int | None
     streaming: bool
     device: str | None

@@ -199,13 +199,15 @@ class Swept(_Of, SweepRecord):
     def to_frame(self) -> pandas.DataFrame:
         """A row a point, the anchor alone first: rank, scale, mean accuracy and each task's, in [0, 1].
 
-        Of adapters the last row is the tasks' own towers, which have no rank.
+        Where `p` is 0.05 or more, the images cannot tell the point from the best. Of adapters the last row is the
+        tasks' own towers, which have no rank.
         """
         rows = []
         own = [SweepPoint(None, 1.0, self.adapters.individual)] if self.adapters else []
         for point in (*self.points, *own):
             tasks = {task: right / n for task, right, n in zip(self.tasks, point.correct, self.images, strict=True)}
             row: dict[str, object] = {"rank": point.rank, "scale": point.scale, "accuracy": self.accuracy(point)}
+            row["p"] = point.p
             rows.append(row | tasks)
         return _frame(rows)
 
@@ -231,29 +233,35 @@ class Compared(_Of, CompareRecord):
 
     @property
     def mean(self) -> float | None:
-        """The best method's mean accuracy, in [0, 1]; None if none was measured."""
+        """The highest mean accuracy of a method, in [0, 1]; None if none was measured."""
         return self.average(self.best) if self.best else None
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row a method: mean accuracy and each task's in [0, 1], seconds and bytes of the merge, or its error."""
+        """A row a method: mean accuracy and each task's in [0, 1], seconds and bytes of the merge, or its error.
+
+        Where `p` is 0.05 or more, the images cannot tell the method from the one with the highest mean.
+        """
         rows = []
         for row in self.rows:
-            own = {"method": row.name, "accuracy": self.average(row), "normalised": self.normalised(row)}
+            own = {"method": row.name, "accuracy": self.average(row), "normalised": self.normalised(row), "p": row.p}
             tasks = {task: value for (task, _), value in zip(self.tasks, self.accuracies(row), strict=True)}
             rows.append(own | tasks | {"seconds": row.seconds, "peak": row.peak, "error": row.error})
         return _frame(rows, "method")
 
     def _title(self) -> str:
         best = f"best {self.best.name}, {100 * self.mean:.1f} %" if self.best and self.mean is not None else "none done"
-        return f"{_count(self.rows, 'row')} compared on {_count(self.tasks, 'task')}: {best}"
+        found = f": {best}" if self.part != "test" or not self.best else ", test images"
+        return f"{_count(self.rows, 'row')} compared on {_count(self.tasks, 'task')}{found}"
 
     def _repr_html_(self) -> str:
-        from hfcart.report.compare_table import cells, columns, explain
+        from hfcart.report.compare_table import cells, columns, evidence, explain
         from hfcart.report.html import shown
 
         failed = [f"{row.name} failed: {row.error}" for row in self.rows if row.error]
         table = [cells(self, row) for row in self.rows]
-        return shown(self._title(), columns=columns(self), rows=table, remarks=[explain(self), *failed])
+        return shown(
+            self._title(), columns=columns(self), rows=table, remarks=[*evidence(self), explain(self), *failed]
+        )
 
 
 class Finetuned(_Of, FinetuneRecord):

@@ -63,11 +63,12 @@ def compare(
     part: Annotated[
         str,
         typer.Option(
-            metavar="test|validation|train",
-            help="Which images.\fChoose a method on validation images, report it on test images.",
+            metavar="validation|test|train",
+            help="Which images.\fA method is chosen on validation images. Test images are for reporting: nothing is "
+            "marked as the best there.",
             rich_help_panel=IMAGES,
         ),
-    ] = Measurement.part,
+    ] = "validation",
     limit: LIMIT = Measurement.limit,
     no_streaming: NO_STREAMING = False,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.", rich_help_panel=BASICS)] = Path(
@@ -87,7 +88,7 @@ def compare(
 
     Examples:
         hfcart compare user/a user/b user/c --tasks 8 --methods cart,average,ties
-        hfcart compare user/a user/b user/c --tasks 8 --part validation --limit 500
+        hfcart compare user/a user/b user/c --tasks 8 --limit 500
     """
     with reporting(quiet=quiet, json=json, debug=debug) as output:
         asked = measurement(
@@ -121,17 +122,18 @@ def compare(
 def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | None, out: Path, output: Output) -> None:
     from hfcart.commands.compare import TABLE
     from hfcart.records.file_names import COMPARE_RECORD
-    from hfcart.report.compare_table import cells, columns, explain
+    from hfcart.report.compare_table import cells, columns, evidence, explain
 
     output.result()
     output.table(columns(record), [cells(record, row) for row in record.rows])
-    output.result(explain(record))
+    for sentence in (*evidence(record), explain(record)):
+        output.result(sentence)
     for row in record.rows:
         if row.error:
             output.result(f"{row.name} failed: {row.error}")
     if record.part == "test":
-        output.result("Measured on test images: a method chosen by this table is chosen by them.")
-    if record.best:
+        output.result("Measured on test images, which are for reporting: choose a method on validation images.")
+    elif record.best:
         method = behind(record.best.name)
         options = [] if method.name == "cart" else ["--method", method.name]
         options += ["--base", base] if base and (method.needs_base or method.heads) else []

@@ -110,7 +110,8 @@ def sweep(
         str,
         typer.Option(
             metavar="validation|test|train",
-            help="Which images.\fWhat is chosen on test images is no result.",
+            help="Which images.\fA setting is chosen on validation images. What is chosen on test images is no "
+            "result: nothing is marked as the best there.",
             rich_help_panel=IMAGES,
         ),
     ] = "validation",
@@ -188,7 +189,7 @@ def _show(record: SweepRecord, command: list[str], base: str | None, out: Path, 
     for remark in remarks(record):
         output.result(remark)
     best = record.points[record.best]
-    if not record.reverse:
+    if not record.reverse and record.part != "test":
         output.result(f"  best     hfcart merge {shlex.join([*command, *_setting(record, best, base)])}")
         if record.adapters and (small := smallest(record)) is not best:
             output.result(f"  smaller  hfcart merge {shlex.join([*command, *_setting(record, small, base)])}")

@@ -7,7 +7,9 @@ import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import __version__ as _version
 
+DECODER = f"Pillow {_version}"  # decides which files are images, and the last bits of their pixels
 MAX_PIXELS = 1 << 26  # 8192 x 8192: far above any photo of a benchmark, far below what fills the memory
 
 # What PIL has to say about a file is said by decoding it or not. The filter is set once: changing filters

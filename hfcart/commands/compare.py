@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfcart.clip.images import DECODER
+from hfcart.commands.compared_methods import Ref, blind, blind_ones, chosen, needs_of, settings_of
 from hfcart.commands.separate_process import Apart, merge_apart
 from hfcart.engine.plan import CONVERTED, Plan, make_plan
 from hfcart.errors import NonFiniteError, UsageError
-from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
-from hfcart.names import key, meant, spelled
+from hfcart.methods import ADAPTIVE, behind
 from hfcart.progress import Progress
 from hfcart.quoting import plural, quoted
 from hfcart.recipes.merge_recipe import make
@@ -40,13 +41,13 @@ from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, make_head, open_base
 from hfcart.zero_shot.loaded_tower import load_tower
 from hfcart.zero_shot.measurement import Measurement
+from hfcart.zero_shot.outcomes import Outcomes, beside_best
 from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
 
 TABLE = "compare.md"
 _REFERENCES = ("measured", "none")  # of those of a Measurement
 _BESIDE = ("pretrained", "individual")
 _JOURNAL = "methods.jsonl"
-_Ref = str | Reopened
 
 
 @dataclass
@@ -54,7 +55,7 @@ class _Comparison:
     """A comparison under way: what is merged and measured, fixed before the work, and what is done of it."""
 
     plan: Plan
-    sources: dict[_Ref, TaskCard | None]  # what opens a source as it is -> the task that it was fine-tuned on
+    sources: dict[Ref, TaskCard | None]  # what opens a source as it is -> the task that it was fine-tuned on
     base: Base
     splits: list[Split]
     rows: tuple[str, ...]
@@ -78,12 +79,6 @@ class _Comparison:
         if text not in self.said:
             self.said.add(text)
             self.progress.warn(text)
-
-
-def offered(sources: int, *, adapted: bool = False) -> list[str]:
-    """Every method that can merge so many sources, in the registry's order; then what `adapt` makes of them."""
-    found = [name for name, method in METHODS.items() if method.exactly in (0, sources)]
-    return found + [name for name, method in ADAPTIVE.items() if adapted and method in found]
 
 
 def run_compare(
@@ -119,9 +114,8 @@ def run_compare(
         found = quoted(measurement.references)
         raise UsageError(f"--references is {found}, expected one of {', '.join(_REFERENCES)}.")
     tasks, base = measurement.tasks, measurement.base
-    every = not methods or [key(name) for name in methods] == ["all"]
-    names = tuple(offered(len(sources), adapted=bool(methods)) if every else dict.fromkeys(map(_named, methods)))
-    settings = {name: _settings(sources, name, tasks[0]) for name in names}
+    names, every = chosen(methods, len(sources))
+    settings = {name: settings_of(sources, name, tasks[0]) for name in names}
     machine = measurement.machine()
     with WorkFolder(out, RECORDS, overwrite=overwrite, aside=(CONVERTED,), redone=(CONVERTED,)) as folder:
         asked = make({"sources": tuple(sources), "method": "task_arithmetic", "base": base})
@@ -130,8 +124,8 @@ def run_compare(
             fetch_all(plan.towers_and_base, progress, stream=False)
             bound = open_base(plan.clip_ref if plan.base else base or infer_base(plan.towers, progress), progress)
             own = _sources(plan, sources, tasks)
-            for left, blind in _blind_ones(names, own, tasks) if every else ():
-                progress.warn(f"{' and '.join(left)} are left out. {blind}")
+            for left, why in blind_ones(names, own, tasks) if every else ():
+                progress.warn(f"{' and '.join(left)} are left out. {why}")
                 names = tuple(name for name in names if name not in left)
             work = _Comparison(
                 plan=plan,
@@ -157,53 +151,9 @@ def run_compare(
             plan.close()
 
 
-def _named(name: str) -> str:
-    """The name of a method, or of what `adapt` makes of one, however it was spelled. Raises UsageError."""
-    known = (*METHODS, *ADAPTIVE, "all")
-    if (found := spelled(name, known)) in (None, "all"):
-        told = "All stands alone." if found else f"There is no method {quoted(name)}. {meant(name, known)}"
-        raise UsageError(told, hint="`hfcart methods` lists them.")
-    return found
-
-
-def _settings(sources: Sequence[str], name: str, any_task: TaskCard) -> dict[str, Any]:
-    # Which tasks decides no parameter; whether a method takes some is known here already.
-    one = SourceTask.of(any_task, None)
-    told: dict[str, Any] = {"tasks": [one] * len(sources)} if name in METHODS and METHODS[name].statistics else {}
-    if name in ADAPTIVE:
-        told["adapt"] = (one,)
-    settings = make({"sources": tuple(sources), "method": ADAPTIVE.get(name, name), **told}).parameters
-    return settings | ({p.name: p.default for p in ADAPTING} if name in ADAPTIVE else {})
-
-
-def _blind(name: str, sources: Mapping[_Ref, TaskCard | None], tasks: Sequence[TaskCard]) -> str | None:
-    """Why a method that looks at training images cannot do so; None if it can, or needs none."""
-    looks_at: Sequence[TaskCard | None] = tasks if name in ADAPTIVE else ()
-    if name in METHODS and METHODS[name].statistics:
-        looks_at = list(sources.values())
-        if lost := [str(ref).partition("@")[0] for ref, task in sources.items() if task is None]:
-            return (
-                f"They look at images of each source's own task, and none of these tasks is that of {', '.join(lost)}."
-            )
-    if closed := sorted({task.id for task in looks_at if task and task.dataset.train_split is None}):
-        return f"They look at training images, and {', '.join(closed)} names no train split."
-    return None
-
-
-def _blind_ones(
-    names: Sequence[str], sources: Mapping[_Ref, TaskCard | None], tasks: Sequence[TaskCard]
-) -> list[tuple[list[str], str]]:
-    """The methods that cannot look at the images they need, by what keeps them from it."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        if why := _blind(name, sources, tasks):
-            found.setdefault(why, []).append(name)
-    return [(left, why) for why, left in found.items()]
-
-
-def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[_Ref, TaskCard | None]:
+def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dict[Ref, TaskCard | None]:
     """What opens each source with the same weights, and the one of these tasks that it says it was fine-tuned on."""
-    found: dict[_Ref, TaskCard | None] = {}
+    found: dict[Ref, TaskCard | None] = {}
     for text, tower in zip(given, plan.sources.given, strict=True):
         again = tower.again
         if isinstance(again, Reopened) and again.local:
@@ -246,8 +196,8 @@ def _merge(work: _Comparison, name: str) -> bool:
         fields["tasks"] = [pinned[task.id] for task in work.sources.values() if task]
     if name in ADAPTIVE:
         fields["adapt"] = list(pinned.values())
-    blind = _blind(name, work.sources, [split.task for split in work.splits])
-    found = Apart(0.0, 0, None, blind, ()) if blind else merge_apart(fields)
+    why = blind(name, work.sources, [split.task for split in work.splits])
+    found = Apart(0.0, 0, None, why, ()) if why else merge_apart(fields)
     for warning in found.warnings:
         work.warn(warning)
     if found.error is not None:
@@ -263,7 +213,7 @@ def _merge(work: _Comparison, name: str) -> bool:
 def _measure(work: _Comparison, batch: Sequence[str]) -> None:
     """Measure some rows side by side on every task; if one gives NaN, each alone, to see which."""
     try:
-        correct, images = _score(work, batch)
+        measured = _score(work, batch)
     except NonFiniteError as error:
         if len(batch) > 1:
             for row in batch:
@@ -272,16 +222,16 @@ def _measure(work: _Comparison, batch: Sequence[str]) -> None:
         work.progress.warn(error.message)
         work.failed[batch[0]] = Apart(0.0, 0, None, error.message, ())
     else:
-        for row in batch:
-            _write_line(work, {"measured": row, "correct": correct[row], "images": images})
+        for line in measured:
+            _write_line(work, line)
     for row in batch:
         if row in work.merged:
             shutil.rmtree(work.towers / work.merged[row]["folder"], ignore_errors=True)
 
 
-def _score(work: _Comparison, batch: Sequence[str]) -> tuple[dict[str, list[int | None]], list[int]]:
-    correct: dict[str, list[int | None]] = {row: [] for row in batch}
-    images: list[int] = []
+def _score(work: _Comparison, batch: Sequence[str]) -> list[dict[str, Any]]:
+    """A line of the journal for each row; of a task without a tower of its own, None for the individual one."""
+    lines: list[dict[str, Any]] = [{"measured": row, "correct": [], "images": [], "right": []} for row in batch]
     kept = {row: _scorer(work, row, _place(work, row)) for row in batch if row != "individual"}
     label = ", ".join(batch) if len(batch) < 4 else f"{len(batch)} of {plural(len(work.rows), 'row')} side by side"
     work.progress.start(f"Measuring {label}", sum(map(len, work.splits)), "images")
@@ -290,42 +240,45 @@ def _score(work: _Comparison, batch: Sequence[str]) -> tuple[dict[str, list[int 
             scorers = dict(kept)
             if "individual" in batch and (ref := _own_tower(work, split.task)):
                 scorers["individual"] = _scorer(work, "individual", ref)
-            if not scorers:
-                correct["individual"].append(None)
-                images.append(0)
-                continue
-            head = make_head(work.base, split.task, Progress())
-            found, undecodable = score(split, list(scorers.values()), head, work.machine, progress=work.progress)
-            if not int(found[0].sum()):
-                raise nothing_decoded(split, undecodable)
-            if undecodable:
-                work.warn(split.left_out(undecodable))
-            images.append(int(found[0].sum()))
-            counts = {row: int(counted.diagonal().sum()) for row, counted in zip(scorers, found, strict=True)}
-            for row in batch:
-                correct[row].append(counts.get(row))
+            found, right, images = _score_split(work, split, list(scorers.values())) if scorers else ([], [], 0)
+            counts, bits = dict(zip(scorers, found, strict=True)), dict(zip(scorers, right, strict=True))
+            for line in lines:
+                line["correct"].append(counts.get(line["measured"]))
+                line["right"].append(bits.get(line["measured"]))
+                line["images"].append(images)
     finally:
         work.progress.finish()
-    return correct, images
+    return lines
 
 
-def _plain(ref: _Ref) -> str | dict[str, Any]:
+def _score_split(work: _Comparison, split: Split, scorers: list[Scorer]) -> tuple[list[int], list[str], int]:
+    """How many images of a task each tower recognises, which, and how many were scored."""
+    head, outcomes = make_head(work.base, split.task, Progress()), Outcomes(len(split), len(scorers))
+    found, undecodable = score(split, scorers, head, work.machine, outcomes=outcomes, progress=work.progress)
+    if not (images := int(found[0].sum())):
+        raise nothing_decoded(split, undecodable)
+    if undecodable:
+        work.warn(split.left_out(undecodable))
+    return [int(counted.diagonal().sum()) for counted in found], outcomes.packed(), images
+
+
+def _plain(ref: Ref) -> str | dict[str, Any]:
     """A source as a recipe's field."""
     return ref if isinstance(ref, str) else ref.as_field()
 
 
-def _place(work: _Comparison, row: str) -> _Ref:
+def _place(work: _Comparison, row: str) -> Ref:
     return work.base.again if row == "pretrained" else str(work.towers / work.merged[row]["folder"] / "merged")
 
 
-def _own_tower(work: _Comparison, task: TaskCard) -> _Ref | None:
+def _own_tower(work: _Comparison, task: TaskCard) -> Ref | None:
     found = next((ref for ref, own in work.sources.items() if own == task), None)
     if found is None:
         work.warn(f"None of the towers says that it was fine-tuned on {task.dataset.label} alone.")
     return found
 
 
-def _scorer(work: _Comparison, row: str, ref: _Ref) -> Scorer:
+def _scorer(work: _Comparison, row: str, ref: Ref) -> Scorer:
     tower = load_tower(ref, Progress())
     fields = tower.preprocessor or work.base.preprocessor
     return Scorer(tower.model, work.base.projection, fields, work.machine, label=f"The tower {row}")
@@ -336,7 +289,7 @@ def _fingerprint(work: _Comparison, settings: Mapping[str, Any], environment: En
     return fingerprint(
         environment,
         sorted(tower.source.sha256 for tower in work.plan.towers),
-        [work.base.key, work.machine.precision, work.rows, settings, own],
+        [work.base.key, work.machine.precision, DECODER, work.rows, settings, own],
         [split.decides() for split in work.splits],
     )
 
@@ -380,13 +333,13 @@ def _record(work: _Comparison, settings: Mapping[str, dict[str, Any]], environme
         failed, merged = work.failed.get(name), work.merged.get(name)
         correct = work.measured[name]["correct"] if name in work.measured else [None] * len(images)
         row = CompareRow(
-            name, _needs(name) if name in settings else "", settings.get(name, {}), tuple(correct),
+            name, needs_of(name) if name in settings else "", settings.get(name, {}), tuple(correct),
             error=failed.error if failed else None,
         )  # fmt: skip
         if merged:
             row = dataclasses.replace(row, seconds=merged["seconds"], peak=merged["peak"], sha256=merged["sha256"])
         rows.append(row)
-    return CompareRecord(
+    record = CompareRecord(
         sources=tuple((tower.label, tower.store.commit) for tower in work.plan.sources.given),
         base=work.base.label,
         base_commit=work.base.source.commit,
@@ -398,10 +351,13 @@ def _record(work: _Comparison, settings: Mapping[str, dict[str, Any]], environme
         rows=tuple(rows),
         environment=environment,
     )
-
-
-def _needs(name: str) -> str:
-    return behind(name).needs + (", unlabelled images" if name in ADAPTIVE else "")
+    names = [row.name for row in record.merges]
+    if len(names) < 2 or record.best is None:
+        return record
+    found = beside_best(names.index(record.best.name), [work.measured[name] for name in names])
+    for name, (differ, p) in zip(names, found, strict=True):
+        rows[work.rows.index(name)] = dataclasses.replace(rows[work.rows.index(name)], discordant=differ, p=p)
+    return dataclasses.replace(record, rows=tuple(rows))
 
 
 def _finish(folder: WorkFolder, record: CompareRecord, splits: Sequence[Split]) -> None:

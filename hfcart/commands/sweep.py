@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hfcart.clip.images import DECODER
 from hfcart.commands.merge import preprocessor_of
 from hfcart.engine.adapter_grid import AdapterGrid
 from hfcart.engine.grid import Grid, MergeGrid, Setting, take_apart
@@ -39,6 +40,7 @@ from hfcart.tasks.copies import copies
 from hfcart.tasks.data import Split
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
 from hfcart.zero_shot.measurement import Measurement
+from hfcart.zero_shot.outcomes import Outcomes, beside_best
 from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
 
 _POINTS = "points.jsonl"
@@ -122,8 +124,8 @@ def run_sweep(
             journal = Journal(folder.path / _POINTS, decides)
             with TensorFiles(folder.path, grid.layout()) as tensors:
                 take_apart(grid, GroupWriter(plan, folder, tensors), machine, progress)
-                counts, images = _measure(grid, tensors, journal, splits, bound, machine, progress)
-            record = _record(grid, splits, bound, counts, images, environment)
+                measured = _measure(grid, tensors, journal, splits, bound, machine, progress)
+            record = _record(grid, splits, bound, measured, environment)
             _finish(folder, record, splits)
             return record
         finally:
@@ -180,7 +182,7 @@ def _fingerprint(grid: Grid, splits: Sequence[Split], base: Base, precision: str
         environment,
         grid.plan.recorded_recipe(),
         [tower.source.sha256 for tower in grid.plan.towers],
-        [*grid.decides, precision, base.key],
+        [*grid.decides, precision, base.key, DECODER],
         [split.decides() for split in splits],
     )
 
@@ -193,8 +195,11 @@ def _measure(
     base: Base,
     machine: Machine,
     progress: Progress,
-) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
-    """How many images of every task each point recognises, and how many were scored; an earlier run's are taken."""
+) -> list[dict[str, Any]]:
+    """What each point reaches, a line of the journal each; an earlier run's are taken.
+
+    How many images of every task it recognises (`correct`), which (`right`), and how many were scored (`images`).
+    """
     done = {(line["rank"], line["scale"]): line for line in journal.lines}
     todo = [point for point in grid.points if point not in done]
     at_once = towers_at_once(grid.plan.parameters)
@@ -215,26 +220,27 @@ def _measure(
         for start in range(0, len(todo), at_once):
             some = todo[start : start + at_once]
             shared = scorers(some, 0) if grid.alike else []
-            correct: list[list[int]] = [[] for _ in some]
-            images: list[int] = []
+            lines: list[dict[str, Any]] = [
+                {"rank": index, "scale": scale, "correct": [], "images": [], "right": []} for index, scale in some
+            ]
             for task, (split, head) in enumerate(zip(splits, heads, strict=True)):
                 counted = _Times(progress, len(some))
-                found, undecodable = score(split, shared or scorers(some, task), head, machine, progress=counted)
-                images.append(int(found[0].sum()))
-                if not images[-1]:
+                outcomes = Outcomes(len(split), len(some))
+                found, undecodable = score(
+                    split, shared or scorers(some, task), head, machine, outcomes=outcomes, progress=counted
+                )
+                if not int(found[0].sum()):
                     raise nothing_decoded(split, undecodable)
-                for counts, confusion in zip(correct, found, strict=True):
-                    counts.append(int(confusion.diagonal().sum()))
-            lines = [
-                {"rank": index, "scale": scale, "correct": counts, "images": images}
-                for (index, scale), counts in zip(some, correct, strict=True)
-            ]
+                for line, confusion, right in zip(lines, found, outcomes.packed(), strict=True):
+                    line["correct"].append(int(confusion.diagonal().sum()))
+                    line["images"].append(int(confusion.sum()))
+                    line["right"].append(right)
             with explain_os_errors(journal.path.parent):
                 journal.append(*lines)
             done |= dict(zip(some, lines, strict=True))
     finally:
         progress.finish()
-    return [tuple(done[point]["correct"]) for point in grid.points], tuple(done[grid.points[0]]["images"])
+    return [done[point] for point in grid.points]
 
 
 class _Times(Within):
@@ -252,19 +258,18 @@ def _record(
     grid: Grid,
     splits: Sequence[Split],
     base: Base,
-    counts: Sequence[tuple[int, ...]],
-    images: tuple[int, ...],
+    measured: Sequence[dict[str, Any]],
     environment: Environment,
 ) -> SweepRecord:
     adapters = None
     if isinstance(grid, AdapterGrid):
-        *counts, individual = counts
+        *measured, alone = measured
         owners = tuple(grid.plan.towers[place].label for place in grid.own)
         carry = CARRY[not grid.carry_all]
-        adapters = AdapterSweep(carry, owners, individual, grid.sizes, grid.plan.parameters)
+        adapters = AdapterSweep(carry, owners, tuple(alone["correct"]), grid.sizes, grid.plan.parameters)
     points = tuple(
-        SweepPoint(grid.ranks[index] if grid.ranks and n else None, scale, correct)
-        for n, ((index, scale), correct) in enumerate(zip(grid.points, counts, strict=False))
+        SweepPoint(grid.ranks[index] if grid.ranks and n else None, scale, tuple(line["correct"]))
+        for n, ((index, scale), line) in enumerate(zip(grid.points, measured, strict=False))
     )
     record = SweepRecord(
         method=grid.plan.method.name,
@@ -275,7 +280,7 @@ def _record(
         base=base.label,
         part=splits[0].part,
         tasks=tuple(split.task.id for split in splits),
-        images=images,
+        images=tuple(measured[0]["images"]),
         limit=splits[0].limit,
         ranks=grid.ranks,
         scales=grid.scales,
@@ -285,7 +290,10 @@ def _record(
         environment=environment,
         adapters=adapters,
     )
-    return dataclasses.replace(record, best=max(range(1, len(points)), key=lambda i: record.accuracy(points[i])))
+    best = max(range(1, len(points)), key=lambda i: record.accuracy(points[i]))
+    told = zip(points, beside_best(best, measured[: len(points)]), strict=True)
+    points = tuple(dataclasses.replace(point, discordant=differ, p=p) for point, (differ, p) in told)
+    return dataclasses.replace(record, best=best, points=points)
 
 
 def _finish(folder: WorkFolder, record: SweepRecord, splits: Sequence[Split]) -> None:

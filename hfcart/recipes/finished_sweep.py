@@ -137,6 +137,11 @@ def _faults(record: SweepRecord) -> Iterator[str]:
         0 <= c <= n and n > 0 for point in record.points for c, n in zip(point.correct, record.images, strict=True)
     ):
         yield "more images were recognised than there were"
+    elif not all(
+        0 <= (1.0 if point.p is None else point.p) <= 1 and len(point.discordant) in (0, len(record.images))
+        for point in record.points
+    ):
+        yield "what tells a point from the best is none"
     elif not all(math.isfinite(point.scale) for point in record.points):
         yield "a scale is no number"
     elif record.adapters:

@@ -17,11 +17,17 @@ class SweepPoint:
         rank: as in the recipe; None for a method without one, and for the anchor alone.
         scale: λ; 0 for the anchor alone.
         correct: images recognised, one number a task.
+        discordant: images that exactly one of this and the best point recognises, one number a task; () if that is
+            not known.
+        p: of this point being as good as the best, given these images, adjusted for the number of points
+            (`hfcart.report.paired_test`); None for the best itself, and if it is not known.
     """
 
     rank: int | float | None
     scale: float
     correct: tuple[int, ...]
+    discordant: tuple[int, ...] = ()
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,10 @@ class CompareRow:
         seconds: wall time of the merge in a process of its own; None for what is no merge.
         peak: bytes of memory that this process took at its peak.
         sha256: digest of the merged weights, as SourceRecord.sha256.
+        discordant: images that exactly one of this merge and the best recognises, one number a task; () for what was
+            not compared with it.
+        p: of this merge being as good as the best, given these images, adjusted for the number of merges
+            (`hfcart.report.paired_test`); None for the best itself and for what was not compared with it.
         error: why there is no result; None if there is one.
     """
 
@@ -149,6 +159,8 @@ class CompareRow:
     peak: int | None = None
     sha256: str | None = None
     error: str | None = None
+    discordant: tuple[int, ...] = ()
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,10 +209,14 @@ class CompareRecord:
         return sum(ratios) / len(ratios) if len(ratios) == len(self.tasks) else None
 
     @property
+    def merges(self) -> list[CompareRow]:
+        """What was merged and measured on every task."""
+        return [row for row in self.rows if row.seconds is not None and self.average(row) is not None]
+
+    @property
     def best(self) -> CompareRow | None:
         """The merge with the highest average; the first of equal ones."""
-        merges = [row for row in self.rows if row.seconds is not None and self.average(row) is not None]
-        return max(merges, key=lambda row: self.average(row) or 0.0, default=None)
+        return max(self.merges, key=lambda row: self.average(row) or 0.0, default=None)
 
     def to_json(self) -> str:
         """Canonical JSON: same record, same bytes."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hfcart.formats import markdown
 from hfcart.quoting import plural
 from hfcart.records import CompareRecord, CompareRow
+from hfcart.report.paired_test import HOW, LEVEL, MARKS, mark, verdict
 
 
 def columns(record: CompareRecord) -> list[str]:
@@ -23,12 +24,33 @@ def cells(record: CompareRecord, row: CompareRow) -> tuple[str, ...]:
     return (
         row.name,
         row.needs or "–",
-        "failed" if row.error else percent(record.average(row)) + (" *" if row is record.best else ""),
+        "failed" if row.error else percent(record.average(row)) + marked(record, row),
         percent(record.normalised(row)),
         *map(percent, record.accuracies(row)),
         "–" if row.seconds is None else f"{row.seconds:.1f}",
         "–" if row.peak is None else f"{row.peak / 1e9:.2f}",
     )
+
+
+def marked(record: CompareRecord, row: CompareRow) -> str:
+    """The mark behind a merge's mean; none on test images, which are no ground to choose by."""
+    if record.part == "test" or len(record.merges) < 2:
+        return ""
+    return mark(row.p, best=row is record.best, stands_out=all(o.p < LEVEL for o in record.merges if o.p is not None))
+
+
+def evidence(record: CompareRecord) -> list[str]:
+    """What the images say of the methods, in sentences; none of fewer than two."""
+    best = record.best
+    said = best and verdict(best.name, [(row.name, row.p) for row in record.merges if row.p is not None],
+                            sum(record.images), record.part)  # fmt: skip
+    if not best or not said:
+        return []
+    rivals = [best, *(row for row in record.merges if row.p is not None and row.p >= LEVEL)]
+    fastest = min(rivals, key=lambda row: row.seconds or 0.0)
+    if fastest is not best and record.part != "test":
+        said += f" Of {'these' if len(rivals) > 2 else 'the two'}, {fastest.name} took the least time."
+    return [said, HOW]
 
 
 def bars(record: CompareRecord) -> list[tuple[float, CompareRow]]:
@@ -47,7 +69,7 @@ def explain(record: CompareRecord) -> str:
     )
     if record.normalised(record.rows[-1]) is not None:
         text += " Normalised: mean share in % of what each task's own tower reaches."
-    return text
+    return f"{text} {MARKS}" if any(marked(record, row) for row in record.merges) else text
 
 
 def as_markdown(record: CompareRecord) -> str:
@@ -64,6 +86,7 @@ def as_markdown(record: CompareRecord) -> str:
         "# Comparison of merge methods",
         f"{plural(len(sources), 'tower')}, base {markdown.code(record.base)}, {record.precision}.",
         "\n".join([line(heads), line(marks), *(line([cell.replace("*", r"\*") for cell in row]) for row in rows)]),
+        *([markdown.text(" ".join(said))] if (said := evidence(record)) else []),
         markdown.text(explain(record)),
         *(["![Average accuracy of each method](figures/compare.png)"] if len(bars(record)) > 1 else []),
         "## Settings",

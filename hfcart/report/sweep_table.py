@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hfcart.quoting import plural
 from hfcart.records import AdapterSweep, CompareRecord, SweepPoint, SweepRecord
-from hfcart.report.accuracy import mean_interval
+from hfcart.report.paired_test import HOW, LEVEL, MARKS, mark, verdict
 
 
 def columns(record: SweepRecord) -> list[str]:
@@ -17,15 +17,14 @@ def columns(record: SweepRecord) -> list[str]:
 def rows(record: SweepRecord) -> list[tuple[str, ...]]:
     """A line for each rank, mean accuracy in per cent for each scale; of adapters one for each task, and the mean.
 
-    A star marks the best.
+    The best is marked, and what cannot be told from it.
     """
     if record.adapters:
         return _by_task(record, record.adapters)
-    best = record.points[record.best]
     return [
         (
             rank_in_words(row[0].rank),
-            *(f"{100 * record.accuracy(point):.1f}" + " *" * (point is best) for point in row),
+            *(f"{100 * record.accuracy(point):.1f}{marked(record, point)}" for point in row),
         )
         for row in record.rows()
     ]
@@ -39,15 +38,12 @@ def remarks(record: SweepRecord) -> list[str]:
         carried = {"all": ", with its tower's own biases, norms and embeddings", "matrices": ""}[record.adapters.carry]
         found = [
             f"Each task through its own tower's adapter: {end} singular directions of its distance from the average"
-            f"{carried}. Its size is in % of the tower's. {over[0].upper()}{over[1:]}; * the best mean."
+            f"{carried}. Its size is in % of the tower's. {over[0].upper()}{over[1:]}."
         ]
-        if (small := smallest(record)) is not record.points[record.best]:
-            found.append(
-                f"{rank_in_words(small.rank)} is the smallest rank whose mean is within the best one's 95 % interval."
-            )
     else:
         anchor = f"the {record.anchor} alone reaches {100 * record.accuracy(record.points[0]):.1f}"
         found = [f"Mean accuracy in % {over}; {anchor}."]
+    found += _evidence(record)
     if record.limit:
         found.append(f"Partial: samples of at most {plural(record.limit, 'image')} a task.")
     if record.part == "test":
@@ -55,15 +51,52 @@ def remarks(record: SweepRecord) -> list[str]:
     return found
 
 
+def _evidence(record: SweepRecord) -> list[str]:
+    """What the images say of the settings; nothing of test images, by which none is chosen, nor of an older record."""
+    (anchor, *points), best = record.points, record.points[record.best]
+    if record.part == "test" or anchor.p is None:
+        return []
+    name = _in_words(record, best)
+    others = [(_in_words(record, point), point.p) for point in points if point.p is not None]
+    found = verdict(name, others, sum(record.images), record.part)
+    found = f"{found[:1].upper()}{found[1:]} " if found else ""
+    found += f"The {record.anchor} alone is {_beside(record, anchor)} {name}."
+    if record.adapters and (small := smallest(record)) is not best:
+        found += f" {rank_in_words(small.rank)} is the smallest rank that is not distinguishable from the best."
+    marks = any(marked(record, point) for point in record.points)
+    return [found, HOW + f" {MARKS}" * marks]
+
+
+def _beside(record: SweepRecord, anchor: SweepPoint) -> str:
+    if anchor.p is None or anchor.p >= LEVEL:
+        return "not distinguishable from"
+    return "worse than" if record.accuracy(anchor) < record.accuracy(record.points[record.best]) else "better than"
+
+
+def marked(record: SweepRecord, point: SweepPoint) -> str:
+    """The mark behind a point's mean; none on test images, in an older record, and where the anchor alone is best."""
+    known = [other.p for other in record.points if other.p is not None]
+    if record.part == "test" or not known or _beside(record, record.points[0]) == "better than":
+        return ""
+    best = point is record.points[record.best]
+    return mark(point.p, best=best, stands_out=all(p < LEVEL for p in known))
+
+
 def smallest(record: SweepRecord) -> SweepPoint:
-    """Of adapters, the smallest whose mean accuracy lies within the 95 % interval of the best one's."""
+    """Of adapters, the smallest that is not distinguishable from the best."""
     assert record.adapters is not None
     best = record.points[record.best]
-    low, _ = mean_interval(zip(best.correct, record.images, strict=True))
-    good = [
-        pair for pair in zip(record.adapters.sizes, record.points[1:], strict=True) if record.accuracy(pair[1]) >= low
-    ]
+    pairs = zip(record.adapters.sizes, record.points[1:], strict=True)
+    good = [(size, point) for size, point in pairs if point is best or (point.p is not None and point.p >= LEVEL)]
     return min(good, key=lambda pair: pair[0])[1]
+
+
+def _in_words(record: SweepRecord, point: SweepPoint) -> str:
+    """A setting in a sentence."""
+    if point.rank is None:
+        return f"scale {point.scale:g}"
+    rank = f"rank {rank_in_words(point.rank)}"
+    return rank if record.adapters or len(record.scales) == 1 else f"{rank} at scale {point.scale:g}"
 
 
 def images_in_words(record: SweepRecord | CompareRecord) -> str:
@@ -87,7 +120,7 @@ def _by_task(record: SweepRecord, adapters: AdapterSweep) -> list[tuple[str, ...
         for i, (task, n) in enumerate(zip(record.tasks, record.images, strict=True))
     ]
     means = [record.accuracy(point) for point in record.points] + [individual(record)]
-    stars = [" *" * (n == record.best) for n in range(len(means))]
+    stars = [marked(record, point) for point in record.points] + [""]
     lines.append(("mean", *(f"{100 * mean:.1f}{star}" for mean, star in zip(means, stars, strict=True))))
     # Of the tower's: an adapter of full rank is larger than what it adds to.
     shares = [f"{100 * size / adapters.parameters:.1f} %" for size in adapters.sizes]

@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -25,6 +25,7 @@ from hfcart.quoting import plural
 from hfcart.system.allocator import keep_freed_blocks
 from hfcart.system.device import Machine, full_float32, one_blas_thread
 from hfcart.tasks.data import Example, Split
+from hfcart.zero_shot.outcomes import Outcomes
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
@@ -124,6 +125,15 @@ class Scorer:
             return self._exact
 
 
+class _Batch(NamedTuple):
+    """What became of a batch: of the images that could be decoded, their places, labels and each tower's classes."""
+
+    places: list[int]
+    undecodable: int
+    labels: Int[torch.Tensor, " b"]
+    predicted: list[Int[torch.Tensor, " b"]]
+
+
 def towers_at_once(parameters: int) -> int:
     """How many towers of that many parameters are measured side by side: 2 GiB of float32 weights, and at least one."""
     return max(1, (1 << 31) // (4 * parameters))
@@ -137,6 +147,7 @@ def score(
     *,
     shard: int = 0,
     shards: int = 1,
+    outcomes: Outcomes | None = None,
     progress: Progress,
 ) -> tuple[list[Confusion], int]:
     """Score one shard of a split with several towers at once: each image is read and decoded one time.
@@ -151,6 +162,7 @@ def score(
         machine: whose batch size and worker threads are used.
         shard: which part of the examples is ours, of `shards`.
         shards: number of parts: one a process.
+        outcomes: takes which images each tower recognises, for a split of this size and these scorers.
         progress: told the images done; the caller starts and finishes the stage.
 
     Returns:
@@ -168,7 +180,8 @@ def score(
     keys = [json.dumps(scorer.preprocessor, sort_keys=True) for scorer in scorers]
     preprocessors = {key: scorer.preprocessor for key, scorer in zip(keys, scorers, strict=True)}
 
-    def work(batch: list[Example]) -> tuple[int, Int[torch.Tensor, " b"], list[Int[torch.Tensor, " b"]]]:
+    def work(batch: list[Example]) -> _Batch:
+        places: list[int] = []
         labels: list[int] = []
         pixels: dict[str, list[torch.Tensor]] = {key: [] for key in preprocessors}
         for example in batch:
@@ -177,6 +190,7 @@ def score(
             except UndecodableImage:
                 split.broken.add(example.index)
                 continue
+            places.append(example.index)
             labels.append(example.label)
             # Into pixels one by one: a batch of large images would take 60 GB as they are.
             for key, fields in preprocessors.items():
@@ -188,13 +202,15 @@ def score(
             if key in stacked
         ]
         progress.advance(len(batch))
-        return len(batch), torch.tensor(labels, dtype=torch.int64), predicted
+        return _Batch(places, len(batch) - len(places), torch.tensor(labels, dtype=torch.int64), predicted)
 
     batches = _batches(split, machine.batch_size, shard, shards)
-    for count, labels, predicted in _in_threads(work, batches, machine.workers):
-        undecodable += count - len(labels)
-        for confusion, own in zip(confusions, predicted, strict=False):  # a batch without one image has none
-            confusion += torch.bincount(labels * classes + own, minlength=classes**2).view(classes, classes)
+    for done in _in_threads(work, batches, machine.workers):
+        undecodable += done.undecodable
+        for confusion, own in zip(confusions, done.predicted, strict=False):  # a batch without one image has none
+            confusion += torch.bincount(done.labels * classes + own, minlength=classes**2).view(classes, classes)
+        if outcomes and done.places:
+            outcomes.note(done.places, [own == done.labels for own in done.predicted])
     return confusions, undecodable
 
 

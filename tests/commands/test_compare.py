@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 from running import TOKEN, Commands, Run
-from three_towers import TOWERS
+from three_towers import TOWERS, with_many_images
 from towers import write_tower
 
-from hfcart.commands.compare import offered
+from hfcart.commands.compared_methods import offered
 from hfcart.commands.separate_process import merge_apart
 from hfcart.methods import METHODS
 from hfcart.records import CompareRecord, CompareRow, Environment
-from hfcart.report.compare_table import as_markdown, cells
+from hfcart.report.compare_table import as_markdown, cells, evidence, explain
 from hfcart.report.plots import draw_compare
 
 HERE = Environment("0", "2", "3.11", "linux", "cpu", "x", "y")
@@ -31,13 +31,24 @@ def record(**changes: object) -> CompareRecord:
     rows = (
         CompareRow("pretrained", "", {}, (10, 30)),
         CompareRow("individual", "", {}, (40, 80)),
-        CompareRow("cart", "towers only", {"rank": 0.08, "scale": 1.0}, (30, 60), 1.26, 500_000_000, "ab"),
-        CompareRow("average", "towers only", {}, (20, 70), 0.5, 400_000_000, "cd"),
+        CompareRow(
+            "cart", "towers only", {"rank": 0.08, "scale": 1.0}, (30, 60), 1.26, 500_000_000, "ab", discordant=(0, 0)
+        ),
+        CompareRow("average", "towers only", {}, (20, 70), 0.5, 400_000_000, "cd", discordant=(12, 14), p=0.2),
         CompareRow("ties", "base model", {"density": 0.2}, (None, None), error="It holds NaN | or Inf."),
     )
     tasks = (("one", "One"), ("two", "Two"))
     whole = CompareRecord(
-        (("user/a", "0" * 40), ("b|`", None)), "user/clip", None, "test", None, tasks, (50, 100), "float32", rows, HERE
+        (("user/a", "0" * 40), ("b|`", None)),
+        "user/clip",
+        None,
+        "validation",
+        None,
+        tasks,
+        (50, 100),
+        "float32",
+        rows,
+        HERE,
     )
     return dataclasses.replace(whole, **changes)
 
@@ -49,12 +60,37 @@ def test_the_arithmetic_of_the_table() -> None:
     assert found.normalised(cart) == pytest.approx((30 / 40 + 60 / 80) / 2) and found.normalised(individual) == 1
     assert found.normalised(average) == pytest.approx((20 / 40 + 70 / 80) / 2)
     assert found.best is cart and found.average(ties) is None
-    assert cells(found, cart) == ("cart", "towers only", "60.0 *", "75.0", "60.0", "60.0", "1.3", "0.50")
+    assert cells(found, cart) == ("cart", "towers only", "60.0 ≈", "75.0", "60.0", "60.0", "1.3", "0.50")
     assert cells(found, ties)[2:4] == ("failed", "–") and cells(found, pretrained)[1] == "–"
     without = record(rows=found.rows[2:])
     assert without.normalised(without.rows[0]) is None
     some = record(rows=(CompareRow("individual", "", {}, (40, None)), cart))
     assert some.average(some.rows[0]) is None and some.normalised(some.rows[1]) is None
+
+
+def test_a_star_only_for_what_stands_out_and_none_on_test_images() -> None:
+    found = record()
+    assert [cells(found, row)[2] for row in found.rows] == ["25.0", "80.0", "60.0 ≈", "55.0 ≈", "failed"]
+    first, how = evidence(found)
+    assert first == (
+        "cart and average are not distinguishable on 150 validation images. Of the two, average took the least time."
+    )
+    assert "McNemar" in how and "≈ not distinguishable" in explain(found)
+    cart, average = found.rows[2:4]
+    clear = record(rows=(cart, dataclasses.replace(average, p=0.001)))
+    assert [cells(clear, row)[2] for row in clear.rows] == ["60.0 *", "55.0"]
+    assert evidence(clear)[0] == "cart is better than average on 150 validation images."
+    text = as_markdown(clear)
+    assert r"60.0 \*" in text and "cart is better than average on 150 validation images. By McNemar" in text
+    third = CompareRow("iso_c", "base model", {}, (1, 2), 1.0, 1, "ef", discordant=(40, 60), p=0.0)
+    three = record(rows=(cart, average, third))
+    assert evidence(three)[0].startswith("cart and average are not distinguishable on 150 validation images; iso_c is")
+    alone = record(rows=(cart,))
+    assert evidence(alone) == [] and cells(alone, cart)[2] == "60.0"
+    test = dataclasses.replace(found, part="test")
+    assert [cells(test, row)[2] for row in test.rows] == ["25.0", "80.0", "60.0", "55.0", "failed"]
+    assert evidence(test)[0] == "cart and average are not distinguishable on 150 test images."
+    assert "≈" not in as_markdown(test) and "≈" not in explain(test)
 
 
 def test_the_markdown_is_one_table_that_names_cannot_leave() -> None:
@@ -69,6 +105,8 @@ def test_the_chart_is_the_same_bytes_again(tmp_path: Path) -> None:
         assert draw_compare(record(), tmp_path / name) == "figures/compare.png"
     first, again = ((tmp_path / name / "figures" / "compare.png").read_bytes() for name in "ab")
     assert first == again
+    draw_compare(record(part="test"), tmp_path / "b")
+    assert (tmp_path / "b" / "figures" / "compare.png").read_bytes() != first  # nothing is coloured as the best
     draw_compare(record(rows=record().rows[:4]), tmp_path / "b")
     assert (tmp_path / "b" / "figures" / "compare.png").read_bytes() == first  # a failed method has no bar
     draw_compare(record(limit=30), tmp_path / "b")
@@ -78,7 +116,7 @@ def test_the_chart_is_the_same_bytes_again(tmp_path: Path) -> None:
 
 def test_a_sample_is_called_one() -> None:
     assert "a sample" not in as_markdown(record())
-    assert "150 test images of 2 tasks, a sample of at most 75 a task;" in as_markdown(record(limit=75))
+    assert "150 validation images of 2 tasks, a sample of at most 75 a task;" in as_markdown(record(limit=75))
 
 
 def test_all_is_every_method_that_takes_so_many_sources() -> None:
@@ -108,7 +146,7 @@ def test_a_comparison_is_merging_and_evaluating_one_by_one(
     tasks = f"{root}/images1.yaml,{root}/images2.yaml"
     hub.clear()
     done = hfcart("compare", *TOWERS, "--tasks", tasks, "--methods", "cart,ties,average", "--precision", "float32",
-                  "--json", hub=hub)  # fmt: skip
+                  "--part", "test", "--json", hub=hub)  # fmt: skip
     assert done.returncode == 0, done.stderr
     fetched = [
         r.path for r in hub.requests if r.path.endswith("model.safetensors") and r.method == "GET" and not r.range
@@ -118,8 +156,9 @@ def test_a_comparison_is_merging_and_evaluating_one_by_one(
     assert [row["name"] for row in found["rows"]] == ["pretrained", "individual", "cart", "ties", "average"]
     assert found["images"] == [61, 61] and found["rows"][2]["parameters"] == {"rank": 0.08, "scale": 1.0}
     assert len({tuple(row["correct"]) for row in found["rows"]}) >= 4  # so that one taken for another shows
-    assert "hfcart merge user/t1 user/t2 user/t3" in done.stderr and "towers only" in done.stderr
-    few = ["--methods", "average", "--references", "none", "--limit", "20", "--overwrite", "--quiet"]
+    assert "hfcart merge" not in done.stderr and "choose a method on validation images" in done.stderr
+    assert " *" not in done.stderr and "≈" not in done.stderr and "towers only" in done.stderr
+    few = ["--methods", "average", "--references", "none", "--limit", "6", "--overwrite", "--quiet"]
     lines = [["compare", *TOWERS, "--tasks", tasks]]
     measure = ["--tasks", tasks, "--references", "measured", "--precision", "float32"]
     for method in ("cart", "ties"):
@@ -142,6 +181,45 @@ def test_a_comparison_is_merging_and_evaluating_one_by_one(
     assert [row["name"] for row in json.loads((tmp_path / "compare" / "compare.json").read_text())["rows"]] == [
         "average"
     ]
+
+
+def test_it_chooses_on_validation_images_and_tells_noise_from_difference(
+    zoo, commands: Commands, tmp_path: Path
+) -> None:
+    """`linear` is `average` again; `pretrained` and `individual` are no merges and have no rivals."""
+    hub, root = zoo
+    tasks = ",".join(name.partition("=")[2] for name in with_many_images(hub, root).split(","))
+    line = ["compare", *TOWERS, "--tasks", tasks, "--methods", "average,cart,linear,iso_c"]
+    first, again, few = commands(
+        hub,
+        [
+            [*line, "--json"],
+            [*line, "--json", "--out", "again"],
+            ["compare", *TOWERS, "--tasks", tasks, "--methods", "cart", "--limit", "8", "--out", "few"],
+        ],
+    )
+    for done in (first, again, few):
+        assert done.returncode == 0, done.stderr
+    found = json.loads(first.stdout)
+    assert found["part"] == "validation" and found["images"] == [40, 40, 40]
+    rows = {row["name"]: row for row in found["rows"]}
+    merges = ["average", "cart", "linear", "iso_c"]
+    best = max(merges, key=lambda name: sum(rows[name]["correct"]))
+    assert rows[best]["p"] is None and rows[best]["discordant"] == [0, 0, 0]
+    for name in set(merges) - {best}:
+        gaps = [abs(a - b) for a, b in zip(rows[name]["correct"], rows[best]["correct"], strict=True)]
+        pairs = zip(gaps, rows[name]["discordant"], strict=True)
+        assert all(gap <= differ <= 40 and (gap - differ) % 2 == 0 for gap, differ in pairs)
+        assert 0 <= rows[name]["p"] <= 1
+    assert rows["average"]["discordant"] == rows["linear"]["discordant"]
+    assert {rows[name]["p"] for name in ("average", "linear")} in ({1.0, None}, {rows["average"]["p"]})
+    assert all(rows[name]["p"] is None and rows[name]["discordant"] == [] for name in ("pretrained", "individual"))
+    told = [{key: row[key] for key in ("name", "correct", "discordant", "p")} for row in found["rows"]]
+    assert told == [{key: row[key] for key in told[0]} for row in json.loads(again.stdout)["rows"]]
+    assert f"{best} " in first.stderr and "on 120 validation images" in first.stderr and "McNemar" in first.stderr
+    assert f"best     hfcart merge {' '.join(TOWERS)}" in first.stderr
+    assert "on 120 validation images" in (tmp_path / "compare" / "compare.md").read_text()
+    assert "distinguishable" not in few.stdout and "hfcart merge" in few.stdout  # one method has no other beside it
 
 
 def test_a_method_that_fails_is_a_row(zoo, hfcart: Run, tmp_path: Path) -> None:
@@ -187,6 +265,7 @@ def test_a_killed_comparison_goes_on(zoo, hfcart: Run, clean_env: dict[str, str]
     rows = {row["name"]: row for row in json.loads((tmp_path / "compare" / "compare.json").read_text())["rows"]}
     assert rows["average"]["seconds"] == before["seconds"] and rows["average"]["sha256"] == before["sha256"]
     assert rows["linear"]["correct"] == rows["average"]["correct"]  # equal weights: the mean again
+    assert rows["linear"]["discordant"] == rows["average"]["discordant"]  # one measured before the kill, one after
     assert not (tmp_path / "compare.partial").exists()
 
 
@@ -213,13 +292,14 @@ def test_what_adapt_makes_of_a_method_is_a_row_like_any_other(zoo, hfcart: Run, 
     hub, root = zoo
     task = f"{root}/images1.yaml"
     done = hfcart(
-        "compare", *TOWERS, "--tasks", task, "--methods", "cart,cart++", "--references", "none", "--json", hub=hub
-    )
+        "compare", *TOWERS, "--tasks", task, "--methods", "cart,cart++", "--references", "none", "--part", "train",
+        "--json", hub=hub,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     cart, adapted = json.loads(done.stdout)["rows"]
     assert adapted["parameters"] == {"rank": 0.08, "steps": 500, "lr": 0.001, "seed": 0}
     assert (cart["needs"], adapted["needs"]) == ("towers only", "towers only, unlabelled images")
     assert adapted["sha256"] != cart["sha256"] and adapted["error"] is None and adapted["correct"][0] > 0
-    assert f"--adapt {task}" in done.stderr or "cart++ *" not in done.stderr  # how to make it, if it is the best
+    assert (f"--adapt {task}" in done.stderr) == (adapted["p"] is None)  # how to make it, if it is the best
     refused = hfcart("compare", *TOWERS, "--tasks", task, "--methods", "cart+++", hub=hub)
     assert refused.returncode == 2 and "cart+++" in refused.stderr and "Did you mean cart++" in refused.stderr

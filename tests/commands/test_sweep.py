@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -24,6 +25,7 @@ from hfcart.methods.task_arithmetic.rule import updates as arithmetic_updates
 from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.finished_sweep import read_sweep
 from hfcart.records import Environment, SweepPoint, SweepRecord
+from hfcart.report.sweep_table import remarks, rows
 
 
 def thetas(tasks: int = 3, m: int = 20, n: int = 14) -> torch.Tensor:
@@ -118,6 +120,11 @@ def test_a_point_of_the_sweep_is_the_merge_of_that_setting(zoo, commands: Comman
     files = {str(path.relative_to(tmp_path / "sweep")) for path in (tmp_path / "sweep").rglob("*.*")}
     assert files == {"sweep.json", "figures/curve.png", "figures/grid.png", "tasks/images1.yaml"}
     assert again.returncode == 1 and "exists already" in again.stderr
+    for point in record["points"]:
+        gap = abs(point["correct"][0] - record["points"][record["best"]]["correct"][0])
+        assert gap <= point["discordant"][0] <= 61 and (gap - point["discordant"][0]) % 2 == 0
+    assert record["points"][record["best"]]["p"] is None
+    assert record["points"][0]["discordant"] == record["points"][5]["discordant"]  # full rank is the average
     assert reverse.returncode == 0 and "hfcart merge" not in reverse.stdout, reverse.stderr
     assert "Partial: samples of at most 4 images" in reverse.stdout
 
@@ -159,8 +166,8 @@ def check_taken(hub: EmbeddedHub, commands: Commands, folder: Path, swept: dict)
     assert record.swept is not None and record.swept.points == 6
     assert record.swept.sha256 == hashlib.sha256((folder / "sweep" / "sweep.json").read_bytes()).hexdigest()
     card = (folder / "taken" / "README.md").read_text()
-    rows = table(card, "How", "Setting")
-    assert [row[2] for row in rows[1:]] == ["best of a sweep, see below"] * 2
+    settings = table(card, "How", "Setting")
+    assert [row[2] for row in settings[1:]] == ["best of a sweep, see below"] * 2
     said = paragraph(card, "How")
     assert f"The sweep tried 6 settings on {sum(swept['images'])} test images of 1 task (`images1`)" in said
     assert "**These were test images**" in said
@@ -177,11 +184,16 @@ def test_a_stranger_s_sweep_is_not_believed(tmp_path: Path) -> None:
     record, swept = read_sweep(tmp_path)
     assert record == good and (swept.accuracy, swept.anchor, swept.points) == (0.6, 0.4, 2)
     plain = json.loads(good.to_json())
+    older = [{name: point[name] for name in ("rank", "scale", "correct")} for point in plain["points"]]
+    path.write_text(json.dumps({**plain, "points": older}))
+    assert read_sweep(tmp_path)[0] == good  # written before points were told from each other image by image
+    assert rows(good)[0] == ("8 %", "60.0", "50.0") and len(remarks(good)) == 1  # of which nothing is said, then
     for change in (
         {"best": 3}, {"best": 0}, {"images": []}, {"images": [5]}, {"images": [0]}, {"tasks": ["../x"]},
         {"part": "all"}, {"scales": []}, {"points": plain["points"][:2]}, {"format": 2}, {"images": 10},
         {"sources": None},
-        {"points": [*plain["points"][:2], {**plain["points"][2], "correct": []}]},
+        *({"points": [*plain["points"][:2], {**plain["points"][2], **point}]} for point in (
+            {"correct": []}, {"discordant": [1, 2]}, {"p": 1.5}, {"p": "x"})),
     ):  # fmt: skip
         path.write_text(json.dumps({**plain, **change}))
         with pytest.raises(VerifyError, match="is not the record of a sweep"):
@@ -216,3 +228,33 @@ def test_errors(zoo, commands: Commands, tmp_path: Path) -> None:
 
 def test_methods_that_can_be_swept_say_how() -> None:
     assert [name for name, method in METHODS.items() if method.updates] == ["cart", "consensus", "task_arithmetic"]
+
+
+def sweep_of(*points: SweepPoint, best: int = 1, scales: tuple[float, ...] = (1.0, 2.0), **more: object) -> SweepRecord:
+    fields = ("cart", "average", False, "split", (("a", None),), "b", "validation", ("x",), (100,), None)
+    environment = Environment("0.1.0", "2", "3.11", "Linux", "cpu", "x", "gram")
+    return dataclasses.replace(SweepRecord(*fields, (0.08,), scales, points, best, environment), **more)
+
+
+def test_what_the_images_say_of_a_sweep() -> None:
+    anchor = SweepPoint(None, 0.0, (40,), (30,), 0.0)
+    best, other = SweepPoint(0.08, 1.0, (60,), (0,)), SweepPoint(0.08, 2.0, (50,), (14,), 0.3)
+    alike = sweep_of(anchor, best, other)
+    assert rows(alike) == [("8 %", "60.0 ≈", "50.0 ≈")]
+    assert remarks(alike)[1] == (
+        "Rank 8 % at scale 1 and rank 8 % at scale 2 are not distinguishable on 100 validation images. The average "
+        "alone is worse than rank 8 % at scale 1."
+    )
+    clear = sweep_of(anchor, best, dataclasses.replace(other, p=0.01))
+    assert rows(clear) == [("8 %", "60.0 *", "50.0")] and "is better than rank 8 % at scale 2 on" in remarks(clear)[1]
+    # No gain over the anchor is no ground for a star, and where the anchor is better nothing is marked.
+    idle = sweep_of(dataclasses.replace(anchor, p=0.2), best, dataclasses.replace(other, p=0.01))
+    assert rows(idle) == [("8 %", "60.0 ≈", "50.0")]
+    assert "The average alone is not distinguishable from rank 8 % at scale 1." in remarks(idle)[1]
+    worse = sweep_of(dataclasses.replace(anchor, correct=(90,)), best, other)
+    assert rows(worse) == [("8 %", "60.0", "50.0")]
+    assert "The average alone is better than rank 8 % at scale 1." in remarks(worse)[1]
+    single = sweep_of(anchor, best, scales=(1.0,))
+    assert remarks(single)[1] == "The average alone is worse than rank 8 %." and rows(single) == [("8 %", "60.0 *")]
+    test = sweep_of(anchor, best, dataclasses.replace(other, p=0.01), part="test")
+    assert rows(test) == [("8 %", "60.0", "50.0")] and "than" not in str(remarks(test))

@@ -389,6 +389,11 @@ def test_the_curve_shows_points_bands_and_the_best():
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
 
 
+def test_on_test_images_nothing_is_the_best():
+    texts = _draw_curve(sweep_record(part="test")).legends[0].get_texts()
+    assert [text.get_text() for text in texts] == [r"$\lambda = 1$", r"$\lambda = 2$", "average alone, 40.0"]
+
+
 def test_white_is_where_nothing_is_gained_or_lost():
     """Diverging colours are centred on what they diverge from: the anchor's accuracy, unrelated towers."""
     grid = _draw_grid(sweep_record(), np.array([[30.0, 40.0, 45.0], [40.0, 50.0, 38.0]]))

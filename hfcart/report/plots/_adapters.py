@@ -40,8 +40,9 @@ def draw_adapters(record: SweepRecord, adapters: AdapterSweep) -> Figure:
         axes.plot([place, place], bands[place], color="black", linewidth=1.0)
         axes.plot([place], [mean[place]], "D", color="black", markersize=6, zorder=3)
         axes.axhline(mean[place], color="0.35", linestyle="--", linewidth=1.2, zorder=1)
-    best = f"best mean, {number(mean[record.best], 1)}"
-    handles += axes.plot([record.best], [mean[record.best]], "o", ms=12, mfc="none", mec=BEST, mew=1.6, label=best)
+    if record.part != "test":  # by which nothing is chosen
+        best = f"best mean, {number(mean[record.best], 1)}"
+        handles += axes.plot([record.best], [mean[record.best]], "o", ms=12, mfc="none", mec=BEST, mew=1.6, label=best)
     for between in (0.5, last - 0.5):
         axes.axvline(between, color="0.8", linewidth=0.8)
     names = [str(rank) if isinstance(rank, int) else f"{100 * rank:g}%" for rank in record.ranks]

@@ -17,7 +17,7 @@ from hfcart.methods import METHODS
 from hfcart.quoting import plural
 from hfcart.records import CompareRecord, SweepPoint, SweepRecord
 from hfcart.report.accuracy import mean_interval
-from hfcart.report.compare_table import bars
+from hfcart.report.compare_table import bars, marked
 from hfcart.report.plots._adapters import draw_adapters
 from hfcart.report.plots._canvas import (
     BEST,
@@ -78,10 +78,11 @@ def draw_compare(record: CompareRecord, folder: Path) -> str | None:
     known = bars(record)
     if len(known) < 2:
         return None
-    best = record.best.name if record.best else ""
+    # As in the table: what stands out, or what cannot be told from the highest.
+    top = {row.name: TOWERS[OWN] for row in record.merges if marked(record, row)}
     with matplotlib.style.context("default"):
         figure, axes = blank(1.3 + 0.28 * len(known))
-        colours = {**TOWERS, "average": OTHER, best: TOWERS[OWN]}
+        colours = {**TOWERS, "average": OTHER, **top}
         for y, (value, row) in enumerate(known):
             axes.barh(y, 100 * value, 0.76, color=colours.get(row.name, OTHER))
             counts = [(c or 0, n) for c, n in zip(row.correct, record.images, strict=True)]
@@ -100,10 +101,16 @@ def draw_compare(record: CompareRecord, folder: Path) -> str | None:
             axes,
             "Mean accuracy with each method",
             f"{images_in_words(record)}, {plural(len(record.sources), 'tower')}, default parameters; "
-            "lines are 95% intervals",
+            f"lines are 95% intervals{_meaning_of_colour(len(top))}",
         )
         save(figure, folder / COMPARISON)
     return COMPARISON
+
+
+def _meaning_of_colour(top: int) -> str:
+    if not top:
+        return ""
+    return "; coloured: better than all others" if top == 1 else "; coloured: not distinguishable from the highest"
 
 
 def _draw_curve(record: SweepRecord) -> Figure:
@@ -125,12 +132,13 @@ def _draw_curve(record: SweepRecord) -> Figure:
     name = "average alone" if record.anchor == "average" else "base alone"
     label = f"{name}, {number(anchor, 1)}"
     handles.append(axes.axhline(anchor, color="0.35", linestyle="--", linewidth=1.2, label=label))
-    row, column = divmod(record.best - 1, len(record.scales))
-    best = 100 * record.accuracy(record.points[record.best])
-    handles += axes.plot(
-        [row if record.ranks else record.scales[column]], [best], "o", ms=12, mfc="none", mec=BEST, mew=1.6,
-        label=f"best, {number(best, 1)}",
-    )  # fmt: skip
+    if record.part != "test":  # by which nothing is chosen
+        row, column = divmod(record.best - 1, len(record.scales))
+        best = 100 * record.accuracy(record.points[record.best])
+        handles += axes.plot(
+            [row if record.ranks else record.scales[column]], [best], "o", ms=12, mfc="none", mec=BEST, mew=1.6,
+            label=f"best, {number(best, 1)}",
+        )  # fmt: skip
     axes.set_ylabel("mean accuracy (%)")
     over = r"rank, for each scale $\mathbf{\lambda}$" if record.ranks else r"scale $\mathbf{\lambda}$"
     entitle(figure, axes, f"Accuracy over {over}", _of(record) + "; bands are 95% intervals")
