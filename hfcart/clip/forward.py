@@ -6,16 +6,19 @@ takes a fifth of the time, half of it in the system, which hands pages out, clea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 
+from hfcart.clip.linear import linear
+
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
     from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
 
-_QUICK = 1.702  # of QuickGELU, x * sigmoid(1.702 x)
+QUICK = 1.702  # of QuickGELU, x * sigmoid(1.702 x)
 
 
 @torch.inference_mode()
@@ -24,7 +27,7 @@ def pooled(model: CLIPVisionModel, pixels: Float[torch.Tensor, "b 3 side side"])
 
     The same operations in the same order, but residuals and QuickGELU are computed in place, and the last block
     computes queries, output and MLP of the class token alone: the pooled output reads no other. Under autocast the
-    matrix products are autocast's, as in the model.
+    matrix products are autocast's, as in the model; without it they are those of `hfcart.clip.linear`.
 
     Args:
         model: in eval mode.
@@ -34,7 +37,7 @@ def pooled(model: CLIPVisionModel, pixels: Float[torch.Tensor, "b 3 side side"])
     blocks: list[Any] = list(model.encoder.layers)
     for block in blocks:
         tokens = 1 if block is blocks[-1] else x.shape[1]
-        update = _attention(block.self_attn, block.layer_norm1(x), tokens)
+        update = attention(block.self_attn, block.layer_norm1(x), tokens, linear)
         x = x[:, :tokens]
         x += update
         x += _mlp(block.mlp, block.layer_norm2(x), quick=model.config.hidden_act == "quick_gelu")
@@ -42,25 +45,27 @@ def pooled(model: CLIPVisionModel, pixels: Float[torch.Tensor, "b 3 side side"])
     return out
 
 
-def _attention(
-    module: CLIPAttention, x: Float[torch.Tensor, "b token width"], tokens: int
+def attention(
+    module: CLIPAttention,
+    x: Float[torch.Tensor, "b token width"],
+    tokens: int,
+    project: Callable[[torch.nn.Linear, torch.Tensor], torch.Tensor],
 ) -> Float[torch.Tensor, "b {tokens} width"]:
-    """Self-attention, of the first `tokens` tokens to all."""
+    """Self-attention, of the first `tokens` tokens to all. `project` computes a linear layer."""
     split = (module.num_heads, module.head_dim)
-    projected = module.q_proj(x[:, :tokens]), module.k_proj(x), module.v_proj(x)
-    q, k, v = (part.unflatten(-1, split).transpose(1, 2) for part in projected)
+    own = x[:, :tokens]
+    projected = project(module.q_proj, own), project(module.k_proj, x), project(module.v_proj, x)
+    q, k, v = (part.view(*part.shape[:-1], *split).transpose(1, 2) for part in projected)
     mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    out: torch.Tensor = module.out_proj(mixed.transpose(1, 2).flatten(2))
-    return out
+    return project(module.out_proj, mixed.transpose(1, 2).flatten(2))
 
 
 def _mlp(
     module: CLIPMLP, x: Float[torch.Tensor, "b token width"], *, quick: bool
 ) -> Float[torch.Tensor, "b token width"]:
-    wide: torch.Tensor = module.fc1(x)
-    if quick:  # as transformers computes it, in the memory that is there
-        wide *= (_QUICK * wide).sigmoid_()
+    wide = linear(module.fc1, x)
+    if quick:  # silu(1.702 x) / 1.702, in the memory that is there
+        torch.nn.functional.silu(wide.mul_(QUICK), inplace=True).mul_(1 / QUICK)
     else:
         wide = module.activation_fn(wide)
-    out: torch.Tensor = module.fc2(wide)
-    return out
+    return linear(module.fc2, wide)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _LARGEST = 32 << 20  # that may be kept: glibc refuses more
+_NEVER = (1 << 31) - 1  # mallopt takes no larger number
 
 
 def keep_freed_blocks(up_to: int = _LARGEST) -> None:
@@ -39,9 +40,28 @@ def freed_blocks_kept(up_to: int) -> Iterator[None]:
     try:
         yield
     finally:
-        keep_freed_blocks()
-        with _glibc() as libc:
-            libc.malloc_trim(0)
+        _give_back()
+
+
+@contextlib.contextmanager
+def heap_kept() -> Iterator[None]:
+    """Keep freed blocks, however much that is in all, for as long as this lasts; afterwards it all goes back.
+
+    For steps that each take the same memory again, as a backward pass does: left alone, glibc returns what is free at
+    the heap's end once that is 64 MB, and asks for it again in the next step.
+    """
+    keep_freed_blocks()
+    _tell((_TRIM_THRESHOLD, _NEVER))
+    try:
+        yield
+    finally:
+        _give_back()
+
+
+def _give_back() -> None:
+    keep_freed_blocks()
+    with _glibc() as libc:
+        libc.malloc_trim(0)
 
 
 def _tell(*settings: tuple[int, int]) -> None:

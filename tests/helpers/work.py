@@ -28,6 +28,8 @@ class _Count(TorchDispatchMode):
         if name in ("mm", "bmm", "addmm", "mv"):
             left, right = args[-2:]
             self.add("multiplications", left.numel() * (right.shape[-1] if right.ndim > 1 else 1))
+        if name == "_linear_pointwise":
+            self.add("multiplications", args[0].numel() * len(args[1]))
         if name in _DECOMPOSITIONS:
             self.add("decompositions", 1)
         return function(*args, **(kwargs or {}))

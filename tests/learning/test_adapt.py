@@ -192,9 +192,9 @@ def test_the_gradient_is_autograds(local: list[str], tmp_path: Path, fields: dic
             raw = torch.randn(3, len(parts.adapted), generator=generator, dtype=torch.float64) + 1
             merged = parts.anchors()
             for number, adapted in enumerate(parts.adapted):
-                whole = parts.merged(adapted, raw[:, number].tolist())
-                for name, part in zip(adapted.group.names, whole.chunk(len(adapted.group.names)), strict=True):
-                    merged[name] = part
+                leaves_of = [torch.empty_like(merged[name]) for name in adapted.group.names]
+                parts.merge(adapted, raw[:, number].tolist(), leaves_of)
+                merged |= zip(adapted.group.names, leaves_of, strict=True)
             model = CLIPVisionModel(CLIPVisionConfig(**dataclasses.asdict(plan.architecture)))
             pixels = torch.randn(5, 3, 16, 16, generator=generator)
             inner = "" if "embeddings.class_embedding" in dict(model.named_parameters()) else "vision_model."

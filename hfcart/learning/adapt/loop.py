@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hfcart.clip.learned import pooled_to_learn
 from hfcart.clip.models import vision_model
 from hfcart.clip.pixels import normalised
 from hfcart.clip.tensor_names import PROJECTION, canonical
@@ -32,6 +33,7 @@ from hfcart.learning.batches import Batch, EveryTask, Loader
 from hfcart.progress import Progress
 from hfcart.quoting import plural, some
 from hfcart.records import AdaptationRecord, AdaptedTask
+from hfcart.system.allocator import heap_kept
 from hfcart.system.checkpoints import FOLDER, Checkpoints
 from hfcart.system.device import full_float32
 from hfcart.system.environment import current_environment, fingerprint
@@ -156,7 +158,7 @@ class _Learning:
         self._progress.start(f"Learning the coefficients of {work.adaptive.title.partition(' (')[0]}", steps, "steps")
         try:
             self._progress.advance(self._state.step)
-            with full_float32(), contextlib.closing(loader.batches(self._state.step, steps)) as batches:
+            with heap_kept(), full_float32(), contextlib.closing(loader.batches(self._state.step, steps)) as batches:
                 for batch in batches:
                     self._learn(batch)
                     self._progress.advance(1)
@@ -243,10 +245,7 @@ class _Learning:
     def _merge(self, values: Tensor) -> None:
         """Put the merged weights into the model."""
         for number, (adapted, leaves) in enumerate(zip(self._parts.adapted, self._leaves, strict=True)):
-            merged = self._parts.merged(adapted, values[:, number].tolist())
-            rows = [len(leaf) for leaf in leaves]
-            for leaf, part in zip(leaves, torch.split(merged, rows) if len(leaves) > 1 else [merged], strict=True):
-                leaf.copy_(part)
+            self._parts.merge(adapted, values[:, number].tolist(), leaves)
 
     def _backward(self, task: int, index: int, pixels: Tensor, usable: Tensor) -> float:
         """Add the gradient of one batch's mean entropy to the weights' own. Returns that entropy, in nats.
@@ -258,7 +257,7 @@ class _Learning:
             raise nothing_decoded(work.splits[task], len(usable), first=work.splits[task][index])
         inputs = normalised(pixels.to(work.device), work.preprocessor)
         with torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bfloat16"):
-            features = self._model(pixel_values=inputs).pooler_output
+            features = pooled_to_learn(self._model, inputs)
         loss = mean_entropy(
             features, usable.to(work.device), self._heads[task], self._projection, work.base.logit_scale
         )

@@ -152,32 +152,41 @@ class PartsFile:
         names = [name for group in self._plan.groups if not group.copied for name in group.names]
         return {name: self._read(f"anchor.{name}") for name in names}
 
-    def anchor(self, adapted: Adapted) -> Float[Tensor, " *shape"]:
-        """One group's anchor."""
-        parts = [self._get(f"anchor.{name}") for name in adapted.group.names]
-        return parts[0].clone() if len(parts) == 1 else torch.cat(parts)
+    def merge(self, adapted: Adapted, coefficients: Sequence[float], out: Sequence[Tensor]) -> None:
+        """Set the tensors of a group to anchor + Σ_t c_t · component_t, in the memory that they have.
 
-    def merged(self, adapted: Adapted, coefficients: Sequence[float]) -> Float[Tensor, " *shape"]:
-        """anchor + Σ_t c_t · component_t."""
-        out = self.anchor(adapted)
+        Args:
+            adapted: the group.
+            coefficients: one for each tower.
+            out: one for each of the group's names, contiguous, on the device of the parts.
+        """
+        for name, tensor in zip(adapted.group.names, out, strict=True):
+            if tensor.device.type == "cpu":
+                self._read(f"anchor.{name}", out=tensor)
+            else:
+                tensor.copy_(self._get(f"anchor.{name}"))
+        rows = [len(tensor) for tensor in out]
         for task, c in enumerate(coefficients):
             left, right = self._components(adapted, task)
-            if right is None:
-                out.add_(left, alpha=c)
-            else:
-                out.addmm_(left, right.T, alpha=c)
-        return out
+            for tensor, own in zip(out, torch.split(left, rows), strict=True):
+                if right is None:
+                    tensor.add_(own, alpha=c)
+                else:
+                    tensor.addmm_(own, right.T, alpha=c)
 
     def inner(self, adapted: Adapted, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, " task"]:
         """⟨gradient, component_t⟩ for each tower: what the loss's gradient is to its coefficient.
 
-        On factors that is ⟨gradient · right_t, left_t⟩: no component is ever multiplied out.
+        On factors that is ⟨right_tᵀ gradientᵀ, left_tᵀ⟩: no component is ever multiplied out. (The product has few
+        rows and many columns, which is faster on a CPU than few columns.)
         """
         found = []
         for task in range(len(self._plan.towers)):
             left, right = self._components(adapted, task)
-            product = gradient if right is None else gradient @ right
-            found.append(torch.dot(product.reshape(-1), left.reshape(-1)))
+            if right is None:
+                found.append(torch.dot(gradient.reshape(-1), left.reshape(-1)))
+            else:
+                found.append(torch.dot((right.T @ gradient.T).reshape(-1), left.T.reshape(-1)))
         return torch.stack(found)
 
     def _components(self, adapted: Adapted, task: int) -> tuple[Tensor, Tensor | None]:
@@ -197,12 +206,12 @@ class PartsFile:
             self._kept[name, -1 if task is None else task] = found
         return found
 
-    def _read(self, name: str, task: int | None = None) -> Tensor:
+    def _read(self, name: str, task: int | None = None, out: Tensor | None = None) -> Tensor:
         slot = self._slots[name]
         shape = slot.shape if task is None else slot.shape[1:]
         start = slot.start + (0 if task is None else task * 4 * prod(shape))
-        out = torch.empty(shape)
-        flat: Any = out.reshape(-1).view(torch.uint8).numpy()
+        out = torch.empty(shape) if out is None else out
+        flat: Any = out.detach().view(-1).view(torch.uint8).numpy()
         view = memoryview(flat)
         done = 0
         while done < len(view):
