@@ -175,9 +175,10 @@ def take_apart(grid: Grid, writer: GroupWriter, machine: Machine, progress: Prog
 
     def work(group: Group) -> None:
         digests: dict[str, str] = {}
-        for name, part in pool.drive(apart, group, reader.read(group)).items():
-            digests |= writer.write_whole(name, part)
+        with reader.held(group) as held:
+            for name, part in pool.drive(apart, group, held).items():
+                digests |= writer.write_whole(name, part)
         writer.note({"group": group.key, "sha256": digests})
 
-    with workers(machine.workers, machine.device, reader.largest_bytes, progress) as pool:
-        pool.each("Decomposing", *writer.to_do(), work, reader.bytes_read)
+    with workers(machine.workers, machine.device, reader, progress) as pool:
+        pool.each("Decomposing", *writer.to_do(), work)

@@ -18,6 +18,7 @@ from typing import ParamSpec, Protocol, TypeVar
 import torch
 
 from hfcart.clip.tensor_names import Group
+from hfcart.engine.reading import GroupReader
 from hfcart.progress import Progress
 from hfcart.system.allocator import freed_blocks_kept
 from hfcart.system.device import full_float32, one_blas_thread
@@ -38,24 +39,23 @@ class Drive(Protocol):
 class Workers:
     """A pool of worker threads for the groups of one piece of work; `workers` makes it."""
 
-    def __init__(self, pool: ThreadPoolExecutor, drive: Drive, number: int, progress: Progress) -> None:
+    def __init__(
+        self, pool: ThreadPoolExecutor, drive: Drive, number: int, reader: GroupReader, progress: Progress
+    ) -> None:
         """Take the pool.
 
         Args:
             pool: of one-thread workers.
             drive: what they call for work on the device.
             number: of them.
+            reader: of the groups that they ask for.
             progress: told the bytes of sources done.
         """
         self.drive = drive
-        self._pool = pool
-        self._ahead = 2 * number
+        self._pool, self._number, self._reader = pool, number, reader
         self._progress = progress
 
-    def each(
-        self, label: str, groups: Sequence[Group], done: Sequence[Group], work: Callable[[Group], None],
-        size: Callable[[Group], int],
-    ) -> None:  # fmt: skip
+    def each(self, label: str, groups: Sequence[Group], done: Sequence[Group], work: Callable[[Group], None]) -> None:
         """Do every group once.
 
         Args:
@@ -63,8 +63,8 @@ class Workers:
             groups: what is to do.
             done: what an earlier run did already, for the progress.
             work: called in the workers. The first failure starts nothing more.
-            size: bytes that a group reads.
         """
+        size = self._reader.bytes_read
 
         def one(group: Group) -> None:
             work(group)
@@ -72,16 +72,12 @@ class Workers:
 
         self._progress.start(label, sum(map(size, [*groups, *done])), "bytes")
         self._progress.advance(sum(map(size, done)))
-        _finish_all([self._pool.submit(one, group) for group in groups], self._pool)
+        with self._reader.ahead(groups, self._number):
+            _finish_all([self._pool.submit(one, group) for group in groups], self._pool)
 
-    def total(
-        self,
-        label: str,
-        groups: Sequence[Group],
-        measure: Callable[[Group], torch.Tensor],
-        size: Callable[[Group], int],
-    ) -> torch.Tensor:
+    def total(self, label: str, groups: Sequence[Group], measure: Callable[[Group], torch.Tensor]) -> torch.Tensor:
         """The sum of a measure over groups, added in their order, so that it has the same bits for any workers."""
+        size = self._reader.bytes_read
         self._progress.start(label, sum(map(size, groups)), "bytes")
         waiting: deque[tuple[Group, Future[torch.Tensor]]] = deque()
         parts: list[torch.Tensor] = []
@@ -91,30 +87,31 @@ class Workers:
             parts[:] = [sum(parts, job.result())]
             self._progress.advance(size(group))
 
-        for group in groups:
-            waiting.append((group, self._pool.submit(measure, group)))
-            if len(waiting) > self._ahead:  # results wait for their turn: few of them, they may be histograms
+        with self._reader.ahead(groups, self._number):
+            for group in groups:
+                waiting.append((group, self._pool.submit(measure, group)))
+                if len(waiting) > 2 * self._number:  # results wait for their turn: few of them, they may be histograms
+                    take()
+            while waiting:
                 take()
-        while waiting:
-            take()
         self._progress.finish()
         return parts[0]
 
 
 @contextmanager
-def workers(number: int, device: torch.device, block: int, progress: Progress) -> Iterator[Workers]:
+def workers(number: int, device: torch.device, reader: GroupReader, progress: Progress) -> Iterator[Workers]:
     """Worker threads for as long as this lasts; on leaving, what has begun is finished and the rest is dropped.
 
     Args:
         number: of them.
         device: where the algebra is done.
-        block: bytes of the largest group; temporaries of that size are handed back when they are freed.
+        reader: of the groups; temporaries of the size of the largest are handed back when they are freed.
         progress: told the bytes of sources done.
     """
     pool = ThreadPoolExecutor(number, "merge", initializer=torch.set_num_threads, initargs=(1,))
-    with freed_blocks_kept(block), one_blas_thread(), full_float32(), driving(device) as drive:
+    with freed_blocks_kept(reader.largest_bytes), one_blas_thread(), full_float32(), driving(device) as drive:
         try:
-            yield Workers(pool, drive, number, progress)
+            yield Workers(pool, drive, number, reader, progress)
         finally:  # the workers first: they wait for what drives the device
             pool.shutdown(wait=True, cancel_futures=True)
             progress.finish()

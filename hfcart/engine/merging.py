@@ -23,6 +23,7 @@ from hfcart.methods import Measure, Merged, function, keywords_of
 from hfcart.methods.lines import alpha_of, factor, norms, scaled
 from hfcart.methods.svc import calibrated
 from hfcart.progress import Progress
+from hfcart.system.journal import Line
 
 
 def merge_groups(plan: Plan, writer: GroupWriter, device: torch.device, number: int, progress: Progress) -> None:
@@ -42,33 +43,45 @@ def merge_groups(plan: Plan, writer: GroupWriter, device: torch.device, number: 
     reader = GroupReader(plan, device)
     rules = GroupRules(plan, reader, device)
     residuals = Residuals(plan, plan.adapters, writer, device) if plan.adapters else None
-    with workers(number, device, reader.largest_bytes, progress) as pool:
+    with workers(number, device, reader, progress) as pool:
         known = whole_tower_facts(rules, writer, pool)
 
         def work(group: Group) -> None:
             if group.copied:
-                merged, spread, held = Merged(reader.copied(group)), None, None
-            else:
-                held = reader.read(group)
+                merged = Merged(reader.copied(group))
+                writer.note(_line(group, merged, writer.write(group, merged.tensor)))
+                return
+            with reader.held(group) as held:
                 merged, spread = pool.drive(rules.merged, group, held, known)
-            digests, norms = writer.write(group, merged.tensor), None
-            if residuals and held:
-                own, norms = residuals.write(group, held.thetas, merged.tensor, pool.drive)
-                digests |= own
-            writer.note(
-                {
-                    "group": group.key,
-                    "sha256": digests,
-                    "rank": merged.rank,
-                    "full_rank": min(reader.shape(group)) if merged.rank is not None else None,
-                    "energy": merged.energy,
-                    "fallback": merged.fallback,
-                    "spread": spread,
-                    **({"adapters": norms} if norms else {}),
-                }
-            )
+                digests, norms = writer.write(group, merged.tensor), None
+                if residuals:
+                    own, norms = residuals.write(group, held.thetas, merged.tensor, pool.drive)
+                    digests |= own
+            full = min(reader.shape(group)) if merged.rank is not None else None
+            writer.note(_line(group, merged, digests, full, spread, norms))
 
-        pool.each("Merging", *writer.to_do(), work, reader.bytes_read)
+        pool.each("Merging", *writer.to_do(), work)
+
+
+def _line(
+    group: Group,
+    merged: Merged,
+    digests: dict[str, str],
+    full_rank: int | None = None,
+    spread: list[list[float]] | None = None,
+    norms: list[list[float]] | None = None,
+) -> Line:
+    """What the journal has of a group."""
+    return {
+        "group": group.key,
+        "sha256": digests,
+        "rank": merged.rank,
+        "full_rank": full_rank,
+        "energy": merged.energy,
+        "fallback": merged.fallback,
+        "spread": spread,
+        **({"adapters": norms} if norms else {}),
+    }
 
 
 def whole_tower_facts(rules: GroupRules, writer: GroupWriter, pool: Workers) -> dict[str, Any]:
@@ -82,9 +95,11 @@ def whole_tower_facts(rules: GroupRules, writer: GroupWriter, pool: Workers) -> 
     known: dict[str, Any] = {}
 
     def total(label: str, measure: Callable[[Group, Held], torch.Tensor]) -> torch.Tensor:
-        reader = rules.reader
-        each = lambda group: pool.drive(measure, group, reader.read(group))  # noqa: E731
-        return pool.total(f"Measuring for {label}", groups, each, reader.bytes_read)
+        def each(group: Group) -> torch.Tensor:
+            with rules.reader.held(group) as held:
+                return pool.drive(measure, group, held)
+
+        return pool.total(f"Measuring for {label}", groups, each)
 
     if plan.method.fit:
         fit = function(plan.method.fit)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import torch
 
 from hfcart.clip.tensor_names import PROJECTION, Group
 from hfcart.engine.plan import TORCH_NAME, Plan
+from hfcart.engine.read_ahead import ReadAhead, ending, groups_ahead, whole_lines
 from hfcart.errors import NonFiniteError
 from hfcart.formats.safetensors_file import DTYPE_BYTES, TensorSpec
 from hfcart.sources.towers import Tower
@@ -21,8 +24,8 @@ class Held(NamedTuple):
     """A group of every tower as it was read, in this machine's memory.
 
     Attributes:
-        thetas: task × shape, float32: the reading thread's buffer, which its next call overwrites.
-        base: of the base model, if there is one.
+        thetas: task × shape, float32: memory that another group gets afterwards.
+        base: of the base model, if there is one; in the same memory.
     """
 
     thetas: torch.Tensor
@@ -30,7 +33,7 @@ class Held(NamedTuple):
 
     def to(self, device: torch.device) -> Held:
         """The same on a device; the copy of a buffer that the device reads by itself is only begun."""
-        base = None if self.base is None else self.base.to(device)
+        base = None if self.base is None else self.base.to(device, non_blocking=True)
         return Held(self.thetas.to(device, non_blocking=True), base)
 
 
@@ -50,8 +53,12 @@ class GroupReader:
         """
         self._plan = plan
         self._device = device
-        self.largest_bytes = 4 * max(plan.group_elements(group) for group in plan.groups if not group.copied)
+        largest = max(plan.group_elements(group) for group in plan.groups if not group.copied)
+        self.largest_bytes = 4 * largest
+        self._most = whole_lines(self._count(largest))
         self._local = threading.local()
+        self._memory: torch.Tensor | None = None
+        self._ahead: ReadAhead | None = None
 
     def bytes_read(self, group: Group) -> int:
         """Bytes that a group takes: of every source, or of the base where it is copied."""
@@ -66,17 +73,49 @@ class GroupReader:
         shapes = [self._plan.shapes[name] for name in group.names]
         return shapes[0] if len(shapes) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def read(self, group: Group) -> Held:
-        """The group of every tower, and of the base if there is one, not yet on the device.
+    @contextmanager
+    def ahead(self, groups: Sequence[Group], workers: int) -> Iterator[None]:
+        """For as long as this lasts, read groups before they are asked for, where that is worth its memory.
+
+        Args:
+            groups: in the order in which they are going to be asked for. What is copied is left to who asks.
+            workers: threads that ask.
+        """
+        more = groups_ahead(self._plan, workers, self._device)
+        if not more:
+            yield
+            return
+        if self._memory is None:
+            self._memory = self._empty((workers + more) * self._most)
+        to_read = [group for group in groups if not group.copied]
+        count = lambda group: self._count(prod(self.shape(group)))  # noqa: E731
+        try:
+            with ReadAhead(to_read, count, self._parts, self._memory, ending(self._plan)) as self._ahead:
+                yield
+        finally:
+            self._ahead = None
+
+    @contextmanager
+    def held(self, group: Group) -> Iterator[Held]:
+        """The group of every tower, and of the base if there is one, for as long as this lasts; not on the device yet.
 
         Raises:
             NonFiniteError: NaN or Inf in a source.
+            concurrent.futures.CancelledError: reading ahead has ended before.
         """
-        plan, shape = self._plan, self.shape(group)
-        thetas = self._read(group, plan.towers, self._buffer(len(plan.towers) * prod(shape))).view(-1, *shape)
-        if plan.base is None:
-            return Held(thetas, None)
-        return Held(thetas, self._read(group, (plan.base,), torch.empty(prod(shape))).view(shape))
+        if self._ahead is None:
+            yield self.read(group)
+        else:
+            with self._ahead.group(group) as memory:
+                yield self._split(group, memory)
+
+    def read(self, group: Group) -> Held:
+        """As `held`, at once and by this thread, until it reads another."""
+        memory = self._buffer()[: self._count(prod(self.shape(group)))]
+        for part in self._parts(group, memory):
+            for _ in part:
+                pass
+        return self._split(group, memory)
 
     def copied(self, group: Group) -> torch.Tensor:
         """A group that is copied from the base, as it is stored there. Raises as `read`."""
@@ -89,32 +128,54 @@ class GroupReader:
         base = self._plan.base
         return (base,) if group.copied and base else self._plan.towers
 
-    def _buffer(self, elements: int) -> torch.Tensor:
-        """This thread's float32 buffer: allocated once, at the largest group's size, and reused.
-
-        CUDA copies from pinned memory seven times as fast, without the help of the thread; pinning takes long.
-        """
+    def _buffer(self) -> torch.Tensor:
+        """This thread's float32 buffer: allocated once, at the largest group's size, and reused."""
         if not hasattr(self._local, "buffer"):
-            size, pin = len(self._plan.towers) * self.largest_bytes // 4, self._device.type == "cuda"
-            self._local.buffer = torch.empty(size, pin_memory=pin)
+            self._local.buffer = self._empty(self._most)
         buffer: torch.Tensor = self._local.buffer
-        return buffer[:elements]
+        return buffer
 
-    def _read(self, group: Group, towers: tuple[Tower, ...], into: torch.Tensor) -> torch.Tensor:
-        """Fill a flat float32 tensor with the group of each tower in turn, and check it."""
-        position = 0
-        for tower in towers:
-            for name in group.names:
-                count = prod(self._plan.shapes[name])
-                part = into[position : position + count]
+    def _empty(self, elements: int) -> torch.Tensor:
+        """CUDA copies from pinned memory seven times as fast, without the help of the thread; pinning takes long."""
+        return torch.empty(elements, pin_memory=self._device.type == "cuda")
+
+    def _count(self, elements: int) -> int:
+        """Of numbers that a group takes which has so many in one tower: all towers', and the base's behind them."""
+        towers = len(self._plan.towers) * elements
+        return towers if self._plan.base is None else whole_lines(towers) + elements
+
+    def _split(self, group: Group, memory: torch.Tensor) -> Held:
+        """The towers and the base of a group's memory."""
+        shape, tasks = self.shape(group), len(self._plan.towers)
+        thetas = memory[: tasks * prod(shape)].view(tasks, *shape)
+        return Held(thetas, None if self._plan.base is None else memory[-prod(shape) :].view(shape))
+
+    def _parts(self, group: Group, memory: torch.Tensor) -> list[Iterator[None]]:
+        """What fills a group's memory: a part for each tower, but one for all that are adapters of the same tower.
+
+        Of that one, what comes over a network is kept for the next of them in the same thread.
+        """
+        thetas, base = self._split(group, memory)
+        together: dict[int, list[tuple[Tower, torch.Tensor]]] = {}
+        for tower, into in zip(self._plan.towers, thetas, strict=True):
+            together.setdefault(id(tower.base or tower), []).append((tower, into.view(-1)))
+        parts = [self._filling(group, pieces) for pieces in together.values()]
+        if base is not None and self._plan.base is not None:
+            parts.append(self._filling(group, [(self._plan.base, base.view(-1))]))
+        return parts
+
+    def _filling(self, group: Group, pieces: list[tuple[Tower, torch.Tensor]]) -> Iterator[None]:
+        """Fill flat float32 tensors with the group of a tower each, and check it: a tensor at each step."""
+        counts = [prod(self._plan.shapes[name]) for name in group.names]
+        for tower, into in pieces:
+            for name, part in zip(group.names, torch.split(into, counts), strict=True):
                 dtype = TORCH_DTYPES[tower.tensors[name].dtype]
-                stored = part if dtype == torch.float32 else torch.empty(count, dtype=dtype)
+                stored = part if dtype == torch.float32 else torch.empty(len(part), dtype=dtype)
                 tower.read_into(name, bytes_of(stored))
                 if stored is not part:
                     part.copy_(stored)
                 _refuse_non_finite(part, f"{tower.label}: tensor {tower.tensors[name].name}")
-                position += count
-        return into
+                yield
 
 
 def other_projections(plan: Plan) -> list[str]:

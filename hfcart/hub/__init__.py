@@ -18,9 +18,9 @@ from hfcart.hub._datasets import (
 )
 from hfcart.hub._fetch import cached, fetch, read_small
 from hfcart.hub._files import publish_files
-from hfcart.hub._http import reset_notifier, set_notifier
+from hfcart.hub._http import end_with, reset_notifier, set_notifier
 from hfcart.hub._publish import Published, Target, check_target, publish, publishable, push_command, validate_card
-from hfcart.hub._read import Snapshot, is_open, read_bytes, resolve, split_ref
+from hfcart.hub._read import Snapshot, is_open, read_into, resolve, split_ref
 from hfcart.hub._store import HubStore, open_repo
 from hfcart.hub._tree import RepoFile
 
@@ -42,6 +42,7 @@ __all__ = [
     "check_target",
     "dataset_files",
     "dataset_failure",
+    "end_with",
     "fetch",
     "is_offline",
     "is_open",
@@ -51,8 +52,8 @@ __all__ = [
     "publish_files",
     "publishable",
     "push_command",
-    "read_bytes",
     "read_dataset_file",
+    "read_into",
     "read_small",
     "reset_notifier",
     "resolve",

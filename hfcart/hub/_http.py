@@ -60,13 +60,21 @@ work = _ThisThread()
 
 @contextmanager
 def working(what: str, stop: threading.Event | None) -> Iterator[None]:
-    """Requests of this thread, in this block, are for `what`, and are not tried again once `stop` is set."""
+    """Requests of this thread, in this block, are for `what`, and are not tried again once `stop` is set.
+
+    Without a `stop`, once that is set which `end_with` named.
+    """
     before = work.what, work.stop
-    work.what, work.stop, work.broken = what, stop, {}
+    work.what, work.stop, work.broken = what, stop or work.stop, {}
     try:
         yield
     finally:
         work.what, work.stop = before
+
+
+def end_with(stop: threading.Event) -> None:
+    """Requests of this thread end early, and are not tried again, once `stop` is set. For a thread of a pool."""
+    work.stop = stop
 
 
 class _ClientLog(logging.Handler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from huggingface_hub.utils import build_hf_headers, httpx, validate_repo_id  # t
 
 from hfcart.errors import CorruptFileError, HubError, UsageError
 from hfcart.hub._calls import API, call, unreachable
+from hfcart.hub._http import stopped
 from hfcart.hub._tree import Kind, RepoFile, kept, kept_commits, listing, name_of
 from hfcart.quoting import quoted
 from hfcart.records.check import is_commit
@@ -149,25 +151,26 @@ def snapshot_of(ref: str, found: ModelInfo | SpaceInfo, kind: Kind = "model") ->
     return Snapshot(repo, revision, str(found.sha), listing(kind, repo, str(found.sha), name), kind, name)
 
 
-def read_bytes(snapshot: Snapshot, path: str, start: int, end: int) -> bytes:
-    """The bytes [start, end) of a file at the pinned commit. Safe to call from several threads.
+def read_into(snapshot: Snapshot, path: str, start: int, buffer: memoryview) -> None:
+    """Fill `buffer` with the bytes from `start` on of a file at the pinned commit. Several threads may.
 
     One ranged request; if the connection drops, the rest is asked for.
 
     Raises:
         CorruptFileError: the commit has no such file, or it is shorter.
         SourceError, HubError: as for `resolve`; HubError also if the server ignores ranges.
+        concurrent.futures.CancelledError: what `end_with` named in this thread was set.
     """
     what = f"Reading {path} of {snapshot.repo}"
-    file = snapshot.files.get(path)
+    file, end, done = snapshot.files.get(path), start + len(buffer), 0
     if file is None or not 0 <= start <= end <= file.size:
         found = "there is no such file" if file is None else f"it has {file.size:,} bytes"
         raise CorruptFileError(f"{what}: bytes {start:,} to {end:,} are not there ({found}).")
     url = hf_hub_url(snapshot.repo, path, revision=snapshot.commit)
-    body = bytearray()
 
     def read_rest() -> None:
-        wanted = f"{start + len(body)}-{end - 1}"
+        nonlocal done
+        wanted = f"{start + done}-{end - 1}"
         # Offsets count the file's own bytes: no compression on the way.
         headers = {**build_hf_headers(library_name="hfcart"), "Range": f"bytes={wanted}", "Accept-Encoding": "identity"}
         with get_session().stream("GET", url, headers=headers, timeout=READ_TIMEOUT) as response:
@@ -179,20 +182,22 @@ def read_bytes(snapshot: Snapshot, path: str, start: int, end: int) -> bytes:
                     hint=f"Fetch it whole and give that folder: hf download {snapshot.repo} --local-dir FOLDER",
                 )
             for chunk in response.iter_raw():
-                body.extend(chunk)
-                if len(body) > end - start:
-                    raise HubError(f"{what}: the server sent more than the {end - start:,} bytes asked for.")
-        if len(body) < end - start:
+                if done + len(chunk) > len(buffer):
+                    raise HubError(f"{what}: the server sent more than the {len(buffer):,} bytes asked for.")
+                buffer[done : done + len(chunk)] = chunk
+                done += len(chunk)
+                if stopped():
+                    raise CancelledError
+        if done < len(buffer):
             raise ConnectionError("the body ended early")
 
     def read() -> None:
         try:
             read_rest()
         except httpx.TransportError:
-            if len(body) < end - start:  # else only the end of the answer was wrong
+            if done < len(buffer):  # else only the end of the answer was wrong
                 raise
 
-    if start < end:
+    if buffer:
         with naming_how_to_fetch(snapshot, path):
             call(what, read, repo=snapshot.repo)
-    return bytes(body)

@@ -7,9 +7,10 @@ from pathlib import Path
 from threading import Event
 
 from hfcart.errors import SourceError, UsageError
+from hfcart.formats.safetensors_file import LocalFile
 from hfcart.formats.shard_layout import WEIGHTS
 from hfcart.hub._fetch import cached, fetch, read_small
-from hfcart.hub._read import Snapshot, read_bytes, resolve
+from hfcart.hub._read import Snapshot, read_into, resolve
 from hfcart.quoting import quoted, some
 from hfcart.records.repo_id import is_place, split_place
 
@@ -85,13 +86,17 @@ class HubStore:
         """Path of the whole file on this machine, downloaded unless it is in the cache."""
         return fetch(self._snapshot, self._folder + name, on_bytes, stop)
 
-    def read(self, name: str, start: int, end: int) -> bytes:
-        """The bytes [start, end) of a file: of the cache's if it is there, else by one ranged request."""
-        if (path := cached(self._snapshot, self._folder + name)) is not None:
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read(end - start)
-        return read_bytes(self._snapshot, self._folder + name, start, end)
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of a file from `start` on: of the cache's, or by one ranged request."""
+        path = self._folder + name
+        if (here := cached(self._snapshot, path)) is None:
+            read_into(self._snapshot, path, start, buffer)
+            return
+        file = LocalFile(here, f"{self.label}/{name}")
+        try:
+            file.read_into(buffer, start)
+        finally:
+            file.close()
 
 
 def open_repo(text: str) -> HubStore:

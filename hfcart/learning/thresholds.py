@@ -229,14 +229,17 @@ class _Choosing:
 
         def one(group: Group) -> None:
             rows = [self.plan.shapes[name][0] for name in group.names]
-            for whole, tensors in zip(drive(candidates, self._reader.read(group)), made, strict=True):
+            with self._reader.held(group) as held:
+                found = drive(candidates, held)
+            for whole, tensors in zip(found, made, strict=True):
                 tensors.update(zip(group.names, torch.split(whole, rows) if len(rows) > 1 else [whole], strict=True))
 
         groups = [group for group in self.plan.groups if not group.copied and group.names != (PROJECTION,)]
         pool = ThreadPoolExecutor(self.machine.workers, "choose", initializer=torch.set_num_threads, initargs=(1,))
         with one_blas_thread(), full_float32(), driving(self.machine.device) as drive:
             try:
-                list(pool.map(one, groups))
+                with self._reader.ahead(groups, self.machine.workers):
+                    list(pool.map(one, groups))
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
         # The model has copies of them: each candidate's go as soon as it stands.

@@ -14,6 +14,7 @@ from hfcart.quoting import plural, printable, some
 from hfcart.records import FileRecord
 from hfcart.sources.forms import find_tower
 from hfcart.sources.lora.tower import AdaptedTower
+from hfcart.sources.stores import Store
 from hfcart.sources.towers import Tower, with_bases
 from hfcart.system.threads import in_parallel
 
@@ -61,7 +62,7 @@ def _remote_header(tower: Tower, name: str, where: str) -> dict[str, TensorSpec]
         header = bytearray()
 
         def read(start: int, end: int, header: bytearray = header) -> bytes:
-            part = store.read(name, start, end)
+            part = _range(store, name, start, end)
             header.extend(part)
             return part
 
@@ -71,12 +72,18 @@ def _remote_header(tower: Tower, name: str, where: str) -> dict[str, TensorSpec]
             if not left:
                 raise
             continue
-        if store.here(name) or store.read(name, 0, len(header)) == header:
+        if store.here(name) or _range(store, name, 0, len(header)) == header:
             return specs
     raise CorruptFileError(
         f"The header of {where} comes in with other bytes each time it is read.",
         hint="Something between here and the Hub changes what is sent: run the same command elsewhere.",
     )
+
+
+def _range(store: Store, name: str, start: int, end: int) -> bytes:
+    found = bytearray(end - start)
+    store.read_into(name, start, memoryview(found))
+    return bytes(found)
 
 
 def _check_index(tower: Tower) -> None:

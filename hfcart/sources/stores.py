@@ -61,8 +61,8 @@ class Store(Protocol):
     def fetch(self, name: str, on_bytes: Callable[[int], None] | None = None, stop: Event | None = None) -> Path:
         """Path of the whole file on this machine, downloaded if need be; raises CancelledError once `stop` is set."""
 
-    def read(self, name: str, start: int, end: int) -> bytes:
-        """The bytes [start, end) of a file."""
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of a file from `start` on."""
 
 
 class LocalStore:
@@ -146,10 +146,10 @@ class LocalStore:
         """Path of the whole file on this machine."""
         return self.folder / name
 
-    def read(self, name: str, start: int, end: int) -> bytes:
-        """The bytes [start, end) of a file."""
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of a file from `start` on."""
         file = LocalFile(self.folder / name, f"{self.label}/{name}")
         try:
-            return file.read(start, end)
+            file.read_into(buffer, start)
         finally:
             file.close()

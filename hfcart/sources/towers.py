@@ -169,7 +169,12 @@ class Tower:
         elif file is not None:
             file.read_into(buffer, spec.start)
         else:
-            buffer[:] = self.store.read(spec.file, spec.start, spec.end)
+            self.store.read_into(spec.file, spec.start, buffer)
+
+    def in_ranges(self, name: str) -> bool:
+        """Whether weight file `name`, unless it is downloaded, is read by ranged requests."""
+        store = self.store
+        return store.remote and not self.converted and bool(store.digest(name)) and not store.here(name)
 
     def size(self, name: str) -> int:
         """Bytes of weight file `name`."""
@@ -260,7 +265,7 @@ def fetch_all(towers: Sequence[Tower], progress: Progress, *, stream: bool) -> N
     towers = with_bases(towers)
     open_ones = [tower for tower in towers if tower.record is None and not tower.converted]
     remote = [(t, name) for t in open_ones if t.store.remote for name in t.weights]
-    wanted = [(t, name) for t, name in remote if not (stream and t.store.digest(name) and not t.store.here(name))]
+    wanted = [(t, name) for t, name in remote if not (stream and t.in_ranges(name))]
     if len(wanted) < len(remote):
         progress.note(
             "Read in ranges, weights are proven by nothing but their size: the record has the digests the Hub promises."

@@ -51,7 +51,7 @@ def show_plan(plan: Plan, output: Output) -> None:
         ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
         ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({plural(len(plan.layout.sizes), 'file')})"),
         ("device", _device(plan)),
-        ("memory, about", f"{size(_memory(plan, workers))} at the peak, with {plural(workers, 'worker')}"),
+        ("memory, about", _peak(plan, workers)),
         *([("to publish", f"in {plan.recipe.push_to}")] if plan.recipe.push_to else []),
     ]
     output.table(["plan", ""], facts)
@@ -86,6 +86,7 @@ def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
         "output_bytes": plan.output_bytes,
         "output_files": len(plan.layout.sizes),
         "memory_bytes": _memory(plan, workers),
+        "read_ahead_bytes": _ahead(plan, workers),
         "workers": workers,
         "device": choose_device(plan.recipe.device).type,
         "batch": batch._asdict() if (batch := _batch(plan)) else None,
@@ -139,13 +140,29 @@ def _images(plan: Plan) -> str:
     return f"{plan.settings['examples']} of each task, of the train split, without labels: {own}"
 
 
+def _peak(plan: Plan, workers: int) -> str:
+    """What is taken of this machine's memory."""
+    ahead = _ahead(plan, workers)
+    told = f", {size(ahead)} of it for what is read ahead" if ahead else ""
+    return f"{size(_memory(plan, workers))} at the peak, with {plural(workers, 'worker')}{told}"
+
+
 def _memory(plan: Plan, workers: int) -> int:
-    """Expected peak of resident memory in bytes, choosing included."""
+    """Expected peak of resident memory in bytes, choosing and what is read ahead included."""
+    peak = plan.peak_bytes(workers) + _ahead(plan, workers)
     if not (plan.method.chosen and plan.tasks):
-        return plan.peak_bytes(workers)
+        return peak
     from hfcart.learning.thresholds import held_bytes
 
-    return plan.peak_bytes(workers) + held_bytes(plan)
+    return peak + held_bytes(plan)
+
+
+def _ahead(plan: Plan, workers: int) -> int:
+    """Bytes of groups that are read before a worker asks for them."""
+    from hfcart.engine.read_ahead import bytes_ahead
+    from hfcart.system.device import choose_device
+
+    return bytes_ahead(plan, workers, choose_device(plan.recipe.device))
 
 
 class _Batch(NamedTuple):

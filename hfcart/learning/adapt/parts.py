@@ -90,7 +90,7 @@ def take_apart(plan: Plan, writer: GroupWriter, device: torch.device, number: in
     parts = function(plan.method.adaptive.parts)
     _, other_rule = plan.method.load()
     reader = GroupReader(plan, device)
-    with workers(number, device, reader.largest_bytes, progress) as pool:
+    with workers(number, device, reader, progress) as pool:
         known = whole_tower_facts(GroupRules(plan, reader, device), writer, pool)
 
         def apart(group: Group, held: Held) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -105,14 +105,15 @@ def take_apart(plan: Plan, writer: GroupWriter, device: torch.device, number: in
         def work(group: Group) -> None:
             digests: dict[str, str] = {}
             if not group.copied:
-                anchor, left, right = pool.drive(apart, group, reader.read(group))
-                for side, factor in (("left", left), ("right", right)):
-                    if factor is not None:
-                        digests |= writer.write_whole(f"{side}.{group.key}", factor)
-                digests |= writer.write(group, anchor, "anchor.")
+                with reader.held(group) as held:
+                    anchor, left, right = pool.drive(apart, group, held)
+                    for side, factor in (("left", left), ("right", right)):
+                        if factor is not None:
+                            digests |= writer.write_whole(f"{side}.{group.key}", factor)
+                    digests |= writer.write(group, anchor, "anchor.")
             writer.note({"group": group.key, "sha256": digests})
 
-        pool.each("Taking apart", *writer.to_do(), work, reader.bytes_read)
+        pool.each("Taking apart", *writer.to_do(), work)
 
 
 class PartsFile:
