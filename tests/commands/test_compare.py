@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from running import TOKEN, Commands, Run
 from three_towers import TOWERS, with_many_images
 from towers import write_tower
@@ -112,6 +114,23 @@ def test_the_chart_is_the_same_bytes_again(tmp_path: Path) -> None:
     draw_compare(record(limit=30), tmp_path / "b")
     assert (tmp_path / "b" / "figures" / "compare.png").read_bytes() != first  # it says that it shows samples
     draw_compare(record(rows=record().rows[4:]), tmp_path / "none")
+
+
+def test_the_chart_s_words_fit_and_say_what_is_dark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("hfcart.report.plots._search.save", lambda figure, path: drawn.append(figure))
+    cart, average = record().rows[2:4]
+    alone = record(rows=(cart, dataclasses.replace(average, p=0.001)))
+    for found in (record(), alone, record(part="test"), record(rows=(cart, average), limit=75)):
+        draw_compare(found, tmp_path)
+    said = [figure.axes[0].get_xlabel() for figure in drawn]
+    alike = "accuracy (%); dark: not distinguishable from the best method"
+    assert said == [alike, "accuracy (%); dark: better than all other methods", "accuracy (%)", alike]
+    for figure in drawn:
+        figure.canvas.draw()
+        for text in figure.findobj(Text):
+            box = text.get_window_extent()
+            assert not text.get_text() or (figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1), text
 
 
 def test_a_sample_is_called_one() -> None:

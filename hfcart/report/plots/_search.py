@@ -95,13 +95,13 @@ def draw_compare(record: CompareRecord, folder: Path) -> str | None:
         axes.set_xticks(range(0, 101, 20))
         axes.grid(axis="x", color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.set_xlabel("accuracy (%)")
+        axes.set_xlabel("accuracy (%)" + _meaning_of_colour(len(top)))
         entitle(
             figure,
             axes,
             "Mean accuracy with each method",
             f"{images_in_words(record)}, {plural(len(record.sources), 'tower')}, default parameters; "
-            f"lines are 95% intervals{_meaning_of_colour(len(top))}",
+            "lines are 95% intervals",
         )
         save(figure, folder / COMPARISON)
     return COMPARISON
@@ -110,7 +110,7 @@ def draw_compare(record: CompareRecord, folder: Path) -> str | None:
 def _meaning_of_colour(top: int) -> str:
     if not top:
         return ""
-    return "; coloured: better than all others" if top == 1 else "; coloured: not distinguishable from the highest"
+    return "; dark: better than all other methods" if top == 1 else "; dark: not distinguishable from the best method"
 
 
 def _draw_curve(record: SweepRecord) -> Figure:
