@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from hfcart.api._calling import calling, names_of, plain, texts
 from hfcart.api.options import MergeOptions, StrPath
+from hfcart.system.processes import together
 
 if TYPE_CHECKING:
     from hfcart.api.results import Merged
@@ -103,22 +104,27 @@ def merge(
     from hfcart.recipes.merge_recipe import Recipe
 
     known = {*MergeOptions.__annotations__, *Recipe.model_fields} - {"sources"}
-    with calling("merge", options, known, progress) as listener:
+    with calling("merge", options, known, progress) as listener, together() as team:
         from hfcart.api.results import Evaluated, Merged, Published
         from hfcart.commands.merge_and_publish import run_merge
         from hfcart.recipes.asked import asked_for
 
-        fields = _fields(plain(options))
-        recipe = fields.pop("recipe", None)
-        if given := texts(sources, "sources"):
-            fields["sources"] = tuple(given)
-        if recipe:
-            from hfcart.sources.published_recipe import asked_by
-
-            asked = asked_by(recipe, fields, listener, "merge()")
+        if team is not None and not team.first:
+            asked, done = team.follow()
         else:
-            asked = asked_for(None, fields, listener, "merge()")
-        done = run_merge(asked, listener)
+            fields = _fields(plain(options))
+            recipe = fields.pop("recipe", None)
+            if given := texts(sources, "sources"):
+                fields["sources"] = tuple(given)
+            if recipe:
+                from hfcart.sources.published_recipe import asked_by
+
+                asked = asked_by(recipe, fields, listener, "merge()")
+            else:
+                asked = asked_for(None, fields, listener, "merge()")
+            done = run_merge(asked, listener, team)
+            if team is not None:
+                team.result = asked, done
         published = Published.made(done.published)
         results = Evaluated.of(done.results, folder=asked.folder, published=published) if done.results else None
         return Merged.of(done.record, folder=asked.folder, results=results, published=published)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from typer.core import TyperCommand
 
 from hfcart import __version__
 from hfcart.cli._shared.command import Group, as_shown
+from hfcart.system.processes import is_first, leave
 
 _FOLDER = Path(__file__).parent
 # In the order in which --help lists them; a command that is not here comes after these.
@@ -129,7 +131,14 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script and of `python -m hfcart`."""
+    if not is_first():  # of several processes that cannot parse a command, one says so
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     try:
         app(prog_name="hfcart")
     except KeyboardInterrupt:  # before a command's own handler stands
+        leave()
         sys.exit(130)
+    except SystemExit as end:
+        if end.code:
+            leave()
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from hfcart.cli._shared.recipe_options import given_fields, with_recipe_options
 from hfcart.cli.eval import show_results
 from hfcart.recipes.asked import asked_for
 from hfcart.recipes.options import BASICS
+from hfcart.system.processes import together
 
 
 @with_recipe_options
@@ -59,8 +59,10 @@ def merge(
         hfcart merge --recipe vit-b-32-8-cart
         hfcart merge --recipe user/merged --rank 15 --out again
     """
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched: it alone reports
-    with reporting(quiet=quiet or not first, json=json and first, debug=debug) as output:
+    with reporting(quiet=quiet, json=json, debug=debug) as output, together() as team:
+        if team is not None and not team.first:
+            team.follow()
+            return
         given: dict[str, Any] = {"sources": tuple(sources)} if sources else {}
         given |= given_fields(options)
         if recipe:
@@ -76,9 +78,7 @@ def merge(
             return
         from hfcart.commands.merge_and_publish import run_merge
 
-        done = run_merge(asked, output)
-        if not first:
-            return
+        done = run_merge(asked, output, team)
         show_result(asked, done.record, done.published, output)
         if done.results is not None:
             show_results(done.results, output)

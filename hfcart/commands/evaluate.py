@@ -66,7 +66,7 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
     """
     processes = PartialState(cpu=measurement.device == "cpu")
     theirs = processes.num_processes > 1 or measurement.device == "auto"
-    machine = measurement.machine(processes.device if theirs else None, processes.num_processes)
+    machine = measurement.machine(processes.device if theirs else None)
     if not processes.is_main_process:
         progress = Progress()
     tower = load_tower(ref, progress, measurement.base)

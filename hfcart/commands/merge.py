@@ -32,6 +32,7 @@ from hfcart.sources.stores import LocalStore
 from hfcart.sources.towers import fetch_all
 from hfcart.system.disk import explain_os_errors
 from hfcart.system.journal import Line
+from hfcart.system.processes import Team
 from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles, read_back, refuse_without_room
 from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import WorkFolder, work_path
@@ -49,20 +50,23 @@ _ADAPTATION, _CHOOSING = "adaptation", "choosing"
 _FARTHEST = 0.5  # ‖θ_t − ref‖ / ‖ref‖; fine-tuning moves a tower by a few per cent, another ancestor by more than 1
 
 
-def merge_folder(recipe: Recipe, progress: Progress, target: Target | None = None) -> MergeRecord:
+def merge_folder(
+    recipe: Recipe, progress: Progress, target: Target | None = None, team: Team | None = None
+) -> MergeRecord:
     """Merge, verify, and write the folder; nothing is measured or published, whatever the recipe says.
 
     Args:
         recipe: what was asked.
         progress: told of each stage.
         target: where the result is going to be published, if the push is to replace what is there.
+        team: of this process, the first of several that share the work.
 
     Raises:
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
         KeyboardInterrupt: with a note that says how to go on.
     """
     with _work_folder(recipe) as folder:
-        return _merge_into(folder, recipe, progress, target)
+        return _merge_into(folder, recipe, progress, target, team)
 
 
 def merge_aside(recipe: Recipe, progress: Progress) -> MergeRecord:
@@ -90,12 +94,15 @@ def _work_folder(recipe: Recipe) -> WorkFolder:
     )
 
 
-def _merge_into(folder: WorkFolder, recipe: Recipe, progress: Progress, target: Target | None) -> MergeRecord:
+def _merge_into(
+    folder: WorkFolder, recipe: Recipe, progress: Progress, target: Target | None, team: Team | None
+) -> MergeRecord:
     plan = make_plan(recipe, folder.path / CONVERTED, progress, target)
     try:
         swept = _swept(plan)
         plan, device = _prepared(plan, folder.out, progress, stream=recipe.stream)
         from hfcart.engine.merging import merge_groups
+        from hfcart.engine.taking_part import hear_of_all, merge_part
         from hfcart.engine.writing import GroupWriter
         from hfcart.system.environment import current_environment
 
@@ -104,7 +111,13 @@ def _merge_into(folder: WorkFolder, recipe: Recipe, progress: Progress, target: 
         if recipe.adapt:
             from hfcart.learning.adapt.loop import adapt  # transformers and accelerate take seconds to import
 
-            learned = adapt(plan, folder.path / _ADAPTATION, preprocessor_of(plan, Progress()), progress)
+            fields = preprocessor_of(plan, Progress())
+            if team is not None:
+                from hfcart.learning.adapt.taking_part import join_accelerate, learn
+
+                team.call(learn, plan, folder.path / _ADAPTATION, fields)
+                join_accelerate(recipe)
+            learned = adapt(plan, folder.path / _ADAPTATION, fields, progress)
             plan, cards = plan.adapted(learned.coefficients), learned.cards
         environment = current_environment(device)
         workers = recipe.workers or default_workers()
@@ -121,12 +134,18 @@ def _merge_into(folder: WorkFolder, recipe: Recipe, progress: Progress, target: 
             plan = plan.informed(gather(plan, device, workers, progress))
         if looked := plan.gathered.data if plan.gathered else selection.sources if selection else ():
             cards = copies(zip(own, (seen.dataset for seen in looked), strict=True))
-        folder.begin(_fingerprint(plan, environment))
+        decides = _fingerprint(plan, environment)
+        folder.begin(decides)
         with TensorFiles(folder.path, plan.layout) as tensors:
             writer = GroupWriter(plan, folder, tensors)
             if writer.done:
                 progress.note(f"Resuming: {len(writer.done)} of {plural(len(plan.groups), 'group')} done already.")
-            merge_groups(plan, writer, device, workers, progress)
+            if team is not None:
+                place, mark = folder.path.absolute(), folder.marked()
+                team.call(merge_part, plan, place, decides, mark, environment, writer.done, writer.facts)
+            merge_groups(plan, writer, device, workers, progress, team)
+        if team is not None:
+            hear_of_all(team, writer)
         return _finish(folder, plan, writer.done, environment, learned, selection, swept, cards, progress)
     finally:
         plan.close()
@@ -194,21 +213,6 @@ def _prepared(plan: Plan, out: Path, progress: Progress, *, stream: bool) -> tup
             "a tower learned may fit its text side less well."
         )
     return plan, found
-
-
-def assist(recipe: Recipe, progress: Progress) -> None:
-    """Take part in the adaptation of a merge that the first of several processes does. Raises as `merge_folder`."""
-    if recipe.adapt is None:
-        return
-    from hfcart.learning.adapt.loop import adapt
-
-    with tempfile.TemporaryDirectory() as converted:
-        plan = make_plan(recipe, Path(converted), progress)
-        try:
-            folder = work_path(recipe.folder)
-            adapt(plan, folder / _ADAPTATION, preprocessor_of(plan, Progress()), progress)
-        finally:
-            plan.close()
 
 
 def _finish(

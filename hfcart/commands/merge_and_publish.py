@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hfcart.commands.merge import assist, merge_folder, rehearse
+from hfcart.commands.merge import merge_folder, rehearse
 from hfcart.errors import AGAIN, HfcartError, HubError, next_step
 from hfcart.progress import Progress
-from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.records import EvalRecord, MergeRecord
-from hfcart.records.file_names import RECORD, RECORDS
+from hfcart.records.file_names import RECORDS
+from hfcart.system.processes import Team
 from hfcart.system.work_folder import refuse_existing
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
-
     from hfcart.engine.plan import Plan
     from hfcart.hub import Published, Target
 
@@ -32,39 +29,34 @@ class Done:
     published: Published | None
 
 
-def run_merge(recipe: Recipe, progress: Progress) -> Done:
+def run_merge(recipe: Recipe, progress: Progress, team: Team | None = None) -> Done:
     """Merge, verify and write the folder; evaluate it and publish it in one commit, as far as the recipe says.
 
-    Under `accelerate launch` the processes share what runs images through towers, adaptation and evaluation; the
-    first alone merges, writes and publishes, and all get the same record.
+    Under `accelerate launch` the processes share the groups, and what runs images through towers, adaptation and
+    evaluation. The first alone calls this, with its team; the others follow it.
 
     Raises:
         HfcartError: see hfcart.errors; the partial folder can be resumed unless the error says otherwise.
         KeyboardInterrupt: with a note that says how to go on.
     """
     _check_tasks(recipe)
-    processes = _processes(recipe)
-    if processes is not None and not processes.is_main_process:
-        assist(recipe, Progress())
-        processes.wait_for_everyone()
-        record = read_record((recipe.folder / RECORD).read_bytes(), RECORD)
-        return Done(record, _evaluated(recipe, Progress()) if recipe.eval else None, None)
     target = _target(recipe, progress) if recipe.push_to else None
-    record = merge_folder(recipe, progress, None if recipe.create_pr else target)
-    if processes is not None:
-        processes.wait_for_everyone()
+    record = merge_folder(recipe, progress, None if recipe.create_pr else target, team)
+    if recipe.eval and team is not None:
+        from hfcart.learning.adapt.taking_part import join_accelerate
+
+        team.call(measure_too, recipe)
+        join_accelerate(recipe)
     results = _evaluated(recipe, progress) if recipe.eval else None
     return Done(record, results, _published(recipe, target, progress) if target else None)
 
 
-def _processes(recipe: Recipe) -> PartialState | None:
-    """Those that were started together with this one; None if it is alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
+def measure_too(team: Team, recipe: Recipe) -> None:
+    """Take part in the evaluation that follows a merge of another process's. Raises as it does."""
+    from hfcart.learning.adapt.taking_part import join_accelerate
 
-    return PartialState(cpu=recipe.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    join_accelerate(recipe)
+    _evaluated(recipe, Progress())
 
 
 def run_dry(recipe: Recipe, progress: Progress) -> Plan:

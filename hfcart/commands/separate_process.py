@@ -18,6 +18,7 @@ from hfcart.errors import HfcartError
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import make
 from hfcart.report.accuracy import weights_sha256
+from hfcart.system.processes import alone
 
 _STATUS = Path("/proc/self/status")
 
@@ -50,7 +51,9 @@ def merge_apart(fields: dict[str, Any]) -> Apart:
     # The very modules that are running here, whatever the folder of the call holds.
     code = f"import sys; sys.path[:] = {sys.path!r}; from hfcart.commands.separate_process import main; main()"
     command = [sys.executable, "-P", "-c", code]
-    done = subprocess.run(command, input=json.dumps(fields), capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(
+        command, input=json.dumps(fields), capture_output=True, text=True, encoding="utf-8", env=alone()
+    )
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

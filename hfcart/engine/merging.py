@@ -17,6 +17,7 @@ from hfcart.engine.loop import Workers, workers
 from hfcart.engine.plan import Plan
 from hfcart.engine.reading import GroupReader, Held
 from hfcart.engine.residuals import Residuals
+from hfcart.engine.sharing import SharedWorkers
 from hfcart.engine.writing import GroupWriter
 from hfcart.maths.moments import spread_of
 from hfcart.methods import Measure, Merged, function, keywords_of
@@ -24,17 +25,21 @@ from hfcart.methods.lines import alpha_of, factor, norms, scaled
 from hfcart.methods.svc import calibrated
 from hfcart.progress import Progress
 from hfcart.system.journal import Line
+from hfcart.system.processes import Team
 
 
-def merge_groups(plan: Plan, writer: GroupWriter, device: torch.device, number: int, progress: Progress) -> None:
+def merge_groups(
+    plan: Plan, writer: GroupWriter, device: torch.device, number: int, progress: Progress, team: Team | None = None
+) -> None:
     """Merge every group that the journal does not have yet, and add it to the journal.
 
     Args:
         plan: with its towers fetched and in canonical order.
-        writer: of its groups; `writer.done` holds every group's journal line afterwards.
+        writer: of its groups; `writer.done` holds every group's journal line afterwards (of this process's own).
         device: where the algebra is done.
         number: of worker threads, >= 1.
         progress: told the bytes of sources merged.
+        team: the processes that share the groups: each of them calls this, with the same groups done.
 
     Raises:
         NonFiniteError: NaN or Inf in a source, or a result that the output dtype cannot hold.
@@ -43,7 +48,8 @@ def merge_groups(plan: Plan, writer: GroupWriter, device: torch.device, number: 
     reader = GroupReader(plan, device)
     rules = GroupRules(plan, reader, device)
     residuals = Residuals(plan, plan.adapters, writer, device) if plan.adapters else None
-    with workers(number, device, reader, progress) as pool:
+    with workers(number, device, reader, progress) as alone:
+        pool = alone if team is None else SharedWorkers(alone, team)
         known = whole_tower_facts(rules, writer, pool)
 
         def work(group: Group) -> None:

@@ -17,7 +17,7 @@ from hfcart.engine.reading import TORCH_DTYPES, all_finite, bytes_of
 from hfcart.errors import NonFiniteError
 from hfcart.system.journal import Line
 from hfcart.system.tensor_files import TensorFiles
-from hfcart.system.work_folder import WorkFolder
+from hfcart.system.work_folder import SharedJournal, WorkFolder
 
 
 class GroupWriter:
@@ -25,10 +25,11 @@ class GroupWriter:
 
     Attributes:
         done: group's key -> its line, earlier runs included.
+        own: those of this run and this process.
         facts: what an earlier run measured of the whole towers; None if none did.
     """
 
-    def __init__(self, plan: Plan, folder: WorkFolder, tensors: TensorFiles) -> None:
+    def __init__(self, plan: Plan, folder: WorkFolder | SharedJournal, tensors: TensorFiles) -> None:
         """Read what an earlier run wrote, and prove it; write nothing yet.
 
         Args:
@@ -38,6 +39,7 @@ class GroupWriter:
         """
         self._plan, self._folder, self._tensors = plan, folder, tensors
         self._lock = threading.Lock()
+        self.own: dict[str, Line] = {}
         self.done: dict[str, Line] = {
             line["group"]: line for line in folder.lines if tensors.hold(line.get("sha256", {}))
         }
@@ -77,7 +79,7 @@ class GroupWriter:
         """Note a group as done: `line` names it under "group", and what was written for it under "sha256"."""
         with self._lock:
             self._folder.note(line)
-            self.done[line["group"]] = line
+            self.done[line["group"]] = self.own[line["group"]] = line
 
     def note_facts(self, facts: dict[str, Any]) -> None:
         """Note what was measured of the whole towers, for a later run."""

@@ -181,12 +181,16 @@ class LocalFile:
 
     def __init__(self, path: Path, where: str) -> None:
         """Open `path`; `where` is its name in messages."""
-        self.where = where
+        self.where, self._path = where, path
         # (start, end) -> CRC-32 of what was there when it was first read, or hashed. Times of change would say less:
         # a write within a clock's tick, or through a mapping, leaves them as they are.
         self._seen: dict[tuple[int, int], int] = {}
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self.size = os.fstat(self._fd).st_size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: it opens the file again, and reads the bytes that were read here, or none."""
+        return _opened_again, (self._path.absolute(), self.where, self.size, self._seen)
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill `buffer` with the bytes from `start` on.
@@ -255,6 +259,20 @@ class LocalFile:
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self._fd)
+
+
+def _opened_again(path: Path, where: str, size: int, seen: dict[tuple[int, int], int]) -> LocalFile:
+    try:
+        file = LocalFile(path, where)
+    except OSError as error:
+        raise CorruptFileError(
+            f"{where} cannot be read in every process: {error.strerror}.",
+            hint="Processes on several hosts need sources, HF_HOME and --out on a disk that all of them share.",
+        ) from None
+    if file.size != size:
+        raise file._changed(size, file.size)
+    file._seen = seen
+    return file
 
 
 def sha256_of(path: Path) -> str:

@@ -118,6 +118,14 @@ class Tower:
         """`user/name`, or a local folder's base name."""
         return self.store.label
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: all but what threads have read."""
+        return {name: value for name, value in self.__dict__.items() if name != "recent"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take that up."""
+        self.__dict__.update(state, recent=threading.local())
+
     @property
     def architecture(self) -> Architecture:
         """What it is. Raises NotATowerError if only its shapes tell, and nothing which activation it has."""

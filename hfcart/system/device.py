@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +11,22 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from hfcart.errors import UsageError
+from hfcart.system.processes import on_this_machine
 from hfcart.system.threads import default_workers
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is one, then mps, then the CPU. Raises UsageError for a device that is not there."""
+    """`auto` is CUDA if there is one, then mps, then the CPU. Raises UsageError for a device that is not there.
+
+    Of several CUDA devices each process of a launch takes its own, and `accelerate launch --cpu` means what it says.
+    """
+    if name == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
+        name = "cpu"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    place, processes = on_this_machine()
+    if name == "cuda" and processes > 1 and torch.cuda.device_count():
+        name = f"cuda:{place % torch.cuda.device_count()}"
     device = torch.device(name)
     there = {
         "cpu": True,
@@ -67,13 +77,12 @@ class Machine:
         precision: str = "auto",
         workers: int | None = None,
         batch_size: int | None = None,
-        processes: int = 1,
     ) -> Machine:
-        """What was asked for, and the rules above for the rest; default workers are shared among the processes."""
+        """What was asked for, and the rules above for the rest."""
         return cls(
             device,
             precision_for(precision, device),
-            workers or max(1, default_workers() // processes),
+            workers or default_workers(),
             batch_size or batch_for(device),
         )
 

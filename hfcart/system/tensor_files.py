@@ -24,13 +24,15 @@ class TensorFiles:
     `write` may be called from several threads, each tensor by one of them.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, layout: Layout, *, made: bool = False) -> None:
         """Touch nothing yet.
 
         Args:
             folder: where the files lie.
             layout: where every tensor goes.
+            made: whether another process has made them, and has them open as well.
         """
+        self._made = made
         self._folder = folder
         self._layout = layout
         self._descriptors: dict[str, int] = {}
@@ -43,6 +45,9 @@ class TensorFiles:
         try:
             with explain_os_errors(self._folder):
                 for file, header in self._layout.headers.items():
+                    if self._made:
+                        self._descriptors[file] = os.open(self._folder / file, os.O_RDWR | os.O_CLOEXEC)
+                        continue
                     for parent in reversed(PurePosixPath(file).parents[:-1]):
                         (self._folder / parent).mkdir(exist_ok=True)
                     descriptor = os.open(self._folder / file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)

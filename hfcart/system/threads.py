@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from hfcart.system.processes import on_this_machine
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -37,6 +39,7 @@ def in_parallel(
 
 
 def default_workers() -> int:
-    """One worker for each core this process may use, at most eight."""
+    """One worker for each core this process may use, at most eight; processes launched together share the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    _, processes = on_this_machine()
+    return max(1, min(8, cores // processes))

@@ -10,21 +10,59 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shlex
 import shutil
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from hfcart.errors import OutputError, together
-from hfcart.system.disk import explain_os_errors, standing_parent, sync
+from hfcart.system.disk import explain_os_errors, standing_parent, sync, write_all
 from hfcart.system.journal import Journal, Line, whole_lines
 
 _JOURNAL, _LOCK = "journal.jsonl", ".lock"
+_OTHERS = "journal-*.jsonl"  # of the other processes of a launch, one each: no two append to one file
 
 
 def work_path(out: Path) -> Path:
     """Where the work on `out` lies until it is done."""
     return out.with_name(out.name + ".partial")
+
+
+class SharedJournal:
+    """What another process of the same launch notes in a work folder that the first has begun."""
+
+    def __init__(self, path: Path, place: int, fingerprint: str, mark: str) -> None:
+        """Find the folder.
+
+        Args:
+            path: where the work is done.
+            place: of this process, from 1.
+            fingerprint: of the work.
+            mark: what `WorkFolder.marked` gave the first process.
+
+        Raises:
+            OutputError: it is not the first process's folder.
+        """
+        lock = path / _LOCK
+        if not lock.is_file() or lock.read_text() != mark:
+            raise OutputError(
+                f"{path} on {socket.gethostname()} is not the folder that the first process writes to.",
+                hint="Processes on several hosts need an --out on a disk that all of them share.",
+            )
+        self.path = path
+        self._journal = Journal(path / _OTHERS.replace("*", str(place)), fingerprint, synced=False)
+
+    @property
+    def lines(self) -> list[Line]:
+        """Nothing: what earlier runs have done, the first process knows and says."""
+        return []
+
+    def note(self, line: Line) -> None:
+        """Append a line to this process's journal. One thread at a time."""
+        with explain_os_errors(self.path):
+            self._journal.append(line)
 
 
 class WorkFolder:
@@ -59,9 +97,10 @@ class WorkFolder:
         self.out = out
         self.path = work_path(out)
         self.overwrite = overwrite
-        self._records, self._aside, self._redone = tuple(records), tuple(aside), (_JOURNAL, _LOCK, *redone)
+        self._records, self._aside, self._redone = tuple(records), tuple(aside), (_JOURNAL, _OTHERS, _LOCK, *redone)
         self._inner = inner
         self._journal: Journal | None = None
+        self._others: list[Line] = []
         self._lock = -1
         self.refuse_existing()
 
@@ -133,13 +172,24 @@ class WorkFolder:
             if journal.new:
                 self._clear()
             journal.append()
+            paths = sorted(self.path.glob(_OTHERS))
+            self._others = [line for path in paths for line in Journal(path, fingerprint, synced=False).lines]
         self._journal = journal
+
+    def marked(self) -> str:
+        """A word that nobody knows, in the folder: who reads it there sees the same folder."""
+        word = secrets.token_hex(16)
+        with explain_os_errors(self.path):
+            os.ftruncate(self._lock, 0)
+            write_all(self._lock, word.encode(), 0)
+            os.fsync(self._lock)
+        return word
 
     @property
     def lines(self) -> list[Line]:
         """What the journal has, earlier runs included. A line is on the disk, what it tells of may not be."""
         assert self._journal is not None  # begun
-        return self._journal.lines
+        return [*self._journal.lines, *self._others]
 
     def note(self, line: Line) -> None:
         """Append a line to the journal. One thread at a time."""
@@ -161,7 +211,7 @@ class WorkFolder:
         """
         with explain_os_errors(self.path):
             self.refuse_existing()  # another run may have finished meanwhile
-            for name in (_JOURNAL, _LOCK):
+            for name in (_JOURNAL, _LOCK, *(path.name for path in self.path.glob(_OTHERS))):
                 (self.path / name).unlink(missing_ok=True)
             for name in self._aside:
                 shutil.rmtree(self.path / name, ignore_errors=True)
@@ -194,7 +244,8 @@ class WorkFolder:
 
     def _worth_keeping(self) -> bool:
         """Whether the folder holds anything that a later run need not do again."""
-        if len(whole_lines(self.path / _JOURNAL)[0]) > 1:  # more than the fingerprint
+        journals = [self.path / _JOURNAL, *self.path.glob(_OTHERS)]
+        if any(len(whole_lines(path)[0]) > 1 for path in journals):  # more than the fingerprint
             return True
         paths = list(self.path.iterdir()) if self.path.is_dir() else []
         return any(not any(path.match(pattern) for pattern in self._redone) for path in paths)

@@ -86,12 +86,12 @@ class Measurement:
         """Those of all, opened at once: a task that cannot be read is told before the work."""
         return [self.split(task, progress) for task in self.tasks]
 
-    def machine(self, device: torch.device | None = None, processes: int = 1) -> Machine:
-        """Where and how it is computed here, by one of so many processes; `device` if that is decided already."""
+    def machine(self, device: torch.device | None = None) -> Machine:
+        """Where and how it is computed here; `device` if that is decided already."""
         from hfcart.system.device import Machine, choose_device
 
         where = device or choose_device(self.device)
-        return Machine.on(where, self.precision, self.workers, self.batch_size, processes)
+        return Machine.on(where, self.precision, self.workers, self.batch_size)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from hfcart.errors import UsageError
 from hfcart.names import near
 from hfcart.recipes.options import OUTPUT, PANELS
+from hfcart.system import processes
 
 _EXAMPLES = "\n\nExamples:\n"
 _VALUES = {"int": "N", "float": "X", "str": "TEXT"}  # how a value is written where nothing says it better
@@ -17,6 +21,8 @@ _CALLED = {"task": "tasks", "to": "push-to"}
 _SAID = {"show_completion": "Print what --install-completion installs."}  # in place of what is longer than a line
 
 _WRONG_USAGE: Any = typer.BadParameter.__mro__[1]  # the class of every wrong usage, which is not public
+
+_SHARED = ("merge", "eval", "finetune")  # what several processes that were launched together can do
 
 running: dict[str, Any] = {}  # name and options of the command that runs
 
@@ -91,7 +97,26 @@ class Command(_Shown, TyperCommand):
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
         """Run it."""
         running.update(name=ctx.command_path, options={flag for param in self.params for flag in param.opts})
+        if processes.launched() > 1:
+            _launched(self.name or "")
         return super().invoke(ctx)
+
+
+def _launched(name: str) -> None:
+    """Several processes were started: they share the command, or it is refused."""
+    if not processes.is_first():  # what it could not parse, the first has said
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    if name in _SHARED:
+        return
+    if processes.is_first():
+        from hfcart.cli._shared.output import Output
+
+        alone = UsageError(
+            f"`{running['name']}` is not shared among processes, and {processes.launched()} were launched.",
+            hint=f"Type it without the launcher: {shlex.join(['hfcart', *sys.argv[1:]])}",
+        )
+        Output().error(alone)
+    raise typer.Exit(UsageError.exit_code)
 
 
 class Group(_Shown, TyperGroup):

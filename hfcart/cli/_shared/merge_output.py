@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hfcart.cli._shared.output import Output, size
 from hfcart.methods import ADAPTING
 from hfcart.quoting import plural, some
+from hfcart.system.processes import launched
 
 if TYPE_CHECKING:
     from hfcart.engine.plan import Plan
@@ -51,6 +52,7 @@ def show_plan(plan: Plan, output: Output) -> None:
         ("to read from the Hub" if plan.recipe.stream else "to download", size(plan.download_bytes)),
         ("to write", f"{size(plan.output_bytes)} in {plan.recipe.folder} ({plural(len(plan.layout.sizes), 'file')})"),
         ("device", _device(plan)),
+        *([("processes", f"{launched()}, which share the groups")] if launched() > 1 else []),
         ("memory, about", _peak(plan, workers)),
         *([("to publish", f"in {plan.recipe.push_to}")] if plan.recipe.push_to else []),
     ]
@@ -88,6 +90,7 @@ def _as_json(plan: Plan, workers: int, warnings: list[str]) -> dict[str, Any]:
         "memory_bytes": _memory(plan, workers),
         "read_ahead_bytes": _ahead(plan, workers),
         "workers": workers,
+        "processes": launched(),
         "device": choose_device(plan.recipe.device).type,
         "batch": batch._asdict() if (batch := _batch(plan)) else None,
         "out": str(plan.recipe.folder),
@@ -143,8 +146,9 @@ def _images(plan: Plan) -> str:
 def _peak(plan: Plan, workers: int) -> str:
     """What is taken of this machine's memory."""
     ahead = _ahead(plan, workers)
+    each = " in each process" if launched() > 1 else ""
     told = f", {size(ahead)} of it for what is read ahead" if ahead else ""
-    return f"{size(_memory(plan, workers))} at the peak, with {plural(workers, 'worker')}{told}"
+    return f"{size(_memory(plan, workers))} at the peak, with {plural(workers, 'worker')}{each}{told}"
 
 
 def _memory(plan: Plan, workers: int) -> int:

@@ -31,6 +31,7 @@ from hfcart.progress import Progress
 from hfcart.quoting import MOST_ROWS, plural, printable
 from hfcart.system.addresses import Formatter, without_queries
 from hfcart.system.patience import silence
+from hfcart.system.processes import may_tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -201,12 +202,16 @@ def reporting(*, quiet: bool = False, json: bool = False, debug: bool = False) -
     try:
         yield output
     except KeyboardInterrupt as stop:
-        if debug:
-            raise
         output.abandon()
-        output.warn(" ".join(["Stopped.", *getattr(stop, "__notes__", [])]))
+        if may_tell(stop):
+            if debug:
+                raise
+            output.warn(" ".join(["Stopped.", *getattr(stop, "__notes__", [])]))
         raise typer.Exit(143 if stop.args == (signal.SIGTERM,) else 130) from None
     except HfcartError as error:
+        output.abandon()
+        if not may_tell(error):
+            raise typer.Exit(error.exit_code) from None
         if debug:
             _show(error)
         output.error(error)
@@ -218,6 +223,9 @@ def reporting(*, quiet: bool = False, json: bool = False, debug: bool = False) -
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except Exception as error:
+        output.abandon()
+        if not may_tell(error):
+            raise typer.Exit(1) from None
         if debug:
             _show(error)
         bug = HfcartError(

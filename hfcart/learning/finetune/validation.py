@@ -43,7 +43,7 @@ def count_correct(
         SourceError: not one image of a task can be decoded.
     """
     shard, shards = accelerator.process_index, accelerator.num_processes
-    machine = Machine.on(device, plan.precision, plan.recipe.workers, processes=shards)
+    machine = Machine.on(device, plan.precision, plan.recipe.workers)
     tower.eval()  # dropout, if the base's config asks for any, is for training
     scorer = Scorer(tower, plan.base.projection, plan.base.preprocessor, machine)  # type: ignore[arg-type]
     counts, broken = [], None

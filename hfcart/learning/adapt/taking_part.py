@@ -1,0 +1,36 @@
+"""What another process of a launch does for an adaptation when the first calls for it: see hfcart.system.processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from hfcart.engine.plan import Plan
+from hfcart.learning.adapt.loop import adapt
+from hfcart.progress import Progress
+from hfcart.recipes.merge_recipe import Recipe
+from hfcart.system.processes import Team
+
+
+def join_accelerate(recipe: Recipe) -> None:
+    """Have accelerate's processes be those of this launch, on the recipe's kind of device."""
+    PartialState(cpu=recipe.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def learn(team: Team, plan: Plan, folder: Path, preprocessor: dict[str, Any] | None) -> None:
+    """Take part in the adaptation. Raises as it does.
+
+    Args:
+        team: of this process.
+        plan: the first's.
+        folder: where it keeps the adaptation's work.
+        preprocessor: of the merged tower.
+    """
+    join_accelerate(plan.recipe)
+    try:
+        adapt(plan, folder, preprocessor, Progress())
+    finally:
+        plan.close()
