@@ -109,13 +109,9 @@ def _launched(name: str) -> None:
     if name in _SHARED:
         return
     if processes.is_first():
-        from hfcart.cli._shared.output import Output
-
-        alone = UsageError(
-            f"`{running['name']}` is not shared among processes, and {processes.launched()} were launched.",
-            hint=f"Type it without the launcher: {shlex.join(['hfcart', *sys.argv[1:]])}",
-        )
-        Output().error(alone)
+        number, again = processes.launched(), shlex.join(["hfcart", *sys.argv[1:]])
+        typer.echo(f"Error: `{running['name']}` is not shared among processes, and {number} were launched.", err=True)
+        typer.echo(f"→ Type it without the launcher: {again}", err=True)
     raise typer.Exit(UsageError.exit_code)
 
 
