@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from threading import Thread, current_thread
 from typing import ParamSpec, Protocol, TypeVar
 
 import torch
@@ -108,12 +109,20 @@ def workers(number: int, device: torch.device, reader: GroupReader, progress: Pr
         reader: of the groups; temporaries of the size of the largest are handed back when they are freed.
         progress: told the bytes of sources done.
     """
-    pool = ThreadPoolExecutor(number, "merge", initializer=torch.set_num_threads, initargs=(1,))
+    started: list[Thread] = []
+
+    def first() -> None:
+        started.append(current_thread())
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(number, "merge", initializer=first)
     with freed_blocks_kept(reader.largest_bytes), one_blas_thread(), full_float32(), driving(device) as drive:
         try:
             yield Workers(pool, drive, number, reader, progress)
         finally:  # the workers first: they wait for what drives the device
             pool.shutdown(wait=True, cancel_futures=True)
+            for thread in started:  # the pool does not know of one at whose start Ctrl-C came
+                thread.join()
             progress.finish()
 
 

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,8 +31,10 @@ import hfcart
 from hfcart.clip.tensor_names import Group
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.engine import reading
+from hfcart.engine.loop import workers
 from hfcart.engine.read_ahead import AHEAD, ReadAhead, Ring, bytes_ahead, groups_ahead, whole_lines
 from hfcart.formats.safetensors_file import LocalFile, parse_header
+from hfcart.progress import Progress
 
 CPU = torch.device("cpu")
 
@@ -141,6 +144,26 @@ def test_the_end_reaches_those_who_read_and_those_who_wait() -> None:
         assert [type(job.exception(60)) for job in jobs][1] is CancelledError
     assert parts.begun == ["g0", "g1"] and told[0].is_set()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_a_worker_at_whose_start_ctrl_c_comes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, done, start = threading.Event(), list[str](), threading.Thread.start
+    reader: Any = SimpleNamespace(largest_bytes=1 << 20, bytes_read=lambda _: 1, ahead=lambda *_: nullcontext())
+
+    def work(group: Group) -> None:
+        begun.set()
+        time.sleep(0.2)
+        done.append(group.key)
+
+    def stopped(thread: threading.Thread) -> None:
+        start(thread)
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), workers(1, CPU, reader, Progress()) as pool:
+        monkeypatch.setattr(threading.Thread, "start", stopped)
+        pool.each("Merging", groups(3), [], work)
+    assert done == ["g0"]
 
 
 @pytest.fixture
