@@ -1,0 +1,43 @@
+"""However many towers a command measures, it decodes each image once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from running import TOKEN
+from three_towers import TOWERS
+
+CODE = """
+import hashlib, json, sys
+from collections import Counter
+import hfcart
+from hfcart.zero_shot import scoring
+
+seen = Counter()
+decode = scoring.decode
+
+def counting(data):
+    seen[hashlib.sha256(data).hexdigest()] += 1
+    return decode(data)
+
+scoring.decode = counting
+towers, task = sys.argv[1].split(","), sys.argv[2]
+hfcart.sweep(towers, task, rank=[0.1, 0.3], scale=[1, 2.0], limit=20, out="swept")
+found = [list(seen.values())]
+seen.clear()
+hfcart.compare(towers, task, methods=["cart,average,tsv_m"], limit=20, out="compared", references="none")
+print(json.dumps([*found, list(seen.values())]))
+"""
+
+
+def test_compare_and_sweep_decode_each_image_once(zoo, clean_env: dict[str, str], tmp_path: Path) -> None:
+    hub, root = zoo
+    env = clean_env | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf-home")}
+    command = [sys.executable, "-c", CODE, ",".join(TOWERS), f"{root}/images1.yaml"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert [set(each) for each in counts] == [{1}, {1}] and min(map(len, counts)) >= 8
