@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from hfcart.clip.tensor_names import Group, groups
 from hfcart.clip.to_open_clip import lay_out_open_clip, model_cfg
 from hfcart.engine.adapter_names import adapter_names
 from hfcart.engine.adapters import Adapters, plan_adapters, together
+from hfcart.engine.memory import peak_bytes
 from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.methods import ADAPTING, METHODS, Method
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 CONVERTED = "converted"  # what the folder of converted pickles is called in a work folder
 TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
-_SVC_COPIES = 12  # as Method.copies: of one full SVD in float64
-_BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
 
 
 class Statistics(Protocol):
@@ -238,22 +236,8 @@ class Plan:
         return sum(prod(self.shapes[name]) for name in group.names)
 
     def peak_bytes(self, workers: int) -> int:
-        """Expected peak of resident memory: for each worker T slices of a group, and some more for the algebra.
-
-        What is copied is held once as stored and once as written: the largest, the token embedding, by one worker.
-        """
-        largest = 4 * max(self.group_elements(group) for group in self.groups if not group.copied)
-        if self.method.statistics == "fisher":
-            largest *= 2  # as many numbers again
-        if self.method.statistics == "gram":
-            largest = 4 * max(self.shapes[g.key][1] ** 2 for g in self.groups if g.matrix)
-        copied = 8 * max((self.group_elements(group) for group in self.groups if group.copied), default=0)
-        copies = max(self.method.copies, self.adapters.copies if self.adapters else 0)
-        if self.recipe.svc is not None:
-            copies = max(copies, _SVC_COPIES)
-        if any(tower.base for tower in self.towers_and_base):
-            copies += 3  # of an adapter: W_0 as it is stored, and the sum in float64
-        return _BASELINE + math.ceil(workers * largest * (len(self.towers) + copies)) + copied
+        """Expected peak of resident memory, no less than what is taken, with so many worker threads."""
+        return peak_bytes(self, workers)
 
     def close(self) -> None:
         """Close the files of every tower."""

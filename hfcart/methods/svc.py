@@ -28,7 +28,7 @@ def calibrated(
         merged: what a method made of them, θ_m.
         least: α, above 0: below it, no tower's s counts as less.
     """
-    found = thin_svd(task_vector(merged, base))
+    found = thin_svd(task_vector(merged, base), overwrite=True)
     counted = torch.zeros_like(found.values)
     for theta in thetas:
         own = found.left.T @ task_vector(theta, base)

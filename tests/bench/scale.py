@@ -35,7 +35,9 @@ def row(sources: list[Path], cost: Cost, told: int) -> list[str]:
     """Of a table whose columns are COLUMNS."""
     read = sum(path.stat().st_size for tower in sources for path in tower.glob("*.safetensors"))
     gigabytes = [f"{x / 1e9:.2f} GB" for x in (read, cost.memory, told)]
-    return [str(len(sources)), gigabytes[0], f"{cost.wall:.1f} s", f"{cost.cpu:.1f} s", *gigabytes[1:]]
+    cells = [str(len(sources)), gigabytes[0], f"{cost.wall:.1f} s", f"{cost.cpu:.1f} s", *gigabytes[1:]]
+    print(*cells, sep="  ", file=sys.stderr, flush=True)  # --full takes long
+    return cells
 
 
 def fit(towers: Sequence[int], values: Sequence[float]) -> tuple[float, float, float]:
@@ -62,8 +64,10 @@ def main() -> None:
         if shutil.disk_usage(folder).free < needed:
             raise SystemExit(f"{folder} has less than {needed / 1e9:.0f} GB free: give --folder")
         towers = build(folder, max(counts), large)
-        found = {count: merged(towers[:count], folder / "out") for count in counts}
-        rows = [row(towers[:count], *found[count]) for count in counts]
+        found, rows = {}, []
+        for count in counts:
+            found[count] = merged(towers[:count], folder / "out")
+            rows.append(row(towers[:count], *found[count]))
         if asked.folder is None:
             shutil.rmtree(towers[0].parent)  # to have room for the others
         three = build(folder, 3, huge, dtype="bfloat16", shards=SHARDS)

@@ -20,4 +20,5 @@ METHOD = Method(
     arxiv="2203.05482",
     citation=WORTSMAN,
     published=(65.9, 79.6),
+    copies=2,
 )

@@ -51,4 +51,5 @@ METHOD = Method(
         candidate=f"{__name__}.rule:masked",
         formula=r"\theta_0 + m_t \odot \textstyle\sum_s \tau_s",
     ),
+    copies=2,
 )

@@ -33,4 +33,5 @@ METHOD = Method(
     arxiv="2311.03099",
     citation=_PAPER,
     task_vectors=True,
+    copies=2,
 )

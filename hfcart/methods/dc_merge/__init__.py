@@ -42,7 +42,7 @@ METHOD = Method(
     task_vectors=True,
     decomposes=True,
     any_matrix=True,
-    copies=20,
+    copies=16,
     note="Its authors choose α on validation images, from a grid up to 3. On their towers (fine-tuned 92.8, "
     "90.9, 91.3 for 8, 14, 20 tasks) it has 87.1, 82.5, 80.6 for ViT-B/32, where TSV-M has 85.9, 80.1, 77.1: not to be "
     "held against figures of other towers. Their code takes every 2-D tensor for a matrix, and q, k and v for one: "

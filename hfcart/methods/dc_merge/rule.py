@@ -30,9 +30,9 @@ def dc_merge(
     k = full // tasks
     if k == 0:  # more towers than directions: none has one to itself
         return Merged(base)
-    parts = [thin_svd(task_vector(theta, base), k) for theta in thetas]
-    left = polar(torch.cat([p.left for p in parts], 1))
-    right = polar(torch.cat([p.right for p in parts], 1))
+    parts = [thin_svd(task_vector(theta, base), k, overwrite=True) for theta in thetas]
+    left = polar(torch.cat([p.left for p in parts], 1), overwrite=True)
+    right = polar(torch.cat([p.right for p in parts], 1), overwrite=True)
     agreed = _Agreement(tasks * k, left.device)
     count = max(1, int(kept * full**2))
     for p in parts:

@@ -43,4 +43,5 @@ METHOD = Method(
     citation=_PAPER,
     task_vectors=True,
     note="The probabilities spread over ε, as in the paper; the authors' code, and mergekit, spread them over 2 ε.",
+    copies=3,
 )

@@ -86,11 +86,11 @@ def _update(
         return orthogonal_sum(thetas, base)[0]
     (m, n), tasks = base.shape, len(thetas)
     k = max(1, m // tasks)
-    taus = [task_vector(theta, base) for theta in thetas]
-    norms = torch.stack([torch.linalg.norm(tau) for tau in taus])
+    norms = torch.stack([torch.linalg.norm(task_vector(theta, base)) for theta in thetas])
     mean = norms.mean().clamp(min=torch.finfo(torch.float64).tiny)
     left, right = [], []
-    for tau, gram, norm in zip(taus, grams, norms, strict=True):
+    for theta, gram, norm in zip(thetas, grams, norms, strict=True):
+        tau = task_vector(theta, base)  # again: all of them at once are twice the towers' own memory
         shift = _principal(tau, gram, min(k, m, n))
         weights = shift.values.square()  # eigenvalues of the outputs' covariance, but for a factor
         weights = (weights / weights.sum().clamp(min=torch.finfo(torch.float64).tiny)) ** _POWER
@@ -101,7 +101,7 @@ def _update(
     columns = torch.linalg.vector_norm(stacked, dim=0)
     stacked *= (columns / columns.mean().clamp(min=torch.finfo(torch.float64).tiny)) ** 2
     # Directions that are not there count as zeros in the means: m/T of each tower were asked for.
-    one, other = thin_svd(torch.cat(left, 1)), thin_svd(stacked)
+    one, other = thin_svd(torch.cat(left, 1), overwrite=True), thin_svd(stacked, overwrite=True)
     size = one.values.sum() / min(m, tasks * k) * (other.values.sum() / min(tasks * k, n))
     return (one.left @ (one.right.T @ other.left)) @ other.right.T * (2 * size)
 
@@ -109,4 +109,4 @@ def _update(
 def _principal(tau: Float64[Tensor, "m n"], gram: Float[Tensor, "n n"], k: int) -> ThinSvd:
     """The k leading left singular vectors of τ Xᵀ and their singular values, from XᵀX."""
     values, vectors = torch.linalg.eigh(gram.to(double_home(gram.device)).double())
-    return thin_svd((tau @ vectors) * values.clamp(min=0).sqrt(), k)
+    return thin_svd((tau @ vectors).mul_(values.clamp(min=0).sqrt()), k, overwrite=True)

@@ -25,7 +25,7 @@ METHOD = Method(
     task_vectors=True,
     decomposes=True,
     any_matrix=True,
-    copies=16,
+    copies=11,
     note="The paper's α for 8, 14, 20 tasks: ViT-B/32 1.3, 1.0, 0.9; ViT-L/14 1.5, 1.3, 1.0. With the Hub's "
     "ViT-B/32 towers 1.5 is used. Every 2-D tensor is a matrix to its code: --matrices all-2d.",
 )

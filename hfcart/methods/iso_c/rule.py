@@ -20,5 +20,5 @@ def iso_c(thetas: Float[Tensor, "task m n"], *, base: Float[Tensor, "m n"], scal
         base: the pretrained version θ_0.
         scale: α, any finite number.
     """
-    found = thin_svd(summed(thetas, base))
+    found = thin_svd(summed(thetas, base), overwrite=True)
     return Merged(onto(base, (found.left * found.values.mean().mul_(scale)) @ found.right.T))

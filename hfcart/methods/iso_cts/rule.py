@@ -37,15 +37,15 @@ def iso_cts(
         return turned._replace(tensor=turned.tensor.T.contiguous())
     full, tasks = min(base.shape), len(thetas)
     own = min(round((full - int(common * full)) / tasks), full // tasks)  # directions of each task
-    shared = thin_svd(summed(thetas, base), full - own * tasks) if own * tasks < full else None
+    shared = thin_svd(summed(thetas, base), full - own * tasks, overwrite=True) if own * tasks < full else None
     parts = [_beside(shared, task_vector(theta, base), own) for theta in thetas] if own else []
     parts += [shared] if shared else []
-    left = polar(torch.cat([p.left for p in parts], 1))
-    right = polar(torch.cat([p.right for p in parts], 1))
+    left = polar(torch.cat([p.left for p in parts], 1), overwrite=True)
+    right = polar(torch.cat([p.right for p in parts], 1), overwrite=True)
     mean = torch.cat([p.values for p in parts]).mean()
     return Merged(onto(base, (left * (scale * mean)) @ right.T))
 
 
 def _beside(shared: ThinSvd | None, tau: Float[Tensor, "m n"], k: int) -> ThinSvd:
     """The k leading singular triplets of what a task vector has outside the common left singular vectors."""
-    return thin_svd(tau if shared is None else tau - shared.left @ (shared.left.T @ tau), k)
+    return thin_svd(tau if shared is None else tau - shared.left @ (shared.left.T @ tau), k, overwrite=True)

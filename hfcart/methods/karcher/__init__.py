@@ -28,4 +28,5 @@ METHOD = Method(
     needs_base=False,
     arxiv="1407.2087",
     citation=_PAPER,
+    copies=2,
 )

@@ -20,4 +20,5 @@ METHOD = Method(
     needs_base=False,
     arxiv="2203.05482",
     citation=WORTSMAN,
+    copies=2,
 )

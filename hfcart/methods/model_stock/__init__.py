@@ -29,4 +29,5 @@ METHOD = Method(
     arxiv="2403.19522",
     citation=_PAPER,
     task_vectors=True,
+    copies=2,
 )

@@ -38,5 +38,5 @@ METHOD = Method(
     arxiv="2408.07990",
     citation=_PAPER,
     task_vectors=True,
-    copies=8,
+    copies=5,
 )

@@ -29,4 +29,5 @@ METHOD = Method(
     arxiv="2403.13257",
     citation=_PAPER,
     exactly=2,
+    copies=2,
 )

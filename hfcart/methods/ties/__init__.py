@@ -71,4 +71,5 @@ METHOD = Method(
     "counts text weights too that their image encoder holds but does not use, none of which changed: of the tower "
     "alone it is a density of 0.259 for ViT-B/32 and 0.226 for ViT-L/14.",
     adaptive=ADAPTIVE,
+    copies=2,
 )

@@ -32,6 +32,6 @@ METHOD = Method(
     task_vectors=True,
     decomposes=True,
     any_matrix=True,
-    copies=16,
+    copies=13,
     note="Its authors' code takes the position embedding for a matrix as well: --matrices all-2d.",
 )

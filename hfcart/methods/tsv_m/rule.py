@@ -32,8 +32,8 @@ def orthogonal_sum(
 ) -> tuple[Float64[Tensor, "m n"], int, float]:
     """(Û diag(S) V̂ᵀ, the k kept of each task vector, the share of their squares that those keep)."""
     k = max(1, min(base.shape) // len(thetas))
-    parts = [thin_svd(task_vector(theta, base), k) for theta in thetas]
-    left = polar(torch.cat([p.left for p in parts], 1))
-    right = polar(torch.cat([p.right for p in parts], 1))
+    parts = [thin_svd(task_vector(theta, base), k, overwrite=True) for theta in thetas]
+    left = polar(torch.cat([p.left for p in parts], 1), overwrite=True)
+    right = polar(torch.cat([p.right for p in parts], 1), overwrite=True)
     values = torch.cat([p.values for p in parts])
     return (left * values) @ right.T, k, sum(p.energy for p in parts) / len(parts)

@@ -1,0 +1,62 @@
+"""How much memory a merge takes at most, known before a byte of weights is read."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hfcart.engine.plan import Plan
+
+_BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
+_SVC_COPIES = 12  # as Method.copies: of one full SVD in float64
+_RUN_BYTES = 5 * 8 * (1 << 16)  # of each tower in float64, where sums go through it a run of entries at a time
+
+
+def peak_bytes(plan: Plan, workers: int) -> int:
+    """Expected peak of resident memory, no less than what is taken.
+
+    For each worker T slices of the largest group, the base's, and what reading, algebra and writing take beside them.
+    What is copied is held once as stored and once as written: the largest, the token embedding, by one worker.
+
+    Args:
+        plan: with its headers read.
+        workers: that work on a group each, >= 1.
+    """
+    tasks, groups = len(plan.towers), [group for group in plan.groups if not group.copied]
+    largest = 4 * max(plan.group_elements(group) for group in groups)
+    if plan.method.statistics == "fisher":
+        largest *= 2  # as many numbers again
+    if plan.method.statistics == "gram":
+        largest = 4 * max(plan.shapes[group.key][1] ** 2 for group in groups if group.matrix)
+    copied = 8 * max((plan.group_elements(group) for group in plan.groups if group.copied), default=0)
+    copies = tasks + (plan.base is not None) + _algebra(plan) + _in_two_bytes(plan)
+    return _BASELINE + math.ceil(workers * (largest * copies + _factors(plan) + tasks * _RUN_BYTES)) + copied
+
+
+def _algebra(plan: Plan) -> float:
+    """Copies of a group that the rules take."""
+    copies: float = max(plan.method.copies, plan.adapters.copies if plan.adapters else 0)
+    if plan.recipe.svc is not None:
+        copies = max(copies, _SVC_COPIES)
+    if any(tower.base for tower in plan.towers_and_base):
+        copies += 3  # of an adapter: W_0 as it is stored, and the sum in float64
+    return copies
+
+
+def _in_two_bytes(plan: Plan) -> float:
+    """Copies of a group in dtypes that take half of float32's: as it is stored in a tower, and as it is written."""
+    stored = any(spec.dtype != "F32" for tower in plan.towers_and_base for spec in tower.tensors.values())
+    return 0.5 * stored + 0.5 * (plan.dtype != "F32")
+
+
+def _factors(plan: Plan) -> int:
+    """Bytes of every tower's factors of rank k, side by side, of the group where they are most."""
+    if not plan.directions:
+        return 0
+    from hfcart.maths.low_rank import rank_of  # scipy: not for a plan alone
+
+    rank = plan.recipe.parameters["rank"]
+    matrices = [group for group in plan.groups if group.matrix]
+    sizes = [(plan.full_rank(group), plan.group_elements(group)) for group in matrices]
+    return max(4 * len(plan.towers) * rank_of(rank, k, k) * (k + elements // k) for k, elements in sizes)
