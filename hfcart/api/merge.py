@@ -55,6 +55,7 @@ def merge(
         Adaptation:
             adapt (names): Learn coefficients on unlabelled images of these tasks.
             adapt_split ("train" | "validation" | "test"): Which images. Default: train.
+            objective ("auto" | "entropy" | "infomax" | "distill"): What adaptation minimises. Default: auto.
             adapt_per ("tensor" | "task"): For each tensor, or for each tower. Default: tensor.
             batch_size (int): Images of each task in a batch. Default: 16.
             precision ("auto" | "float32" | "bfloat16"): Of the forward pass. Default: auto.

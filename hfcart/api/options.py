@@ -35,6 +35,7 @@ class MergeOptions(TypedDict, total=False):
     tasks: Names | None
     adapt: Names | None
     adapt_split: Literal["train", "validation", "test"] | None
+    objective: Literal["auto", "entropy", "infomax", "distill"] | None
     adapt_per: Literal["tensor", "task"] | None
     batch_size: int | None
     precision: Literal["auto", "float32", "bfloat16"] | None

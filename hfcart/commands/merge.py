@@ -390,11 +390,12 @@ def _record(
 
 
 def adaptation_log(record: MergeRecord, history: Sequence[Sequence[float]]) -> bytes:
-    """An adaptation as CSV, one row a step: every task's mean entropy in nats, then every tower's mean coefficient."""
+    """An adaptation as CSV, a row for each step of its history; entropies are in nats."""
     if record.adaptation is None:
         return b""
     names = [f"entropy of {task.task}" for task in record.adaptation.tasks]
     names += [f"mean coefficient of tower {i + 1}" for i in range(len(record.sources))]
+    names += [f"agreement on {task.task}" for task in record.adaptation.tasks if task.first_agreement is not None]
     lines = [",".join(["step", *names])]
     lines += [",".join([str(step + 1), *(f"{value:.8g}" for value in row)]) for step, row in enumerate(history)]
     return ("\n".join(lines) + "\n").encode()

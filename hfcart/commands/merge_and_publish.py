@@ -68,13 +68,15 @@ def run_dry(recipe: Recipe, progress: Progress) -> Plan:
 
 def _check_tasks(recipe: Recipe) -> None:
     """An unknown task is refused before the work."""
-    named = [recipe.eval] if recipe.eval else []
-    named += [recipe.adapt] if isinstance(recipe.adapt, str) else []
-    if named:
-        from hfcart.tasks.task_cards import read_tasks
+    if not (recipe.eval or recipe.adapt):
+        return
+    from hfcart.tasks.task_cards import parts, read_tasks
 
-        for names in named:
-            read_tasks([names])
+    learned = parts(recipe.adapt) if isinstance(recipe.adapt, str) else []
+    # What has an = in it may say which source a task is of: that is looked at when the sources are known.
+    for names in ([recipe.eval or ""], [name for name in learned if "=" not in name]):
+        if any(names):
+            read_tasks(names)
 
 
 def _target(recipe: Recipe, progress: Progress) -> Target:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hfcart.clip.architecture import expected_shapes
 from hfcart.clip.tensor_names import Group, groups
 from hfcart.clip.to_open_clip import lay_out_open_clip, model_cfg
+from hfcart.engine.adaptation_tasks import AdaptationTask, adaptation_tasks, objective_of
 from hfcart.engine.adapter_names import adapter_names
 from hfcart.engine.adapters import Adapters, plan_adapters, together
 from hfcart.engine.memory import peak_bytes
@@ -98,6 +99,7 @@ class Plan:
     tasks: tuple[SourceTask, ...] = ()
     gathered: Statistics | None = None
     adapters: Adapters | None = None
+    learns: tuple[AdaptationTask, ...] = ()
 
     @property
     def towers(self) -> tuple[Tower, ...]:
@@ -285,7 +287,8 @@ def make_plan(
     method = METHODS[recipe.method]
     towers = pin_all(recipe.sources, progress, recipe.base or beneath)
     remember_bases(towers)
-    tasks = _tasks(recipe, towers)
+    tasks, learns = _tasks(recipe, towers), adaptation_tasks(recipe, towers)
+    objective_of(recipe, learns)  # refused before anything is fetched
     base_ref = recipe.base
     if base_ref is None and (method.needs_base or method.heads or recipe.full_clip):
         base_ref = infer_base(towers, progress)
@@ -332,6 +335,7 @@ def make_plan(
         parts,
         tasks,
         adapters=adapters,
+        learns=learns,
     )
     if parts and recipe.format == "open_clip":
         model_cfg(architecture, parts.text_config)  # refused before anything is fetched

@@ -140,7 +140,7 @@ class Loader:
                     places = self.order.batch(step, self.batch_size)
                     share = self.batch_size // self.processes
                     own = places[self.process * share : (self.process + 1) * share]
-                    chunks = [own[i : i + CHUNK] for i in range(0, share, CHUNK)]
+                    chunks = [own[i : i + CHUNK] for i in range(0, len(own), CHUNK)]
                     waiting.append((places, [pool.submit(self._read, chunk) for chunk in chunks]))
                 if step >= start + AHEAD and waiting:
                     places, jobs = waiting.popleft()

@@ -33,7 +33,8 @@ TAKEN = frozenset(
             "activation",
             "format",
         ),
-        *("full_clip", "allow_distant", "tasks", "adapt", "adapt_split", "adapt_per", "batch_size", "precision"),
+        *("full_clip", "allow_distant", "tasks", "batch_size", "precision"),
+        *("adapt", "adapt_split", "adapt_per", "objective"),
         *("out", "overwrite", "dtype", "max_shard_size", "eval", "push_to", "private", "create_pr", "commit_message"),
         *("device", "workers", "stream", "dry_run", "quiet", "json", "debug", "progress"),
         *("task", "to", "help"),  # which the command line takes for `tasks` and `push_to`

@@ -11,6 +11,7 @@ from hfcart.clip.tensor_names import COPIED, is_copied
 from hfcart.errors import NotATowerError
 from hfcart.formats.card_facts import are_facts
 from hfcart.methods import METHODS, Method
+from hfcart.methods.adaptation import OBJECTIVES
 from hfcart.quoting import plural
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.records import (
@@ -163,6 +164,8 @@ def _faults_of_adaptation(adaptation: AdaptationRecord, recipe: Recipe, method: 
         yield "its adaptation is not that of its method"
     if adaptation.per not in ("tensor", "task") or adaptation.part not in PARTS:
         yield "its adaptation is of no known kind"
+    if adaptation.objective not in (None, *OBJECTIVES):
+        yield "its adaptation had no known objective"
     if not is_label(adaptation.base, adaptation.base_commit) or adaptation.precision not in PRECISIONS:
         yield "the base or the precision of its adaptation is none"
     counts = (adaptation.steps, adaptation.batch_size, adaptation.rounds, adaptation.processes)
@@ -174,6 +177,9 @@ def _faults_of_adaptation(adaptation: AdaptationRecord, recipe: Recipe, method: 
         yield from faults_of_task(task)
         if not (0 <= task.first_entropy <= 100 and 0 <= task.last_entropy <= 100):
             yield "an entropy is out of range"
+        shares = (task.first_share, task.last_share, task.first_agreement, task.last_agreement)
+        if not all(share is None or 0 <= share <= 1 for share in shares):
+            yield "a share of an adaptation is not in [0, 1]"
 
 
 def _faults_of_selection(selection: SelectionRecord, method: Method, labels: list[str]) -> Iterator[str]:

@@ -205,6 +205,17 @@ class Settings(BaseModel):
         Literal["train", "validation", "test"],
         Option("Which images.", ADAPTATION, "The papers take test images; the card then says so."),
     ] = "train"
+    objective: Annotated[
+        Literal["auto", "entropy", "infomax", "distill"],
+        Option(
+            "What adaptation minimises.",
+            ADAPTATION,
+            "entropy: how undecided the merged tower is (the papers'); infomax: that, less how evenly its predictions "
+            "are spread over the classes; distill: how far they are from those of the task's own tower. auto: distill "
+            "where the own tower of each task is known, else infomax. Which tower is a task's own is found as for "
+            "--tasks; SOURCE=TASK in --adapt says it.",
+        ),
+    ] = "auto"
     adapt_per: Annotated[Literal["tensor", "task"], Option("For each tensor, or for each tower.", ADAPTATION)] = (
         "tensor"
     )

@@ -20,6 +20,12 @@ class AdaptedTask:
         card_sha256: digest of the task card.
         first_entropy: mean entropy of the predictions in nats, over the first tenth of the steps (50 at most).
         last_entropy: the same over the last.
+        first_share: mean prediction, over those first steps, of the class that has most of it, in (0, 1]; None in
+            records of earlier versions.
+        last_share: the same over the latest twenty steps or so.
+        first_agreement: share of the images, over those first steps, of which the task's own tower says the same; None
+            where it was not asked.
+        last_agreement: the same over the last.
     """
 
     task: str
@@ -30,6 +36,10 @@ class AdaptedTask:
     card_sha256: str
     first_entropy: float
     last_entropy: float
+    first_share: float | None = None
+    last_share: float | None = None
+    first_agreement: float | None = None
+    last_agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class AdaptationRecord:
         seed: of the order of the images.
         precision: of the forward pass.
         processes: how many shared the batches.
+        objective: what was minimised: entropy, infomax or distill; None in records of earlier versions, entropy.
     """
 
     name: str
@@ -69,3 +80,4 @@ class AdaptationRecord:
     seed: int
     precision: str
     processes: int
+    objective: str | None = None

@@ -11,16 +11,20 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 RECORD_FORMAT = 1
+_ADDED = (
+    *("adapter", "adapter_of", "adapters"),
+    *("objective", "first_share", "last_share", "first_agreement", "last_agreement"),
+)
 
 
 def canonical_json(record: DataclassInstance, leave: Collection[str] = ()) -> str:
     """Canonical JSON: same record, same text. `leave`: fields that are left out.
 
-    What is no adapter does not say so: records are as they were before there were adapters.
+    What came later is left out where there is none of it: such records are as they were before.
     """
 
     def told(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        return {name: value for name, value in pairs if value or name not in ("adapter", "adapter_of", "adapters")}
+        return {name: value for name, value in pairs if value not in (None, (), []) or name not in _ADDED}
 
     whole = dataclasses.asdict(record, dict_factory=told)
     fields = {name: value for name, value in whole.items() if name not in leave}

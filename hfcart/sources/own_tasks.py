@@ -81,6 +81,38 @@ def match(towers: Sequence[Tower], typed: Sequence[Ref], entries: Sequence[str])
     return tuple(task for task in found if task is not None)
 
 
+def own_towers(
+    towers: Sequence[Tower], typed: Sequence[Ref], entries: Sequence[str]
+) -> tuple[tuple[TaskCard, ...], tuple[int | None, ...]]:
+    """Tasks, and for each the tower that was fine-tuned on it.
+
+    Args:
+        towers: the sources, pinned.
+        typed: how the user named each of them.
+        entries: as for `match`.
+
+    Returns:
+        The tasks, and for each the place of its own tower in `towers`; None if no card tells.
+
+    Raises:
+        UsageError: an entry about no source, one task of two sources, or an unknown task.
+    """
+    names = [_names(tower, text) for tower, text in zip(towers, typed, strict=True)]
+    told, plain = _split(entries, set().union(*names))
+    places: dict[str, int] = {}
+    for source, task in told:
+        place, one = next(i for i, each in enumerate(names) if source in each), _only(source, task)
+        if places.setdefault(one.id, place) != place:
+            raise UsageError(f"{one.id} is given two sources, {towers[places[one.id]].label} and {source}.")
+    tasks = tuple(read_tasks([*plain, *(task for _, task in told)]))
+    return tasks, tuple(places.get(task.id, tower_of(task, towers)) for task in tasks)
+
+
+def tower_of(task: TaskCard, towers: Sequence[Tower]) -> int | None:
+    """The place of the tower that was fine-tuned on a task, as cards say; None if none does."""
+    return own_tower(task, ((place, known(tower)) for place, tower in enumerate(towers)))
+
+
 def _names(tower: Tower, typed: Ref) -> set[str]:
     text = _typed(typed)
     return {text, text.rstrip("/"), tower.label, *([tower.store.repo] if tower.store.repo else [])}

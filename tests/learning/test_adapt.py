@@ -33,7 +33,7 @@ from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.engine.plan import make_plan
 from hfcart.engine.writing import GroupWriter
-from hfcart.learning.adapt.objective import mean_entropy
+from hfcart.learning.adapt.objective import MeanPredictions, entropy, log_predictions
 from hfcart.learning.adapt.parts import PartsFile, lay_out_parts, take_apart
 from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.batches import EveryTask
@@ -112,13 +112,35 @@ def test_entropy_is_that_of_the_softmax_and_leaves_broken_images_out() -> None:
     features, head = torch.randn(5, 8, generator=generator), torch.randn(3, 6, generator=generator)
     head, projection = head / head.norm(dim=1, keepdim=True), torch.randn(6, 8, generator=generator)
     usable = torch.tensor([True, False, True, True, False])
-    found = mean_entropy(features, usable, head, projection, 10.0)
+    found = entropy(log_predictions(features[usable], head, projection, 10.0))
     entropies = []
     for row in features[usable].double():
         image = projection.double() @ row
         p = torch.softmax(10 * head.double() @ (image / image.norm()), dim=0)
         entropies.append(float(-(p * p.log()).sum()))
     assert float(found) == pytest.approx(sum(entropies) / 3, abs=1e-5)
+
+
+def test_the_mean_prediction_is_of_the_latest_steps_and_of_the_first() -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.rand(70, 5, generator=generator, dtype=torch.float64)
+    steps = torch.cat([part / part.sum(1, keepdim=True) for part in (steps[:, :2], steps[:, 2:])], 1)
+    steps[35:, 2:] = torch.tensor([0.9, 0.06, 0.04])  # the second task collapses half way
+    seen = MeanPredictions([2, 3], first=5)
+    for number, row in enumerate(steps):
+        weights = 0.95 ** torch.arange(number + 1, dtype=torch.float64).flip(0)
+        mean = (weights @ steps[: number + 1]) / weights.sum()
+        assert torch.allclose(seen.with_batch(1, row[2:].float()), mean[2:], atol=1e-6)
+        if number == 40:  # saved and taken up again
+            saved, seen = seen.checkpoint(), MeanPredictions([2, 3], first=5)
+            seen.restore(40, saved)
+        seen.update(row)
+    assert seen.shares(0) == (
+        pytest.approx(steps[:5, :2].mean(0).max()),
+        pytest.approx(mean[:2].max()),
+        mean[:2].argmax(),
+    )
+    assert seen.shares(1)[2] == 0 and [seen.collapsed(task) for task in (0, 1)] == [False, True]
 
 
 @pytest.mark.parametrize("per_task", [False, True])
@@ -265,6 +287,7 @@ def learned_plainly(
     clamped: bool,
     per_task: bool,
     parts: Callable,
+    objective: str = "entropy",
 ) -> tuple[torch.Tensor, list[str], list[list[float]]]:
     """functional_call over anchor + Σ λ component, every graph held, torch's Adam: coefficients, tensors, entropies."""
     base = CLIPModel.from_pretrained(clip_folder)
@@ -290,7 +313,27 @@ def learned_plainly(
     fields = clip_default(16) | {"image_mean": [0.2, 0.5, 0.6], "image_std": [0.5, 0.2, 0.3]}
     data = [[to_pixels(image, fields) for image in images_of(i)] for i in (1, 2)]
     sequence = EveryTask([61, 61], seed=5)
-    entropies = []
+    entropies, batches = [], [[], []]
+
+    def predicted(weights: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        out = functional_call(model, weights, kwargs={"pixel_values": pixels}).pooler_output @ projection.T
+        return torch.log_softmax(scale * torch.nn.functional.normalize(out, dim=-1) @ head.T, dim=-1)
+
+    def loss(log_p: torch.Tensor, task: int, pixels: torch.Tensor) -> torch.Tensor:
+        entropy = -(log_p.exp() * log_p).sum(-1).mean()
+        if objective == "entropy":
+            return entropy
+        if objective == "infomax":  # of this batch and those before it, the older the less
+            seen = [*(batch.double() for batch in batches[task]), log_p.exp().mean(0).double()]
+            weights = 0.95 ** torch.arange(len(seen), dtype=torch.float64).flip(0)
+            mean = torch.tensordot(weights / weights.sum(), torch.stack(seen), 1)
+            # Its gradient goes through one of many batches: it is scaled up to what it is for all images.
+            spread = -(mean * mean.log()).sum() * float(weights.sum())
+            return entropy - spread
+        tower = load_file(root / f"t{task + 1}" / "model.safetensors")
+        own = predicted({inner + name: tower[prefix + name] for name in before}, pixels).detach()
+        return -(own.exp() * log_p).sum(-1).mean()
+
     for step in range(STEPS):
         acting = raw.clamp(0, 1) if clamped else raw
         weights = {}
@@ -305,10 +348,10 @@ def learned_plainly(
         for first in range(0, len(places), BATCH):
             some = places[first : first + BATCH]
             pixels = normalised(torch.stack([data[task][image] for task, image in some]), fields)
-            out = functional_call(model, weights, kwargs={"pixel_values": pixels}).pooler_output @ projection.T
-            log_p = torch.log_softmax(scale * torch.nn.functional.normalize(out, dim=-1) @ head.T, dim=-1)
+            log_p = predicted(weights, pixels)
             row.append(-(log_p.exp() * log_p).sum(-1).mean())
-            total = total + row[-1]
+            total = total + loss(log_p, some[0][0], pixels)
+            batches[some[0][0]].append(log_p.detach().exp().mean(0))
         entropies.append(torch.stack(row).detach().view(2, rounds).mean(dim=1).tolist())
         adam.zero_grad()
         total.backward()
@@ -340,8 +383,10 @@ def _arithmetic(name: str, thetas: torch.Tensor, base: torch.Tensor) -> tuple[to
         (["--rank", "0.25", "--scale", "1.5"], (1, 1.5, False, False, _cart)),
         (["--method", "task_arithmetic"], (2, 0.3, True, False, _arithmetic)),
         (["--method", "task_arithmetic", "--adapt-per", "task", "--scale", "0.98"], (2, 0.98, True, True, _arithmetic)),
+        (["--rank", "0.25", "--scale", "1.5"], (1, 1.5, False, False, _cart, "infomax")),
+        (["--rank", "0.25", "--scale", "1.5"], (1, 1.5, False, False, _cart, "distill")),
     ],
-    ids=["cart++", "adamerging", "task-wise"],
+    ids=["cart++", "adamerging", "task-wise", "infomax", "distill"],
 )
 def test_learned_as_the_papers_do(
     zoo,
@@ -353,13 +398,16 @@ def test_learned_as_the_papers_do(
 ) -> None:
     """The coefficients, after a few steps that move them far, and the entropies, against the plain way in autograd."""
     hub, root = zoo
+    rounds, start, clamped, per_task, parts, objective = (*settings, "entropy")[:6]
     tasks = f"{root}/images1.yaml,{root}/images2.yaml"
-    done = hfcart("merge", *TOWERS, *method, "--adapt", tasks, *OPTIONS, hub=hub)
+    if objective == "distill":
+        tasks = ",".join(f"{TOWERS[i]}={root}/images{i + 1}.yaml" for i in (0, 1))
+    options = ["--adapt", tasks, "--objective", objective, *OPTIONS]
+    done = hfcart("merge", *TOWERS, *method, *options, hub=hub)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "merged" / "hfcart.json").read_text())
     order = [int(source["repo"][-1]) - 1 for source in record["sources"]]
-    rounds, start, clamped, per_task, parts = settings
-    expected, names, entropies = learned_plainly(root, clip, order, rounds, start, clamped, per_task, parts)
+    expected, names, entropies = learned_plainly(root, clip, order, rounds, start, clamped, per_task, parts, objective)
     found = record["recipe"]["coefficients"]
     assert sorted(found) == sorted(names)
     values = torch.tensor([found[name] for name in names], dtype=torch.float64).T
@@ -369,6 +417,7 @@ def test_learned_as_the_papers_do(
         rows = [[float(row["entropy of images1"]), float(row["entropy of images2"])] for row in csv.DictReader(file)]
     assert rows == [pytest.approx(row, rel=1e-4) for row in entropies]
     learned = record["adaptation"]
+    assert learned["objective"] == objective
     assert (learned["steps"], learned["rounds"], learned["start"], learned["part"]) == (STEPS, rounds, start, "test")
     assert [task["first_entropy"] for task in learned["tasks"]] == [pytest.approx(e, rel=1e-4) for e in entropies[0]]
     merged = load_file(tmp_path / "merged" / "model.safetensors")
@@ -510,6 +559,19 @@ def test_two_processes_agree_with_one(zoo, clean_env: dict[str, str], tmp_path: 
     assert [r["classes"] for r in results[0]] == [r["classes"] for r in results[1]]
 
 
+def test_a_task_whose_predictions_collapse_is_named(zoo, hfcart: Run, tmp_path: Path) -> None:
+    """And where it is not known which tower is a task's own, nothing is distilled."""
+    hub, root = zoo
+    card = yaml.safe_load((root / "images1.yaml").read_text())
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(card | {"id": "x", "title": "Strange"}))
+    options = ["--adapt", "x.yaml", "--objective", "entropy", "--steps", "30", "--lr", "0.5", "--batch-size", "8"]
+    done = hfcart("merge", *TOWERS, "--rank", "0.25", *options, hub=hub)
+    assert done.returncode == 0, done.stderr
+    assert "Strange: the predictions collapse." in " ".join(done.stderr.split()), done.stderr
+    (task,) = json.loads((tmp_path / "merged" / "hfcart.json").read_text())["adaptation"]["tasks"]
+    assert task["last_share"] > task["first_share"]
+
+
 REFUSED: list[tuple[list[str], int, list[str]]] = [
     (["--method", "tsv_m"], 2, ["cart, task_arithmetic, ties", "tsv_m has no coefficient"]),
     (["--lines", "1", "--method", "task_arithmetic"], 2, ["lines gives each block a scale"]),
@@ -517,6 +579,10 @@ REFUSED: list[tuple[list[str], int, list[str]]] = [
     (["--steps", "0"], 2, ["steps: 0 is below 1"]),
     (["--batch-size", "0"], 2, ["batch_size"]),
     (["--adapt", "no-such-task"], 2, ["no-such-task"]),
+    (["--adapt", "user/t9=mnist"], 2, ["user/t9 is none of the sources"]),
+    (["--adapt", "user/t1=mnist,user/t2=mnist"], 2, ["mnist is given two sources, user/t1 and user/t2"]),
+    (["--adapt", "mnist", "--objective", "distill"], 2, ["not known which source was fine-tuned on MNIST", "=mnist"]),
+    (["--objective", "entropie"], 2, ["objective"]),
     (["--base", "user/t1"], 1, ["user/t1", "text"]),
     (["--lr", "10", "--scale", "1e30"], 1, ["not finite", "--overwrite"]),
 ]

@@ -8,6 +8,7 @@ import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfcart.cli._shared.output import Output, size
+from hfcart.engine.adaptation_tasks import objective_of
 from hfcart.methods import ADAPTING
 from hfcart.quoting import plural, some
 from hfcart.system.processes import launched
@@ -203,6 +204,15 @@ def _batch(plan: Plan) -> _Batch | None:
     return _Batch(matrices, matrices * bytes_each(m, n), room)
 
 
+def _objective(plan: Plan) -> str:
+    words = {
+        "entropy": "to be sure of one class",
+        "infomax": "to be sure of one class, and even over all",
+        "distill": "to say what each task's own tower says",
+    }
+    return words[objective_of(plan.recipe, plan.learns)]
+
+
 def _adaptation(plan: Plan) -> str:
     """How coefficients will be learned, and what that keeps on disk meanwhile."""
     from hfcart.learning.adapt.parts import part_bytes
@@ -213,8 +223,8 @@ def _adaptation(plan: Plan) -> str:
     steps = next(p.default for p in ADAPTING if p.name == "steps") if given is None else given
     return (
         f"{adaptive.name}: {plural(int(str(steps)), 'step')}, {adaptive.rounds} x {recipe.batch_size} "
-        f"{recipe.adapt_split} images of each task a step, without labels; {size(part_bytes(plan))} on disk while they "
-        "are learned"
+        f"{recipe.adapt_split} images of each task a step, without labels, {_objective(plan)}; "
+        f"{size(part_bytes(plan))} on disk while they are learned"
     )
 
 

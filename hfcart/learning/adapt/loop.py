@@ -1,4 +1,4 @@
-"""The loop of adaptation: merged weights in, every task's entropy out, one update of the coefficients a step.
+"""The loop of adaptation: merged weights in, every task's loss out, one update of the coefficients a step.
 
 The forward pass runs with the merged weights as leaves, so dL/dc_t^l = ⟨dL/dW_l, component_t^l⟩: one task's graph is
 held at a time, and what one inner product needs after it. Through accelerate: each process takes some of a step's
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from hfcart.engine.plan import Plan
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import HfcartError
 from hfcart.formats.shard_layout import SINGLE
-from hfcart.learning.adapt.objective import mean_entropy
+from hfcart.learning.adapt.objective import MeanPredictions, cross_entropy, entropy, infomax, log_predictions
+from hfcart.learning.adapt.own_predictions import OwnPredictions, own_predictions
 from hfcart.learning.adapt.parts import PartsFile, budget_of, lay_out_parts, take_apart
 from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.adapt.work import Work, prepare
-from hfcart.learning.batches import Batch, EveryTask, Loader
+from hfcart.learning.batches import Batch, Loader, Place
 from hfcart.progress import Progress
-from hfcart.quoting import plural, some
+from hfcart.quoting import plural, quoted, some
 from hfcart.records import AdaptationRecord, AdaptedTask
 from hfcart.system.allocator import heap_kept
 from hfcart.system.checkpoints import FOLDER, Checkpoints
@@ -46,6 +48,7 @@ from hfcart.zero_shot.scoring import nothing_decoded
 _SAVE_EVERY = 10
 _LINES = 20  # lines of entropy that a whole adaptation prints
 _AVERAGED = 50  # steps that the first and the last entropy are means of; a tenth of them where that is less
+_OWN = "own-towers"  # folder of what they predict
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Learned:
     Attributes:
         coefficients: group's key -> one for each tower, in the plan's order.
         record: how they were learned.
-        history: a row for each step: every task's entropy, then every tower's mean coefficient.
+        history: a row for each step: every task's entropy, then every tower's mean coefficient; then, if the tower was
+            to be like the tasks' own ones, the share of each task's images of which both say the same.
         cards: copies of the tasks' cards, by their file.
     """
 
@@ -98,11 +102,15 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
             workers, exact = plan.recipe.workers or default_workers(), work.float32_plan()
             with TensorFiles(work_folder.path, lay_out_parts(plan)) as tensors:
                 take_apart(exact, GroupWriter(exact, work_folder, tensors), work.device, workers, progress)
+        own = None
+        if work.objective == "distill":
+            with accelerator.main_process_first():  # it runs the towers, the others read what they say
+                own = own_predictions(work, work_path(folder) / _OWN, progress)
         accelerator.wait_for_everyone()
         parts = stack.enter_context(
             PartsFile(plan, work_path(folder) / SINGLE, work.device, budget=budget_of(work.device))
         )
-        learning = _Learning(work, parts, accelerator, progress)
+        learning = _Learning(work, parts, own, accelerator, progress)
         learning.resume()
         learning.run()
         return learning.learned()
@@ -111,8 +119,15 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
 class _Learning:
     """Coefficients in, one step after another."""
 
-    def __init__(self, work: Work, parts: PartsFile, accelerator: Accelerator, progress: Progress) -> None:
-        self._work, self._parts, self._progress = work, parts, progress
+    def __init__(
+        self,
+        work: Work,
+        parts: PartsFile,
+        own: OwnPredictions | None,
+        accelerator: Accelerator,
+        progress: Progress,
+    ) -> None:
+        self._work, self._parts, self._own, self._progress = work, parts, own, progress
         self._accelerator = accelerator
         self._checkpoints = Checkpoints(parts.folder / FOLDER)
         self._heads = [head.to(work.device) for head in work.heads]
@@ -134,23 +149,26 @@ class _Learning:
             clamped=work.adaptive.clamped,
             lr=work.setting("lr"),
         )
+        self._averaged = max(1, min(_AVERAGED, work.setting("steps") // 10))
+        self._predictions = MeanPredictions([len(head) for head in work.heads], self._averaged)
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, if there is one. Every process reads it: it is small."""
         self._accelerator.wait_for_everyone()
         if found := self._checkpoints.newest():
             self._state.restore(*found)
+            self._predictions.restore(*found)
             self._progress.note(f"Resuming: {found[0]} of {plural(self._work.setting('steps'), 'step')} done already.")
 
     def run(self) -> None:
         """Learn from the current step to the last. Raises HfcartError if the entropy is not finite."""
         work, accelerator, steps = self._work, self._accelerator, self._work.setting("steps")
         loader = Loader(
-            order=EveryTask([len(split) for split in work.splits], work.setting("seed")),
+            order=work.order,
             splits=work.splits,
             preprocessor=work.preprocessor,
             side=work.plan.architecture.image_size,
-            batch_size=len(work.splits) * work.adaptive.rounds * work.recipe.batch_size,
+            batch_size=work.images_a_step,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
             workers=work.recipe.workers or default_workers(),
@@ -171,32 +189,18 @@ class _Learning:
             names = some((self._work.splits[task].where(index) for task, index in sorted(self._state.broken)), 3)
             count = plural(len(self._state.broken), "image")
             self._progress.warn(f"{count} could not be decoded and taught nothing ({names}).")
+        self._warn_of_collapse()
 
     def learned(self) -> Learned:
         """The coefficients, and how they came about."""
         work, state = self._work, self._state
         final = state.final().T.tolist()
-        count = max(1, min(_AVERAGED, state.step // 10))
-        tasks = []
-        for number, split in enumerate(work.splits):
-            entropies = [row[number] for row in state.history]
-            tasks.append(
-                AdaptedTask(
-                    task=split.task.id,
-                    title=split.task.title,
-                    dataset=split.dataset,
-                    images=len(split),
-                    undecodable=sum(task == number for task, _ in state.broken),
-                    card_sha256=split.task.sha256,
-                    first_entropy=round(sum(entropies[:count]) / count, 6),
-                    last_entropy=round(sum(entropies[-count:]) / count, 6),
-                )
-            )
         record = AdaptationRecord(
             name=work.adaptive.name,
+            objective=work.objective,
             per=work.recipe.adapt_per,
             part=work.recipe.adapt_split,
-            tasks=tuple(tasks),
+            tasks=tuple(self._task(number) for number in range(len(work.splits))),
             base=work.base.label,
             base_commit=work.base.source.commit,
             start=work.start,
@@ -213,33 +217,60 @@ class _Learning:
         cards = copies((split.task, split.dataset) for split in self._work.splits)
         return Learned(dict(zip(keys, map(tuple, final), strict=True)), record, state.history, cards)
 
+    def _task(self, number: int) -> AdaptedTask:
+        work, split = self._work, self._work.splits[number]
+        first_share, last_share, _ = self._predictions.shares(number)
+        first_entropy, last_entropy = self._ends(number)
+        agreement = len(work.splits) + len(work.plan.towers) + number
+        same = self._ends(agreement) if work.objective == "distill" else (None, None)
+        return AdaptedTask(
+            task=split.task.id,
+            title=split.task.title,
+            dataset=split.dataset,
+            images=len(split),
+            undecodable=sum(task == number for task, _ in self._state.broken),
+            card_sha256=split.task.sha256,
+            first_entropy=first_entropy,
+            last_entropy=last_entropy,
+            first_share=round(first_share, 6),
+            last_share=round(last_share, 6),
+            first_agreement=same[0],
+            last_agreement=same[1],
+        )
+
+    def _ends(self, column: int) -> tuple[float, float]:
+        """Means of a column of the history, over its first steps and its last."""
+        values, count = [row[column] for row in self._state.history], self._averaged
+        return round(sum(values[:count]) / count, 6), round(sum(values[-count:]) / count, 6)
+
     def _learn(self, batch: Batch) -> None:
         """One step: merge, every own batch forward and backward, inner products, add up over processes, update."""
         work, state = self._work, self._state
         self._merge(state.values())
-        tasks = len(work.splits)
-        entropies, usable = torch.zeros(tasks, dtype=torch.float64), torch.zeros(len(batch.places), dtype=torch.float64)
+        seen = _Seen([len(head) for head in work.heads], len(batch.places))
         size = work.recipe.batch_size
         first = self._accelerator.process_index * len(batch.labels)
-        usable[first : first + len(batch.labels)] = batch.usable.double()
+        seen.usable[first : first + len(batch.labels)] = batch.usable.double()
         for start in range(0, len(batch.labels), size):
-            task, index = batch.places[first + start]
             own = slice(start, start + size)
-            entropies[task] += self._backward(task, index, batch.pixels[own], batch.usable[own]) / work.adaptive.rounds
+            places = batch.places[first + start : first + start + size]
+            self._backward(places, batch.pixels[own], batch.usable[own], seen)
         # Of all groups in one transfer.
         gradient = torch.stack([self._gradient(i) for i in range(len(self._leaves))], 1).cpu().double()
-        everything = torch.cat([gradient.reshape(-1), entropies, usable])
+        everything = torch.cat([gradient.reshape(-1), seen.flat])
         if self._accelerator.num_processes > 1:
             everything = self._accelerator.reduce(everything.to(work.device), "sum").cpu()
-        gradient, entropies = everything[: gradient.numel()].view_as(gradient), everything[gradient.numel() :][:tasks]
         if not bool(torch.isfinite(everything).all()):
             raise HfcartError(
-                f"The adaptation diverged: the entropy of step {state.step + 1} or its gradient is not finite.",
+                f"The adaptation diverged: the loss of step {state.step + 1} or its gradient is not finite.",
                 hint=f"Try a lower --lr than {work.setting('lr'):g}, or --scale, with --overwrite to start anew.",
             )
-        good = everything[gradient.numel() + tasks :].tolist()
-        state.broken |= {place for place, decoded in zip(batch.places, good, strict=True) if not decoded}
-        state.update(gradient, entropies.tolist())
+        gradient, flat = everything[: gradient.numel()].view_as(gradient), everything[gradient.numel() :]
+        seen.flat.copy_(flat)
+        state.broken |= {place for place, good in zip(batch.places, seen.usable.tolist(), strict=True) if not good}
+        self._predictions.update(seen.predicted / work.adaptive.rounds)
+        told = seen.agreements if self._own else seen.agreements[:0]
+        state.update(gradient, *((each / work.adaptive.rounds).tolist() for each in (seen.entropies, told)))
 
     @torch.no_grad()
     def _merge(self, values: Tensor) -> None:
@@ -247,22 +278,27 @@ class _Learning:
         for number, (adapted, leaves) in enumerate(zip(self._parts.adapted, self._leaves, strict=True)):
             self._parts.merge(adapted, values[:, number].tolist(), leaves)
 
-    def _backward(self, task: int, index: int, pixels: Tensor, usable: Tensor) -> float:
-        """Add the gradient of one batch's mean entropy to the weights' own. Returns that entropy, in nats.
-
-        `index` is the place of its first image, for the error if there is nothing to learn from.
-        """
-        work = self._work
+    def _backward(self, places: Sequence[Place], pixels: Tensor, usable: Tensor, seen: _Seen) -> None:
+        """Add the gradient of one batch's loss to the weights' own, and what was seen of it to `seen`."""
+        work, (task, index) = self._work, places[0]
         if not bool(usable.any()):
             raise nothing_decoded(work.splits[task], len(usable), first=work.splits[task][index])
         inputs = normalised(pixels.to(work.device), work.preprocessor)
         with torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bfloat16"):
-            features = pooled_to_learn(self._model, inputs)
-        loss = mean_entropy(
-            features, usable.to(work.device), self._heads[task], self._projection, work.base.logit_scale
-        )
+            features = pooled_to_learn(self._model, inputs)[usable.to(work.device)]
+        log_p = log_predictions(features, self._heads[task], self._projection, work.base.logit_scale)
+        undecided = entropy(log_p)
+        mean = log_p.detach().exp().mean(dim=0)
+        loss = undecided
+        if work.objective == "infomax":
+            loss = infomax(log_p, self._predictions.with_batch(task, mean).to(log_p))
+        elif self._own is not None:
+            own = self._own.of(places)[usable].to(log_p)
+            loss = cross_entropy(log_p, own)
+            seen.agreements[task] += (log_p.argmax(dim=1) == own.argmax(dim=1)).double().mean().cpu()
         self._accelerator.backward(loss)
-        return float(loss.detach())
+        seen.entropies[task] += float(undecided.detach())
+        seen.of(task).add_(mean.double().cpu())
 
     @torch.no_grad()
     def _gradient(self, number: int) -> Tensor:
@@ -275,7 +311,18 @@ class _Learning:
 
     def _save(self) -> None:
         if self._accelerator.is_main_process and self._state.step:
-            self._checkpoints.save(self._state.step, self._state.checkpoint())
+            state = self._state.checkpoint() | self._predictions.checkpoint()
+            self._checkpoints.save(self._state.step, state)
+
+    def _warn_of_collapse(self) -> None:
+        for number, task in enumerate(split.task for split in self._work.splits):
+            if self._predictions.collapsed(number):
+                first, now, into = self._predictions.shares(number)
+                other = "" if self._work.objective == "distill" else ", or --objective distill"
+                self._progress.warn(
+                    f"{task.title}: the predictions collapse. {quoted(task.classnames[into], 80)} has {now:.0%} "
+                    f"of them, where the commonest had {first:.0%} before. Try a lower --lr or fewer --steps{other}."
+                )
 
     def _report(self, steps: int) -> None:
         step, every, tasks = self._state.step, math.ceil(steps / _LINES), len(self._work.splits)
@@ -286,3 +333,24 @@ class _Learning:
             self._progress.note(
                 f"Step {step} of {steps}: entropy {entropy:.4f} nats, coefficients {low:.3f} to {high:.3f}"
             )
+
+
+class _Seen:
+    """What a step sees, each process its own batches of it: numbers in one row, which are added up over processes."""
+
+    def __init__(self, classes: Sequence[int], images: int) -> None:
+        """All zero.
+
+        Args:
+            classes: how many each task has.
+            images: of the whole step.
+        """
+        tasks = len(classes)
+        self.flat = torch.zeros(2 * tasks + images + sum(classes), dtype=torch.float64)
+        parts = torch.split(self.flat, [tasks, tasks, images, sum(classes)])
+        self.entropies, self.agreements, self.usable, self.predicted = parts
+        self._classes = list(classes)
+
+    def of(self, task: int) -> Tensor:
+        """The sum of the mean predictions on one task's batches."""
+        return torch.split(self.predicted, self._classes)[task]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -17,7 +19,8 @@ class Coefficients:
     Attributes:
         raw: what is learned, T × L (or T × 1).
         step: steps done.
-        history: a row for each step: every task's entropy, then every tower's mean coefficient.
+        history: a row for each step: every task's entropy, then every tower's mean coefficient, then every task's
+            agreement if there is one.
         broken: (task number, index) of the images that could not be decoded.
     """
 
@@ -40,14 +43,16 @@ class Coefficients:
         """The coefficients as the merge uses and records them: rounded."""
         return self.values().round(decimals=DECIMALS)
 
-    def update(self, gradient: Float64[Tensor, "tower tensor"], entropies: list[float]) -> None:
-        """One step of Adam. Args: the loss's gradient to `values`, and every task's entropy for the history."""
+    def update(
+        self, gradient: Float64[Tensor, "tower tensor"], entropies: list[float], agreements: Sequence[float] = ()
+    ) -> None:
+        """One step of Adam. Args: the loss's gradient to `values`; for the history, what each task's images gave."""
         if self.raw.shape[1] == 1:
             gradient = gradient.sum(dim=1, keepdim=True)
         if self._clamped:  # beyond the ends the loss does not change; at them it does, as in torch.clamp
             gradient = gradient * ((self.raw >= 0) & (self.raw <= 1))
         assert self.raw.grad is not None
-        self.history.append([*entropies, *self.values().mean(dim=1).tolist()])
+        self.history.append([*entropies, *self.values().mean(dim=1).tolist(), *agreements])
         self.raw.grad.copy_(gradient)
         self._optimizer.step()
         self.step += 1

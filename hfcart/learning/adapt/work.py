@@ -11,27 +11,42 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hfcart.engine.adaptation_tasks import objective_of
 from hfcart.engine.plan import Plan
 from hfcart.errors import UsageError
+from hfcart.learning.batches import EveryTask
 from hfcart.methods import ADAPTING, Adaptive
 from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.recipes.merge_recipe import Recipe
+from hfcart.sources.towers import Tower
 from hfcart.system.checkpoints import digest_of
 from hfcart.system.device import choose_device, precision_for
 from hfcart.tasks.data import Split, open_split
-from hfcart.tasks.task_cards import TaskCard, read_tasks
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is learned from, fixed before the first step."""
+    """What is learned from, fixed before the first step.
+
+    Attributes:
+        plan: of the merge.
+        adaptive: what its method becomes.
+        base: the CLIP model behind the heads.
+        splits: the images, one a task.
+        objective: entropy, infomax or distill.
+        heads: a zero-shot head for each task.
+        preprocessor: of the merged tower.
+        device: where it runs.
+        precision: of its forward pass.
+    """
 
     plan: Plan
     adaptive: Adaptive
     base: Base
     splits: Sequence[Split]
+    objective: str
     heads: Sequence[Tensor]
     preprocessor: dict[str, Any]
     device: torch.device
@@ -48,6 +63,22 @@ class Work:
         scale: float | None = self.recipe.given("scale")
         return self.adaptive.start if scale is None else scale
 
+    def own(self, task: int) -> Tower:
+        """The tower that was fine-tuned on a task; asked for where the objective needs it, and so knows it."""
+        tower = self.plan.learns[task].own
+        assert tower is not None
+        return tower
+
+    @property
+    def order(self) -> EveryTask:
+        """Of the images, step by step."""
+        return EveryTask([len(split) for split in self.splits], self.setting("seed"))
+
+    @property
+    def images_a_step(self) -> int:
+        """Of all tasks and all processes."""
+        return len(self.splits) * self.adaptive.rounds * self.recipe.batch_size
+
     def setting(self, name: str) -> Any:  # noqa: ANN401 (a number of either kind)
         """The recipe's steps, lr or seed, or its default."""
         default = next(parameter.default for parameter in ADAPTING if parameter.name == name)
@@ -61,12 +92,14 @@ class Work:
     def decides(self, processes: int) -> list[Any]:
         """All that decides the coefficients, as JSON holds it."""
         numbers = [self.setting(name) for name in ("steps", "lr", "seed")]
+        teachers = range(len(self.splits)) if self.objective == "distill" else ()
         return [
             self.plan.recorded_recipe(),
             [tower.source.sha256 for tower in self.plan.towers],
             [self.base.key, self.base.source.sha256, self.base.logit_scale, self.preprocessor],
             digest_of({str(i): head for i, head in enumerate(self.heads)}),
             [split.decides() for split in self.splits],
+            [self.objective, *(self.own(task).source.sha256 for task in teachers)],
             [*numbers, self.recipe.batch_size, self.recipe.adapt_per, self.start, self.precision, processes],
         ]
 
@@ -80,10 +113,7 @@ def prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] |
     """
     recipe, adaptive = plan.recipe, plan.method.adaptive
     assert adaptive is not None and recipe.adapt is not None  # the recipe was checked
-    if isinstance(recipe.adapt, str):
-        tasks: list[tuple[TaskCard, str | None]] = [(card, None) for card in read_tasks([recipe.adapt])]
-    else:
-        tasks = [(task.found, task.commit) for task in recipe.adapt]
+    tasks = plan.learns
     batches = len(tasks) * adaptive.rounds
     if batches % accelerator.num_processes:
         raise UsageError(
@@ -96,9 +126,19 @@ def prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] |
     base = open_base(plan.clip_ref, progress)
     check_architecture("the towers", plan.architecture, base)
     splits = [
-        open_split(card, recipe.adapt_split, commit=commit, streaming=False, progress=progress)
-        for card, commit in tasks
+        open_split(task.card, recipe.adapt_split, commit=task.commit, streaming=False, progress=progress)
+        for task in tasks
     ]
-    heads = [make_head(base, card, progress) for card, _ in tasks]
+    heads = [make_head(base, task.card, progress) for task in tasks]
     precision = precision_for(recipe.precision, device)
-    return Work(plan, adaptive, base, splits, heads, preprocessor or base.preprocessor, device, precision)
+    return Work(
+        plan,
+        adaptive,
+        base,
+        splits,
+        objective_of(recipe, tasks),
+        heads,
+        preprocessor or base.preprocessor,
+        device,
+        precision,
+    )
