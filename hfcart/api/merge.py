@@ -53,7 +53,7 @@ def merge(
             activation (str): Of towers that come without a config. Default: what a config says.
             tasks (names): Tasks of the sources, for methods that look at images.
         Adaptation:
-            adapt (names): Learn coefficients on unlabelled images of these tasks.
+            adapt (names): Learn coefficients on images without labels.
             adapt_split ("train" | "validation" | "test"): Which images. Default: train.
             objective ("auto" | "entropy" | "infomax" | "distill"): What adaptation minimises. Default: auto.
             adapt_per ("tensor" | "task"): For each tensor, or for each tower. Default: tensor.

@@ -192,7 +192,7 @@ class Settings(BaseModel):
     adapt: Annotated[
         str | Annotated[tuple[SourceTask, ...], Field(strict=False)] | None,
         Option(
-            "Learn coefficients on unlabelled images of these tasks.",
+            "Learn coefficients on images without labels.",
             ADAPTATION,
             "One for each tower and tensor; tasks as `hfcart eval` takes them. In place of --scale, where they begin. "
             "With cart that is CART++, with task_arithmetic AdaMerging, with ties AdaMerging++. Takes --steps, --lr "

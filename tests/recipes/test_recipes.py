@@ -43,7 +43,7 @@ def settings(kind: str, size: str, tasks: str) -> dict[str, object]:
         scale = ISO[kind, size][tasks]
         return {"method": kind.replace("-", "_"), "scale": scale, "qkv": "fused", "matrices": "all-2d", **common}
     rank, scale = RELEASED[tasks] if size == "b-32" and kind != "cart-paper" else (0.08, 1.0)
-    adapt = {"adapt": tasks} if kind == "cart-adapt" else {}
+    adapt = {"adapt": tasks, "objective": "entropy"} if kind == "cart-adapt" else {}
     return {"method": "cart", "rank": rank, "scale": scale, "qkv": "fused", **adapt}
 
 
