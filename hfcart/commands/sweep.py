@@ -13,7 +13,7 @@ from typing import Any
 
 from hfcart.clip.images import DECODER
 from hfcart.commands.merge import preprocessor_of
-from hfcart.engine.adapter_grid import AdapterGrid
+from hfcart.engine.adapters.grid import AdapterGrid
 from hfcart.engine.grid import Grid, MergeGrid, Setting, take_apart
 from hfcart.engine.plan import CONVERTED, Plan, make_plan
 from hfcart.engine.writing import GroupWriter

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from hfcart.clip.tensor_names import PROJECTION, Group
+from hfcart.engine.adapters.residuals import Residuals
 from hfcart.engine.loop import Workers, workers
 from hfcart.engine.plan import Plan
 from hfcart.engine.reading import GroupReader, Held
-from hfcart.engine.residuals import Residuals
 from hfcart.engine.sharing import SharedWorkers
 from hfcart.engine.writing import GroupWriter
 from hfcart.maths.moments import spread_of

@@ -14,8 +14,8 @@ from hfcart.clip.architecture import expected_shapes
 from hfcart.clip.tensor_names import Group, groups
 from hfcart.clip.to_open_clip import lay_out_open_clip, model_cfg
 from hfcart.engine.adaptation_tasks import AdaptationTask, adaptation_tasks, objective_of
-from hfcart.engine.adapter_names import adapter_names
-from hfcart.engine.adapters import Adapters, plan_adapters, together
+from hfcart.engine.adapters.layout import Adapters, plan_adapters, together
+from hfcart.engine.adapters.names import adapter_names
 from hfcart.engine.memory import peak_bytes
 from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out

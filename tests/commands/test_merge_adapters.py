@@ -22,7 +22,7 @@ from transformers import CLIPVisionModel
 import hfcart
 from hfcart.commands.verify import run_verify
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
-from hfcart.engine.adapter_names import adapter_names
+from hfcart.engine.adapters.names import adapter_names
 from hfcart.errors import VerifyError
 from hfcart.progress import Progress
 from hfcart.records.adapters import is_adapter_name

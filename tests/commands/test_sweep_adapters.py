@@ -16,7 +16,7 @@ from three_towers import TOWERS
 from towers import write_tower
 
 from hfcart.clip.tensor_names import is_matrix
-from hfcart.engine.adapter_grid import AdapterGrid
+from hfcart.engine.adapters.grid import AdapterGrid
 from hfcart.engine.grid import take_apart
 from hfcart.engine.plan import make_plan
 from hfcart.engine.writing import GroupWriter

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfcart.clip.tensor_names import Group
-from hfcart.engine.adapters import Adapters
+from hfcart.engine.adapters.layout import Adapters
 from hfcart.engine.loop import Drive
 from hfcart.engine.plan import TORCH_NAME, Plan
 from hfcart.engine.reading import TORCH_DTYPES, all_finite

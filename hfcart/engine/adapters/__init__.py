@@ -1,0 +1,1 @@
+"""Adapters that a merge writes beside its tower: their names, where their tensors lie, and what is in them."""
