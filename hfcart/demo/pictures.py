@@ -1,8 +1,8 @@
 """The toy zoo's pictures: six small tasks, drawn at 32 × 32 pixels from a seed with numpy alone.
 
-A task is a painter: labels and a random generator in, clean pictures out. `corrupted` then does to them what
-the world does to photographs: less contrast, uneven light and noise. The base model learns the clean pictures,
-the towers the corrupted ones. The digits are real: scikit-learn's copy of the UCI handwritten digits.
+A task is a painter: labels and a random generator in, clean pictures out. Its `spoil` then does to them what the
+world does to photographs: less contrast, uneven light, things in front and noise. The base model learns the clean
+pictures, the towers the spoiled ones. The digits are real: scikit-learn's copy of the UCI handwritten digits.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ Labels = npt.NDArray[np.int64]
 Painter = Callable[[Labels, np.random.Generator], Array]
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "crescent", "dome")
+FIGURES = (*SHAPES, "arrow")
 TEXTURES = ("flat stripes", "upright stripes", "rising stripes", "falling stripes", "checks", "dots", "rings", "rays")
 # Hue (a fraction of the circle), saturation and value.
 COLOURS = {
@@ -34,8 +35,8 @@ COLOURS = {
     "violet": (0.76, 0.75, 0.75),
     "pink": (0.91, 0.5, 0.95),
 }
-COUNTS = ("one", "two", "three", "four", "five", "six")
-SIZES = ("tiny", "small", "medium", "large", "huge")
+PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+COMPASS = ("north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -52,9 +53,9 @@ def _spread(values: Array | Labels) -> Array:
 
 
 def _outline(kind: int, u: Array, v: Array) -> Array:
-    """The gauge of one of SHAPES: at most 1 inside it, growing outwards; as many numbers as u and v have."""
+    """The gauge of one of FIGURES: at most 1 inside it, growing outwards; as many numbers as u and v have."""
     r = np.hypot(u, v)
-    match SHAPES[kind]:
+    match FIGURES[kind]:
         case "square":
             return np.maximum(abs(u), abs(v)) / 0.85
         case "triangle":
@@ -69,6 +70,8 @@ def _outline(kind: int, u: Array, v: Array) -> Array:
             return np.maximum(r, 1.75 - np.hypot(u - 0.5, v))
         case "dome":
             return np.maximum(r, 0.9 + v)
+        case "arrow":  # to the right
+            return np.minimum(np.maximum(abs(u + 0.4) / 0.6, abs(v) / 0.2), np.maximum(1 - u, u + abs(v) / 0.8))
     return r
 
 
@@ -76,7 +79,7 @@ def _figure(kind: Labels, x: Array, y: Array, radius: Array, turn: Array) -> Arr
     """How much of each pixel a shape covers, in [0, 1].
 
     Args:
-        kind: n indices into SHAPES.
+        kind: n indices into FIGURES.
         x: n centres, in (−1, 1).
         y: the same.
         radius: n radii; 1 is half the picture.
@@ -147,24 +150,18 @@ def _colours(labels: Labels, rng: np.random.Generator) -> Array:
     return ground[:, None, None] + (ink - ground)[:, None, None] * cover[..., None]
 
 
-def _counts(labels: Labels, rng: np.random.Generator) -> Array:
+def _positions(labels: Labels, rng: np.random.Generator) -> Array:
     n = len(labels)
-    cells = np.argsort(rng.random((n, 9)), axis=1)  # which of 3 × 3 cells hold a spot
-    kind = rng.integers(len(SHAPES), size=n)
-    cover = np.zeros((n, SIDE, SIDE))
-    for i in range(len(COUNTS)):
-        x, y = (cells[:, i] % 3 - 1) * 0.62, (cells[:, i] // 3 - 1) * 0.62
-        x, y = x + rng.uniform(-0.08, 0.08, n), y + rng.uniform(-0.08, 0.08, n)
-        spot = _figure(kind, x, y, rng.uniform(0.18, 0.26, n), np.zeros(n))
-        cover = np.maximum(cover, spot * _spread((labels >= i).astype(np.int64)))
-    return _painted(cover, rng)
+    x, y = np.stack([labels % 3 - 1, labels // 3 - 1]) * 0.6 + rng.uniform(-0.12, 0.12, (2, n))
+    kind, radius = rng.integers(len(SHAPES), size=n), rng.uniform(0.2, 0.32, n)
+    return _painted(_figure(kind, x, y, radius, rng.uniform(0, 6, n)), rng)
 
 
-def _sizes(labels: Labels, rng: np.random.Generator) -> Array:
+def _arrows(labels: Labels, rng: np.random.Generator) -> Array:
     n = len(labels)
-    radius = 0.16 * 1.45**labels * rng.uniform(0.92, 1.08, n)
-    x, y = rng.uniform(-0.3, 0.3, (2, n)) * np.clip(1.2 - radius, 0, 1)
-    return _painted(_figure(rng.integers(len(SHAPES), size=n), x, y, radius, rng.uniform(0, 6, n)), rng)
+    x, y = rng.uniform(-0.25, 0.25, (2, n))
+    turn = (labels - 2) * np.pi / 4 + rng.uniform(-0.2, 0.2, n)
+    return _painted(_figure(np.full(n, FIGURES.index("arrow")), x, y, rng.uniform(0.5, 0.75, n), turn), rng)
 
 
 @cache
@@ -199,18 +196,8 @@ def _enlarged(small: Array, side: int) -> Array:
 # What the world does to the pictures of a task: pictures in, pictures out; the results may leave [0, 1].
 
 
-def _dull(pictures: Array, rng: np.random.Generator) -> Array:
-    return 0.5 + rng.uniform(0.3, 0.6, (len(pictures), 1, 1, 1)) * (pictures - 0.5)
-
-
-def _grainy(pictures: Array, rng: np.random.Generator) -> Array:
-    return _dull(pictures, rng) + rng.normal(0, 0.2, pictures.shape)
-
-
-def _clouded(pictures: Array, rng: np.random.Generator) -> Array:
-    n = len(pictures)
-    clouds = _enlarged(rng.normal(0, 0.16, (n * 3, 4, 4)), SIDE)
-    return _dull(pictures, rng) + clouds.reshape(n, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+def _dull(pictures: Array, rng: np.random.Generator, least: float = 0.3, most: float = 0.6) -> Array:
+    return 0.5 + rng.uniform(least, most, (len(pictures), 1, 1, 1)) * (pictures - 0.5)
 
 
 def _negative(pictures: Array, rng: np.random.Generator) -> Array:
@@ -224,13 +211,21 @@ def _shaded(pictures: Array, rng: np.random.Generator) -> Array:
 
 
 def _behind_blinds(pictures: Array, rng: np.random.Generator) -> Array:
-    slats = np.sign(np.sin(12 * _grid()[1] + _spread(rng.uniform(0, 2 * np.pi, len(pictures)))))
-    return _dull(pictures, rng) + 0.22 * slats[..., None]
+    return _dull(pictures, rng) + 0.22 * _slats(_grid()[1], len(pictures), rng)
+
+
+def _behind_bars(pictures: Array, rng: np.random.Generator) -> Array:
+    return _dull(pictures, rng, 0.5, 0.8) + 0.2 * _slats(_grid()[0], len(pictures), rng)
+
+
+def _slats(across: Array, n: int, rng: np.random.Generator) -> Array:
+    """Light and dark in turn, 1 and −1, along `across`; n × side × side × 1."""
+    return np.sign(np.sin(12 * across + _spread(rng.uniform(0, 2 * np.pi, n))))[..., None]
 
 
 def _at_night(pictures: Array, rng: np.random.Generator) -> Array:
-    light = rng.uniform(0.1, 0.25, (len(pictures), 1, 1, 1))
-    return light * pictures + rng.normal(0, 0.06, pictures.shape)
+    light = rng.uniform(0.15, 0.3, (len(pictures), 1, 1, 1))
+    return light * pictures + rng.normal(0, 0.04, pictures.shape)
 
 
 @dataclass(frozen=True)
@@ -257,12 +252,12 @@ class Toy:
 TOYS = {
     toy.name: toy
     for toy in (
-        Toy("digits", "Digits", DIGITS, ("the digit {}.", "a handwritten {}."), None, _grainy),
-        Toy("shapes", "Shapes", SHAPES, ("a {}.", "the shape of a {}."), _shapes, _clouded),
+        Toy("digits", "Digits", DIGITS, ("the digit {}.", "a handwritten {}."), None, _behind_bars),
+        Toy("shapes", "Shapes", SHAPES, ("a {}.", "the shape of a {}."), _shapes, _negative),
         Toy("textures", "Textures", TEXTURES, ("a pattern of {}.", "{} all over."), _textures, _negative),
         Toy("colours", "Colours", tuple(COLOURS), ("something {}.", "the colour {}."), _colours, _shaded),
-        Toy("counts", "Counts", COUNTS, ("a group of {}.", "{} of them."), _counts, _behind_blinds),
-        Toy("sizes", "Sizes", SIZES, ("something {}.", "of {} size."), _sizes, _at_night),
+        Toy("positions", "Positions", PLACES, ("something at the {}.", "the {} of it."), _positions, _behind_blinds),
+        Toy("arrows", "Arrows", COMPASS, ("an arrow to the {}.", "pointing {}."), _arrows, _at_night),
     )
 }
 Part = Literal["clean", "train", "test"]
