@@ -17,6 +17,7 @@ from PIL import Image
 
 
 def main(demo: Path, out: Path) -> None:
+    demo = demo.resolve()  # a page in a browser has a whole path
     page_file = write_page((demo / "merged" / "README.md").read_text(encoding="utf-8"), demo / "merged")
     with started() as browser, tab(browser, 1100, 960) as (page, _):
         page.goto(page_file.as_uri())
