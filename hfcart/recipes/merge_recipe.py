@@ -214,6 +214,7 @@ class Settings(BaseModel):
             "are spread over the classes; distill: how far they are from those of the task's own tower. auto: distill "
             "where the own tower of each task is known, else infomax. Which tower is a task's own is found as for "
             "--tasks; SOURCE=TASK in --adapt says it.",
+            taken=lambda method: method.adaptive is not None,
         ),
     ] = "auto"
     adapt_per: Annotated[Literal["tensor", "task"], Option("For each tensor, or for each tower.", ADAPTATION)] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,20 +88,35 @@ class Machine:
         )
 
 
+class _Settings:
+    """How many blocks hold torch's settings of float32, and what these were before the first of them."""
+
+    lock = threading.Lock()
+    holders = 0
+    before: tuple[str, bool] = ("highest", True)
+
+
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Have products and convolutions of float32 computed in float32: TF32, and bfloat16 inside, keep fewer digits.
 
-    They are settings for the whole process; what they were is put back. cuDNN's convolutions take TF32 unless told.
+    They are settings for the whole process; what they were is put back by whoever leaves last, as threads may come and
+    go in any order. cuDNN's convolutions take TF32 unless told.
     """
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    with _Settings.lock:
+        if _Settings.holders == 0:
+            _Settings.before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        _Settings.holders += 1
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        with _Settings.lock:
+            _Settings.holders -= 1
+            if _Settings.holders == 0:
+                precision, torch.backends.cudnn.allow_tf32 = _Settings.before
+                torch.set_float32_matmul_precision(precision)
 
 
 @contextmanager

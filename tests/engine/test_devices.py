@@ -23,6 +23,7 @@ from hfcart.engine.loop import driving
 from hfcart.engine.merging import GroupRules
 from hfcart.errors import NonFiniteError
 from hfcart.methods import METHODS
+from hfcart.system.device import full_float32
 
 CPU = torch.device("cpu")
 SMALL = {**TINY, "num_hidden_layers": 1}
@@ -238,6 +239,17 @@ def test_the_settings_for_products_and_convolutions_are_put_back(
     finally:
         torch.set_float32_matmul_precision("highest")
     assert set(seen) == {("highest", False)}
+
+
+def test_settings_are_put_back_in_whatever_order_threads_leave() -> None:
+    before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    one, other = full_float32(), full_float32()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+    other.__exit__(None, None, None)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before == ("highest", True)
 
 
 def test_the_whole_stack_goes_over_in_one_piece(towers: list[Path]) -> None:

@@ -233,13 +233,16 @@ def test_a_point_of_a_sweep_is_its_merge(zoo: Zoo, tasks: str, commands: Command
     sweep = ["sweep", *TOWERS, "--method", "consensus", "--tasks", task, "--part", "test", *own]
     merge = ["merge", *TOWERS, "--method", "consensus", *own, "--scale", "1", "--eval", task, "--out", "m"]
     anew = ["merge", "--recipe", "m/recipe.yaml", "--tasks", tasks, "--dry-run"]
-    swept, merged, plan = commands(hub, [[*sweep, "--scale", "0.3,1", "--json"], merge, anew])
-    assert swept.returncode == 0 and merged.returncode == 0, swept.stderr + merged.stderr
+    choose = [*sweep, "--part", "validation", "--scale", "1", "--out", "v"]
+    swept, merged, plan, chosen = commands(hub, [[*sweep, "--scale", "0.3,1", "--json"], merge, anew, choose])
+    assert swept.returncode == merged.returncode == chosen.returncode == 0, swept.stderr + merged.stderr + chosen.stderr
     record = json.loads(swept.stdout)
     assert record["anchor"] == "base" and record["ranks"] == [] and record["parameters"]["agree"] == 1
     thresholds = dict(zip([source[0] for source in record["sources"]], record["parameters"]["threshold"], strict=True))
     assert thresholds == dict(zip(TOWERS, (1.5, 3.0, 2.0), strict=True))
-    assert "--threshold 1.5,3,2 --agree 1" in swept.stderr and "--method consensus" in swept.stderr
+    proposed = " ".join((chosen.stdout + chosen.stderr).split())
+    assert "--threshold 1.5,3,2 --agree 1" in proposed and "--method consensus" in proposed
+    assert "--method consensus" not in swept.stderr  # nothing is chosen on test images
     (result,) = json.loads((tmp_path / "m" / "results.json").read_text())["results"]
     points = [point["correct"] for point in record["points"]]
     assert [sum(c["correct"] for c in result["classes"])] == points[2] not in points[:2]
