@@ -58,9 +58,9 @@ BENCHES = (
     Bench("merge", "A merge against the plain way", 460, short=SMALL, towers=True),
     Bench("phases", "Where the seconds of a merge go", 50, short=SMALL, towers=True),
     Bench("solvers", "Low-rank solvers", 70, ("--rounds", "3"), ("--rounds", "1", "--size", "192")),
-    Bench("evaluate", "Evaluation against the plain loop", 120, ("--rounds", "3"), ("--rounds", "1", "--images", "8")),
+    Bench("evaluate", "Evaluation against the plain loop", 120, ("--rounds", "1"), ("--rounds", "1", "--images", "8")),
     Bench("sweep", "A sweep over ranks", 70, ("--rounds", "2", "--towers", "4"), ("--rounds", "1", "--towers", "3")),
-    Bench("adapt", "A step of adaptation against the plain way", 240, short=("--layers", "1", "--towers", "2")),
+    Bench("adapt", "A step of adaptation against the plain way", 260, short=("--layers", "1", "--towers", "2")),
     Bench("startup", "Start-up", 30, ("--rounds", "9"), ("--rounds", "1")),
     Bench("scale", "Scale", 130, short=("--towers", "3,4"), towers=True),
 )
