@@ -62,6 +62,21 @@ def test_each_task_counts_once_however_many_images_it_has() -> None:
     assert ahead > 0 and mcnemar(wins, losses, images) < 1e-3
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
+def test_large_tasks_beside_small_ones_keep_their_weights(share: float) -> None:
+    """Sizes as the benchmark's twenty test splits have them: with so many coins their sum is normal."""
+    images = [19850, 8041, 6300, 2700, 26032, 12630, 10000, 1880, 6149, 32768, 7178, 3669, 8000, 10000, 10000]
+    images += [10000, 25250, 10000, 1821, 39999]
+    rng = np.random.default_rng(int(10 * share))
+    for shift in (0.0, 0.004, -0.008):
+        discordant = [round(share * n) for n in images]
+        wins = [int(rng.binomial(m, 0.5 + shift)) for m in discordant]
+        losses = [m - won for m, won in zip(discordant, wins, strict=True)]
+        ahead = sum((won - lost) / n for won, lost, n in zip(wins, losses, images, strict=True))
+        scatter = math.sqrt(sum(m / n**2 for m, n in zip(discordant, images, strict=True)))
+        assert mcnemar(wins, losses, images) == pytest.approx(math.erfc(abs(ahead) / scatter / 2**0.5), abs=0.02)
+
+
 def test_of_equal_methods_hardly_any_table_has_a_loser() -> None:
     """Twelve towers, three tasks of unlike size, 100 tables: the best is picked by the images that it is tested on."""
     rng = np.random.default_rng(0)
