@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
 
 from hfcart.clip.tensor_names import Group
 from hfcart.engine.loop import Workers
+from hfcart.errors import HfcartError
 from hfcart.quoting import plural
 from hfcart.system.processes import Team, packed
 
@@ -75,7 +77,8 @@ class SharedWorkers(Workers):
                 except Exception as error:
                     cause = error.__cause__  # which is not sent with it
                     failed.append((place, packed(error, team.who), cause if isinstance(cause, OSError) else None))
-                    team.stop(stage)
+                    with suppress(HfcartError):  # the failure is what counts
+                        team.stop(stage)
                 else:
                     self._count(stage, self._reader.bytes_read(groups[place]))
 
@@ -87,7 +90,8 @@ class SharedWorkers(Workers):
             for job in jobs:
                 job.result()
         except BaseException:
-            team.stop(stage)
+            with suppress(HfcartError):
+                team.stop(stage)
             raise
         every = team.exchange(f"{stage}/values", (failed, value), lambda: self._count(stage))
         self._count(stage)

@@ -112,9 +112,8 @@ def fetch(
     """
     file, seen = snapshot.files[path], 0
     if is_offline():
-        stop = (
-            None  # nothing will be waited for: of several files that are not there, the first is always the one named
-        )
+        # Nothing will be waited for: of several files that are not there, the first is always the one named.
+        stop = None
 
     def step(count: int) -> None:
         nonlocal seen

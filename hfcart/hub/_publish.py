@@ -74,8 +74,8 @@ DOUBTFUL = (408, 409, 412, 429)
 # What hfcart writes of one merge or fine-tuning beside its weights; in a repo of somebody else's it may be theirs.
 OURS = (
     *("recipe.yaml", "results/adaptation.csv", "results/training.csv"),
-    *("figures/energy.png", "figures/similarity.png", "figures/coefficients.png", "figures/entropy.png"),
-    *("figures/training.png", "tasks/*.yaml"),
+    *("figures/energy.png", "figures/similarity.png", "figures/coefficients.png"),
+    *("figures/entropy.png", "figures/agreement.png", "figures/training.png", "tasks/*.yaml"),
 )
 
 

@@ -25,6 +25,7 @@ Value = TypeVar("Value")
 AGAIN = "Run the same command again: it goes on where it stopped."
 _PATIENCE = 60.0  # seconds without a sign of life after which a process is taken for dead
 _GRACE = 3.0  # the same, where this process is about to end
+_ANSWER = 20.0  # that an error waits for the first's word, which hears nothing in a collective; torchrun waits for 30
 _BEAT, _LOOK = 1.0, 0.1  # seconds between two signs of life, and between two looks at the store
 _PIECE = 1 << 20  # bytes of one value in the store
 _PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -217,11 +218,12 @@ class Team:
 
     def _end_of_the_first(self, own: BaseException) -> None:
         """Raise what the first ended with, if it does; else this process is the one to say that it is gone."""
-        until = time.monotonic() + self._patience
+        until = time.monotonic() + min(_ANSWER, self._patience)
         try:
             while time.monotonic() < until and self._alive(0, min(_GRACE, self._patience)):
                 if self._has("end"):
                     self._end()
+                    break
                 time.sleep(_LOOK)
         except HfcartError as error:
             if is_told(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,7 @@ def test_every_method_has_the_same_bits_in_several_processes(
 
 def test_what_another_process_reads_is_what_the_first_has_hashed(four_small: list[str], tmp_path: Path) -> None:
     """A source that changes between the first's look at it and the other's is refused, in every process."""
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in Path(four_small[1]).iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = Path(shutil.copytree(four_small[1], tmp_path / "copy"))
     plan = planned([str(copy), *four_small[2:]])
 
     def lead(team: Team) -> object:
@@ -125,10 +123,7 @@ def test_what_another_process_reads_is_what_the_first_has_hashed(four_small: lis
 
 
 def test_a_failure_is_the_first_in_the_groups_order_whoever_met_it(four_small: list[str], tmp_path: Path) -> None:
-    bad = tmp_path / "bad"
-    bad.mkdir()
-    for path in Path(four_small[1]).iterdir():
-        (bad / path.name).write_bytes(path.read_bytes())
+    bad = Path(shutil.copytree(four_small[1], tmp_path / "bad"))
     tensors = load_file(bad / "model.safetensors")
     plan = planned(four_small[2:])
     names = [plan.groups[place].names[0] for place in (1, 2, 5)]

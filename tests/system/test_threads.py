@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import threading
-import time
+from concurrent.futures import CancelledError
 
 import pytest
 
 from hfcart.system.threads import in_parallel
 
 
-@pytest.mark.parametrize("stop", [None, threading.Event()])
-def test_of_several_failures_the_first_in_order_is_told(stop: threading.Event | None) -> None:
-    both = threading.Barrier(2)
+def test_of_several_failures_the_first_in_order_is_told() -> None:
+    other = threading.Event()
 
     def work(item: int) -> int:
-        if item < 2:
-            both.wait()
         if item == 0:
-            time.sleep(0.05)  # the other is done by then
-        if item < 3:
+            assert other.wait(60)
+        if item == 1:
+            other.set()
+        if item < 2:
             raise ValueError(item)
         return item
 
     with pytest.raises(ValueError, match="0"):
-        in_parallel(work, range(99), stop)
-    assert stop is None or stop.is_set()
+        in_parallel(work, range(99))
     assert in_parallel(work, range(3, 30)) == list(range(3, 30))
+
+
+def test_who_only_gave_up_because_another_failed_is_not_told() -> None:
+    stop = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0 and stop.wait(60):
+            raise CancelledError
+        raise ValueError(item)
+
+    with pytest.raises(ValueError, match="1"):
+        in_parallel(work, range(2), stop)

@@ -163,7 +163,9 @@ def _memory(plan: Plan, workers: int) -> int:
 
 
 def _ahead(plan: Plan, workers: int) -> int:
-    """Bytes of groups that are read before a worker asks for them."""
+    """Bytes of groups that are read before a worker asks for them: none where processes share the groups."""
+    if launched() > 1 and not plan.recipe.adapt:
+        return 0
     from hfcart.engine.read_ahead import bytes_ahead
     from hfcart.system.device import choose_device
 
