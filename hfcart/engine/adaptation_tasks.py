@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hfcart.errors import UsageError
 from hfcart.quoting import some
@@ -60,11 +61,15 @@ def objective_of(recipe: Recipe, tasks: Sequence[AdaptationTask]) -> str:
     """
     lost = [task.card for task in tasks if task.own is None]
     if recipe.objective == "distill" and lost:
-        source = recipe.sources[0] if isinstance(recipe.sources[0], str) else recipe.sources[0].path
+        known = {name for task in tasks if task.own for name in (task.own.label, task.own.store.repo)}
+        typed = [source if isinstance(source, str) else source.path for source in recipe.sources]
+        free = [source for source in typed if not {source.partition("@")[0], Path(source).name} & known]
+        told = [recipe.adapt] if isinstance(recipe.adapt, str) else []
+        told.append(f"{free[0] if free else 'SOURCE'}={name_of(lost[0])}")
         raise UsageError(
             f"It is not known which source was fine-tuned on {some([card.title for card in lost])}: no card tells.",
-            hint=f"Say it in --adapt, such as {shlex.quote(f'{source}={name_of(lost[0])}')}, or take another "
-            "--objective, such as infomax.",
+            hint=f"Say it, such as --adapt {shlex.quote(','.join(told))}\n"
+            "Or take another --objective, such as infomax.",
         )
     if recipe.objective != "auto":
         return recipe.objective

@@ -69,10 +69,11 @@ def faults(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
     yield from faults_of_environment(record.environment)
     yield from faults_of_files(record.files, len(record.tensors) + 2 * count + SMALL_FILES)
     yield from _faults_of_adapters(record, recipe)
+    labels = [source.label for source in record.sources]
     if record.adaptation is not None:
-        yield from _faults_of_adaptation(record.adaptation, recipe, method)
+        yield from _faults_of_adaptation(record.adaptation, recipe, method, labels)
     if record.selection is not None:
-        yield from _faults_of_selection(record.selection, method, [source.label for source in record.sources])
+        yield from _faults_of_selection(record.selection, method, labels)
     if record.swept is not None:
         yield from _faults_of_sweep(record.swept)
     if len(record.data) != (count if method.statistics else 0):
@@ -159,7 +160,9 @@ def _faults_of_adapters(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
             yield "the energy of an adapter is not in [0, 1]"
 
 
-def _faults_of_adaptation(adaptation: AdaptationRecord, recipe: Recipe, method: Method) -> Iterator[str]:
+def _faults_of_adaptation(
+    adaptation: AdaptationRecord, recipe: Recipe, method: Method, labels: list[str]
+) -> Iterator[str]:
     if method.adaptive is None or recipe.coefficients is None or adaptation.name != method.adaptive.name:
         yield "its adaptation is not that of its method"
     if adaptation.per not in ("tensor", "task") or adaptation.part not in PARTS:
@@ -177,6 +180,8 @@ def _faults_of_adaptation(adaptation: AdaptationRecord, recipe: Recipe, method: 
         yield from faults_of_task(task)
         if not (0 <= task.first_entropy <= 100 and 0 <= task.last_entropy <= 100):
             yield "an entropy is out of range"
+        if task.own is not None and task.own not in labels:
+            yield "the own tower of a task is none of its sources"
         shares = (task.first_share, task.last_share, task.first_agreement, task.last_agreement)
         if not all(share is None or 0 <= share <= 1 for share in shares):
             yield "a share of an adaptation is not in [0, 1]"

@@ -23,6 +23,7 @@ class AdaptedTask:
         first_share: mean prediction, over those first steps, of the class that has most of it, in (0, 1]; None in
             records of earlier versions.
         last_share: the same over the latest twenty steps or so.
+        own: label of the task's own tower, if the merged one was to be like it; else None.
         first_agreement: share of the images, over those first steps, of which the task's own tower says the same; None
             where it was not asked.
         last_agreement: the same over the last.
@@ -38,6 +39,7 @@ class AdaptedTask:
     last_entropy: float
     first_share: float | None = None
     last_share: float | None = None
+    own: str | None = None
     first_agreement: float | None = None
     last_agreement: float | None = None
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 RECORD_FORMAT = 1
 _ADDED = (
     *("adapter", "adapter_of", "adapters"),
-    *("objective", "first_share", "last_share", "first_agreement", "last_agreement"),
+    *("objective", "first_share", "last_share", "own", "first_agreement", "last_agreement"),
 )
 
 

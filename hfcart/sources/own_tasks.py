@@ -98,12 +98,14 @@ def own_towers(
         UsageError: an entry about no source, one task of two sources, or an unknown task.
     """
     names = [_names(tower, text) for tower, text in zip(towers, typed, strict=True)]
-    told, plain = _split(entries, set().union(*names))
+    told, plain = _split(entries, set().union(*names), "--adapt")
     places: dict[str, int] = {}
     for source, task in told:
         place, one = next(i for i, each in enumerate(names) if source in each), _only(source, task)
         if places.setdefault(one.id, place) != place:
             raise UsageError(f"{one.id} is given two sources, {towers[places[one.id]].label} and {source}.")
+        if other := next((id_ for id_, where in places.items() if where == place and id_ != one.id), None):
+            raise UsageError(f"{source} is given two tasks, {other} and {one.id}.")
     tasks = tuple(read_tasks([*plain, *(task for _, task in told)]))
     return tasks, tuple(places.get(task.id, tower_of(task, towers)) for task in tasks)
 
@@ -122,7 +124,9 @@ def _typed(source: Ref) -> str:
     return source if isinstance(source, str) else source.path
 
 
-def _split(entries: Sequence[str], sources: set[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def _split(
+    entries: Sequence[str], sources: set[str], option: str = "--tasks"
+) -> tuple[list[tuple[str, str]], list[str]]:
     """The entries as (source, task) where they say which source, and the rest."""
     told: list[tuple[str, str]] = []
     plain: list[str] = []
@@ -136,7 +140,7 @@ def _split(entries: Sequence[str], sources: set[str]) -> tuple[list[tuple[str, s
         if cut is None:
             raise UsageError(
                 f"{entry[:200]}: {cuts[0][0][:120]} is none of the sources, which are {some(sorted(sources))}.",
-                hint="Write --tasks SOURCE=TASK with the source as it is merged.",
+                hint=f"Write {option} SOURCE=TASK with the source as it is merged.",
             )
         told.append(cut)
     return told, plain

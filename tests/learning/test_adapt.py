@@ -288,8 +288,11 @@ def learned_plainly(
     per_task: bool,
     parts: Callable,
     objective: str = "entropy",
-) -> tuple[torch.Tensor, list[str], list[list[float]]]:
-    """functional_call over anchor + Σ λ component, every graph held, torch's Adam: coefficients, tensors, entropies."""
+) -> tuple[torch.Tensor, list[str], list[list[float]], list[list[float]]]:
+    """functional_call over anchor + Σ λ component, every graph held, torch's Adam: coefficients, tensors, entropies.
+
+    And of each step, for each task, the share of images of which its own tower says the same, if that is asked for.
+    """
     base = CLIPModel.from_pretrained(clip_folder)
     head, projection, scale = (
         head_of(base, clip_folder),
@@ -313,7 +316,7 @@ def learned_plainly(
     fields = clip_default(16) | {"image_mean": [0.2, 0.5, 0.6], "image_std": [0.5, 0.2, 0.3]}
     data = [[to_pixels(image, fields) for image in images_of(i)] for i in (1, 2)]
     sequence = EveryTask([61, 61], seed=5)
-    entropies, batches = [], [[], []]
+    entropies, batches, alike = [], [[], []], []
 
     def predicted(weights: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
         out = functional_call(model, weights, kwargs={"pixel_values": pixels}).pooler_output @ projection.T
@@ -332,6 +335,7 @@ def learned_plainly(
             return entropy - spread
         tower = load_file(root / f"t{task + 1}" / "model.safetensors")
         own = predicted({inner + name: tower[prefix + name] for name in before}, pixels).detach()
+        alike.append(float((own.argmax(1) == log_p.argmax(1)).float().mean()))
         return -(own.exp() * log_p).sum(-1).mean()
 
     for step in range(STEPS):
@@ -357,7 +361,8 @@ def learned_plainly(
         total.backward()
         adam.step()
     acting = (raw.clamp(0, 1) if clamped else raw).detach().expand(3, len(names))
-    return acting, [f"vision_model.{name}" for name in names], entropies
+    pairs = [alike[i : i + 2] for i in range(0, len(alike), 2)]
+    return acting, [f"vision_model.{name}" for name in names], entropies, pairs
 
 
 def _is_matrix(name: str) -> bool:
@@ -407,7 +412,9 @@ def test_learned_as_the_papers_do(
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "merged" / "hfcart.json").read_text())
     order = [int(source["repo"][-1]) - 1 for source in record["sources"]]
-    expected, names, entropies = learned_plainly(root, clip, order, rounds, start, clamped, per_task, parts, objective)
+    expected, names, entropies, alike = learned_plainly(
+        root, clip, order, rounds, start, clamped, per_task, parts, objective
+    )
     found = record["recipe"]["coefficients"]
     assert sorted(found) == sorted(names)
     values = torch.tensor([found[name] for name in names], dtype=torch.float64).T
@@ -415,9 +422,20 @@ def test_learned_as_the_papers_do(
     assert float((values - expected).abs().max()) < 1e-3 * float((expected - start).abs().max())
     with (tmp_path / "merged" / "results" / "adaptation.csv").open() as file:
         rows = [[float(row["entropy of images1"]), float(row["entropy of images2"])] for row in csv.DictReader(file)]
+        file.seek(0)
+        agreements = [
+            [float(row[f"agreement on images{i}"]) for i in (1, 2) if f"agreement on images{i}" in row]
+            for row in csv.DictReader(file)
+        ]
     assert rows == [pytest.approx(row, rel=1e-4) for row in entropies]
+    assert agreements == (alike or [[]] * STEPS)
     learned = record["adaptation"]
     assert learned["objective"] == objective
+    ends = [(task.get("own"), task.get("first_agreement"), task.get("last_agreement")) for task in learned["tasks"]]
+    if objective == "distill":
+        assert ends == [(TOWERS[i], pytest.approx(alike[0][i]), pytest.approx(alike[-1][i])) for i in (0, 1)]
+    else:
+        assert ends == [(None, None, None)] * 2
     assert (learned["steps"], learned["rounds"], learned["start"], learned["part"]) == (STEPS, rounds, start, "test")
     assert [task["first_entropy"] for task in learned["tasks"]] == [pytest.approx(e, rel=1e-4) for e in entropies[0]]
     merged = load_file(tmp_path / "merged" / "model.safetensors")
@@ -435,6 +453,15 @@ def test_learned_as_the_papers_do(
     assert "**These were test images**" in card and "adamerging" in card.lower()
     assert f"{METHODS[record['method']['name']].adaptive.title}](https://arxiv.org/abs/" in card  # type: ignore[union-attr]
     assert "coefficients:" not in card and "![Heat map of the mean coefficient" in card
+    said = {
+        "entropy": "by the entropy of the softmax",
+        "infomax": "less the entropy of their mean",
+        "distill": "each task's own tower, by",
+    }
+    assert [name for name, words in said.items() if words in card] == [objective]
+    assert ("Same class as the own tower's" in card) is (objective == "distill") and "Commonest class" in card
+    figure = "agreement.png" if objective == "distill" else "entropy.png"
+    assert f"(figures/{figure})" in card and (tmp_path / "merged" / "figures" / figure).is_file()
 
 
 @pytest.fixture
@@ -559,8 +586,17 @@ def test_two_processes_agree_with_one(zoo, clean_env: dict[str, str], tmp_path: 
     assert [r["classes"] for r in results[0]] == [r["classes"] for r in results[1]]
 
 
+def test_auto_distils_where_the_own_tower_of_every_task_is_known(zoo, commands: Commands, tmp_path: Path) -> None:
+    hub, root = zoo
+    merge = ["merge", "--rank", "0.25", "--adapt", f"{root}/images1.yaml", "--steps", "2", "--batch-size", "4"]
+    both = commands(hub, [[*merge, "--out", "own", *TOWERS], [*merge, "--out", "others", *TOWERS[1:]]])
+    assert [done.returncode for done in both] == [0, 0], both[0].stderr + both[1].stderr
+    records = [json.loads((tmp_path / out / "hfcart.json").read_text()) for out in ("own", "others")]
+    assert [record["adaptation"]["objective"] for record in records] == ["distill", "infomax"]
+    assert records[0]["adaptation"]["tasks"][0]["own"] == "user/t1"
+
+
 def test_a_task_whose_predictions_collapse_is_named(zoo, hfcart: Run, tmp_path: Path) -> None:
-    """And where it is not known which tower is a task's own, nothing is distilled."""
     hub, root = zoo
     card = yaml.safe_load((root / "images1.yaml").read_text())
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(card | {"id": "x", "title": "Strange"}))
@@ -579,9 +615,14 @@ REFUSED: list[tuple[list[str], int, list[str]]] = [
     (["--steps", "0"], 2, ["steps: 0 is below 1"]),
     (["--batch-size", "0"], 2, ["batch_size"]),
     (["--adapt", "no-such-task"], 2, ["no-such-task"]),
-    (["--adapt", "user/t9=mnist"], 2, ["user/t9 is none of the sources"]),
+    (["--adapt", "user/t9=mnist"], 2, ["user/t9 is none of the sources", "Write --adapt SOURCE=TASK"]),
+    (["--adapt", "user/t1=mnist,user/t1=svhn"], 2, ["user/t1 is given two tasks, mnist and svhn"]),
     (["--adapt", "user/t1=mnist,user/t2=mnist"], 2, ["mnist is given two sources, user/t1 and user/t2"]),
-    (["--adapt", "mnist", "--objective", "distill"], 2, ["not known which source was fine-tuned on MNIST", "=mnist"]),
+    (
+        ["--adapt", "mnist", "--objective", "distill"],
+        2,
+        ["not known which source was fine-tuned on MNIST", "--adapt mnist,user/t1=mnist"],
+    ),
     (["--objective", "entropie"], 2, ["objective"]),
     (["--base", "user/t1"], 1, ["user/t1", "text"]),
     (["--lr", "10", "--scale", "1e30"], 1, ["not finite", "--overwrite"]),

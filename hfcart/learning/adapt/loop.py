@@ -102,11 +102,10 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
             workers, exact = plan.recipe.workers or default_workers(), work.float32_plan()
             with TensorFiles(work_folder.path, lay_out_parts(plan)) as tensors:
                 take_apart(exact, GroupWriter(exact, work_folder, tensors), work.device, workers, progress)
+        accelerator.wait_for_everyone()
         own = None
         if work.objective == "distill":
-            with accelerator.main_process_first():  # it runs the towers, the others read what they say
-                own = own_predictions(work, work_path(folder) / _OWN, progress)
-        accelerator.wait_for_everyone()
+            own = own_predictions(work, work_path(folder) / _OWN, accelerator, progress)
         parts = stack.enter_context(
             PartsFile(plan, work_path(folder) / SINGLE, work.device, budget=budget_of(work.device))
         )
@@ -234,6 +233,7 @@ class _Learning:
             last_entropy=last_entropy,
             first_share=round(first_share, 6),
             last_share=round(last_share, 6),
+            own=work.own(number).label if work.objective == "distill" else None,
             first_agreement=same[0],
             last_agreement=same[1],
         )
@@ -295,10 +295,10 @@ class _Learning:
         elif self._own is not None:
             own = self._own.of(places)[usable].to(log_p)
             loss = cross_entropy(log_p, own)
-            seen.agreements[task] += (log_p.argmax(dim=1) == own.argmax(dim=1)).double().mean().cpu()
+            seen.agreements[task] += (log_p.argmax(dim=1) == own.argmax(dim=1)).float().mean().cpu()
         self._accelerator.backward(loss)
         seen.entropies[task] += float(undecided.detach())
-        seen.of(task).add_(mean.double().cpu())
+        seen.of(task).add_(mean.cpu().double())
 
     @torch.no_grad()
     def _gradient(self, number: int) -> Tensor:

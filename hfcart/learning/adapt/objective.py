@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _MEMORY = 0.95  # of the running mean prediction, a step: about twenty batches
-_MOST = 1e-30  # below any share that a float32 softmax gives
+_LEAST = 1e-30  # of a share, so that its logarithm is finite
 
 
 def log_predictions(
@@ -47,9 +47,10 @@ def infomax(log_p: Float[Tensor, "b classes"], seen: Float[Tensor, " classes"]) 
     """Mean entropy of the predictions less the entropy of their mean, in nats, up to what does not change.
 
     Sixteen images say little of how predictions are spread over a hundred classes. So the mean is `seen`, over many
-    batches with this one; with p̄ of this batch, Σ_c p̄_c log seen_c has the gradient of the entropy of that mean.
+    batches with this one. Minus the gradient of its entropy is Σ_c log seen_c · ∇(seen_c), up to what sums to zero;
+    this batch stands for all others in it, with a gradient that is not made smaller by its small part in the mean.
     """
-    return entropy(log_p) + (log_p.exp().mean(dim=0) * seen.clamp_min(_MOST).log()).sum()
+    return entropy(log_p) + (log_p.exp().mean(dim=0) * seen.clamp_min(_LEAST).log()).sum()
 
 
 def cross_entropy(log_p: Float[Tensor, "b classes"], own: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:
@@ -75,7 +76,7 @@ class MeanPredictions:
         """The running mean of one task's predictions, a further batch's mean among them."""
         weight = 1 - _MEMORY**self.step
         recent = torch.split(self._recent, self._classes)[task]
-        return (_MEMORY * recent + (1 - _MEMORY) * batch.double().cpu()) / (_MEMORY * weight + 1 - _MEMORY)
+        return (_MEMORY * recent + (1 - _MEMORY) * batch.cpu().double()) / (_MEMORY * weight + 1 - _MEMORY)
 
     def update(self, means: Float64[Tensor, " all_classes"]) -> None:
         """One step more. Args: the mean prediction on each task's images of this step, one task after the other."""

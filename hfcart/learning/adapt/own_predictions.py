@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
@@ -46,12 +47,15 @@ class OwnPredictions:
         return self.log_p[task][[self.rows[task][index] for _, index in places]]
 
 
-def own_predictions(work: Work, folder: Path, progress: Progress) -> OwnPredictions:
+def own_predictions(work: Work, folder: Path, accelerator: Accelerator, progress: Progress) -> OwnPredictions:
     """Run each task's own tower on the images that the steps will see, or read what an earlier run kept of it.
+
+    The processes share the tasks.
 
     Args:
         work: with a tower for each task.
         folder: where the predictions are kept; they are this work's alone.
+        accelerator: of this process.
         progress: told the images of each tower.
 
     Raises:
@@ -59,23 +63,19 @@ def own_predictions(work: Work, folder: Path, progress: Progress) -> OwnPredicti
         SourceError: a tower or a dataset cannot be read.
     """
     progress.step("What the tasks' own towers say")
-    seen: list[set[int]] = [set() for _ in work.splits]
+    order, seen = work.order, [set[int]() for _ in work.splits]
     for step in range(work.setting("steps")):
-        for task, index in work.order.batch(step, work.images_a_step):
+        for task, index in order.batch(step, work.images_a_step):
             seen[task].add(index)
     indices = [sorted(each) for each in seen]
+    kept = [Checkpoints(folder / f"{task:03d}") for task in range(len(indices))]
+    for task in range(accelerator.process_index, len(kept), accelerator.num_processes):
+        if kept[task].newest() is None:
+            kept[task].save(1, {"log_p": _predicted(work, task, indices[task], progress)})
+    accelerator.wait_for_everyone()
+    found = [each.newest() for each in kept]
     rows = [{index: row for row, index in enumerate(each)} for each in indices]
-    return OwnPredictions(rows, [_of_task(work, i, each, folder, progress) for i, each in enumerate(indices)])
-
-
-def _of_task(work: Work, task: int, indices: Sequence[int], folder: Path, progress: Progress) -> Tensor:
-    kept = Checkpoints(folder / f"{task:03d}")  # of a work folder that is this adaptation's: none is of another
-    found = kept.newest()
-    if found is None:
-        kept.save(1, {"log_p": _predicted(work, task, indices, progress)})
-        found = kept.newest()
-    assert found is not None
-    return found[1]["log_p"]
+    return OwnPredictions(rows, [each[1]["log_p"] for each in found if each is not None])
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.system.processes import Team
 
+_PATIENCE = timedelta(hours=12)
+
 
 def join_accelerate(recipe: Recipe) -> None:
     """Have accelerate's processes be those of this launch, on the recipe's kind of device."""
-    PartialState(cpu=recipe.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    # The others wait while one downloads, or runs a tower over its images: torch's half an hour is not enough.
+    PartialState(cpu=recipe.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
 
 
 def learn(team: Team, plan: Plan, folder: Path, preprocessor: dict[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""Figures of an adaptation: what the coefficients became, and how the entropy fell."""
+"""Figures of an adaptation: what the coefficients became, and what learning made of the predictions."""
 
 from __future__ import annotations
 
@@ -60,12 +60,18 @@ def draw_coefficients(record: MergeRecord, grid: Grid) -> Figure:
     return figure
 
 
-def draw_entropy(adaptation: AdaptationRecord, history: Sequence[Sequence[float]]) -> Figure:
-    """Every task's entropy over the steps, averaged over some steps each."""
+def draw_learning(adaptation: AdaptationRecord, history: Sequence[Sequence[float]]) -> tuple[str, Figure]:
+    """Every task's entropy over the steps, or how often its own tower agrees where that was learned; smoothed.
+
+    Returns:
+        The figure's name, and the figure.
+    """
     figure, axes = plane(3.4 + 0.2 * math.ceil(len(adaptation.tasks) / 5))
     width = max(1, len(history) // 60)
+    distilled = adaptation.objective == "distill"
+    first = -len(adaptation.tasks) if distilled else 0  # of its columns
     for i, task in enumerate(adaptation.tasks):
-        values = np.array([row[i] for row in history])
+        values = np.array([row[first + i] for row in history]) * (100 if distilled else 1)
         ends = np.arange(width, len(values) + 1, width)
         means = [values[end - width : end].mean() for end in ends]
         colour, dashes = stroke(i)
@@ -73,12 +79,12 @@ def draw_entropy(adaptation: AdaptationRecord, history: Sequence[Sequence[float]
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.set_xlabel("step")
-    axes.set_ylabel("entropy (nats)")
-    entitle(
-        figure,
-        axes,
-        "How sure the merged tower became of its predictions",
-        "entropy of the softmax over each task's classes; the lower, the surer",
-    )
+    axes.set_ylabel("agreement (%)" if distilled else "entropy (nats)")
+    if distilled:
+        title = "How often the merged tower says what each task's own tower says"
+        entitle(figure, axes, title, "share of a step's images; the higher, the more alike")
+    else:
+        title = "How sure the merged tower became of its predictions"
+        entitle(figure, axes, title, "entropy of the softmax over each task's classes; the lower, the surer")
     key(figure, axes.lines)
-    return figure
+    return "agreement.png" if distilled else "entropy.png", figure

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from hfcart.clip.tensor_names import layer_and_matrix
 from hfcart.records import MergeRecord, Similarity, SourceRecord
-from hfcart.report.plots._adaptation import coefficient_grid, draw_coefficients, draw_entropy
+from hfcart.report.plots._adaptation import coefficient_grid, draw_coefficients, draw_learning
 from hfcart.report.plots._canvas import (
     Grid,
     blank,
@@ -33,7 +33,7 @@ def draw_figures(record: MergeRecord, folder: Path, history: Sequence[Sequence[f
 
     Args:
         record: the merge.
-        history: of its adaptation, a row for each step that begins with every task's entropy.
+        history: of its adaptation, a row for each step, as in results/adaptation.csv.
         folder: the output folder; the figures go to `folder/figures/`.
 
     Returns:
@@ -50,7 +50,8 @@ def draw_figures(record: MergeRecord, folder: Path, history: Sequence[Sequence[f
         if (coefficients := coefficient_grid(record)).size:
             figures["figures/coefficients.png"] = draw_coefficients(record, coefficients)
         if record.adaptation is not None and history:
-            figures["figures/entropy.png"] = draw_entropy(record.adaptation, history)
+            name, figure = draw_learning(record.adaptation, history)
+            figures[f"figures/{name}"] = figure
         for name, figure in figures.items():
             save(figure, folder / name)
     return list(figures)
