@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ _HOOK = install_import_hook(
 
 import torch  # noqa: E402
 from hints import faults, faults_in_python  # noqa: E402
-from running import ROOT, TOKEN, Commands, Run, run_commands, works_when_typed  # noqa: E402
+from running import ROOT, TOKEN, Commands, Run, ended, run_commands, works_when_typed  # noqa: E402
 from towers import write_tower  # noqa: E402
 
 from hfcart import errors  # noqa: E402
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
+# Whoever runs tests in the background ignores Ctrl-C, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What `make quick` runs: in these rooms, whatever draws no examples and, as far as its fixtures and names tell, neither
 # starts a server or a process nor merges.
@@ -101,13 +104,10 @@ def hfcart(clean_env: dict[str, str], tmp_path: Path) -> Run:
         settings["HF_HOME"] = str(tmp_path / "hf-home")
         if token:
             settings["HF_TOKEN"] = token
-        done = subprocess.run(
+        done = ended(
             [sys.executable, "-m", "hfcart", *map(str, args)],
             cwd=cwd,
             env=settings,
-            capture_output=True,
-            text=True,
-            timeout=300,
         )
         works_when_typed([str(arg) for arg in args], done)
         return done

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from running import ROOT
+from running import ROOT, ended
 from towers import write_tower
 
 GUIDE = ROOT / ".github" / "CONTRIBUTING.md"
@@ -44,8 +43,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(copy: Path, env: dict[str, str], *args: str) -> str:
     own = env | {"PYTHONPATH": str(copy), "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-m", "hfcart", *args], cwd=copy, env=own, capture_output=True, text=True, timeout=300
+    done = ended(
+        [sys.executable, "-m", "hfcart", *args],
+        cwd=copy,
+        env=own,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -6,14 +6,13 @@ import ast
 import inspect
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 import typer
-from running import HELPERS, ROOT
+from running import HELPERS, ROOT, ended
 from typer.testing import CliRunner
 
 import hfcart
@@ -138,6 +137,19 @@ def test_nothing_unsafe_is_called() -> None:
 OF_OTHERS = {"convert_to_rgb", "startingPoint", "AnnualCrop"}
 
 
+def test_no_test_waits_for_ever_for_a_process() -> None:
+    """`ended` of the helpers, or a limit; and nothing runs after a fork, where locks of other threads stay taken."""
+    for path in (path for path in (ROOT / "tests").rglob("*.py") if "bench" not in path.parts):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call):
+                given = {keyword.arg for keyword in call.keywords}
+                assert "preexec_fn" not in given, f"{path}:{call.lineno}"
+                if ast.unparse(call.func) in ("subprocess.run", "subprocess.check_output") or (
+                    isinstance(call.func, ast.Attribute) and call.func.attr == "communicate"
+                ):
+                    assert "timeout" in given, f"{path}:{call.lineno}"
+
+
 def test_what_docstrings_name_is_there() -> None:
     """`a_name`, `AName`, `a.name`, `name()` in backticks, and hfcart.room.module: each is somewhere in the package."""
     trees = [ast.parse(path.read_text()) for path in modules()]
@@ -256,7 +268,8 @@ def test_commands_in_process() -> None:
 
 
 def test_no_machine_or_registry_is_named() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tracked = ended(["git", "ls-files"], cwd=ROOT).stdout.split()
+    assert tracked
     for name in tracked:
         text = (ROOT / name).read_bytes().decode("utf-8", "replace")
         assert str(ROOT) not in text, name
@@ -266,18 +279,16 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path: Path, clean_env: dict[
     """Build it, install it alone, and render a card: `cards/` travels inside."""
     env = {k: v for k, v in clean_env.items() if k != "PYTHONPATH"}
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
-    subprocess.run(build, cwd=ROOT, env=env, check=True, capture_output=True)
+    ended(build, cwd=ROOT, env=env).check_returncode()
     (wheel,) = (tmp_path / "dist").glob("*.whl")
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, capture_output=True, env=env)
+    ended([sys.executable, "-m", "venv", str(tmp_path / "venv")], env=env).check_returncode()
     python = tmp_path / "venv" / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(pip, check=True, capture_output=True, env=env)
+    ended(pip, env=env).check_returncode()
     # The libraries come from this environment by a plain path, which runs none of its .pth files: the
     # checkout, installed there as editable, stays out of sight.
-    site = Path(subprocess.run(
-        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        check=True, capture_output=True, text=True, env=env,
-    ).stdout.strip())  # fmt: skip
+    where = ended([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], env=env)
+    site = Path(where.stdout.strip())
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     code = (
         "import hfcart, hfcart.system.cards_folder as c, hfcart.report.merge_card as card, sys\n"
@@ -290,12 +301,10 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path: Path, clean_env: dict[
         "assert card.render_card(record) == Path('m/README.md').read_text()\n"
     )
     command = [str(python), "-c", code, str(HELPERS)]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = ended(command, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     package, cards = done.stdout.split()
     assert Path(package).is_relative_to(site) and Path(cards) == site / "hfcart" / "cards"
     assert (tmp_path / "m" / "README.md").read_text().startswith("---\n")
-    version = subprocess.run(
-        [str(tmp_path / "venv" / "bin" / "hfcart"), "--version"], capture_output=True, text=True, env=os.environ
-    )
+    version = ended([str(tmp_path / "venv" / "bin" / "hfcart"), "--version"], env=os.environ)
     assert version.stdout == f"hfcart {hfcart.__version__}\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 from hfcart.errors import HfcartError
 
 _NOT_OURS = ("GRADIO_", "HF_")  # settings of the machine that must not reach it
+_LONG = 10.0  # seconds in which an app that is asked to end has ended
 
 
 def require_gradio() -> None:
@@ -45,4 +46,7 @@ def run_app(folder: Path, environment: Mapping[str, str]) -> None:
         return
     finally:
         app.terminate()
-        app.wait()
+        try:
+            app.wait(_LONG)
+        except subprocess.TimeoutExpired:
+            app.kill()

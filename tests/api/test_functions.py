@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from records import poisoned, poisoned_results
-from running import ROOT, TOKEN, Commands, Run, contents
+from running import ROOT, TOKEN, Commands, Run, contents, ended
 from three_towers import TOWERS
 
 import hfcart
@@ -72,9 +72,9 @@ MEASURED = {field.name for field in dataclasses.fields(Measurement)}
 
 
 def python(code: str, env: dict[str, str], cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    done = ended(
         [sys.executable, "-W", "error", "-W", "ignore::hfcart.errors.HfcartWarning", "-c", code, *args],
-        env=env, cwd=cwd, capture_output=True, text=True, timeout=300,
+        env=env, cwd=cwd,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
@@ -340,9 +340,8 @@ def test_mypy_passes_what_is_right_and_catches_what_is_not(tmp_path: Path) -> No
     (tmp_path / "wrong.py").write_text("import hfcart\n" + "".join(f"{line}\n" for line in WRONG))
     # A cache of its own: with other settings than the project's, both would be made anew in turn.
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={ROOT}/.mypy_cache/of-users"]
-    done = subprocess.run(
-        [*command, "user.py", "wrong.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True,
-        text=True,
+    done = ended(
+        [*command, "user.py", "wrong.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     found = [line for line in done.stdout.splitlines() if ": error: " in line]
     assert len(found) == len(WRONG), done.stdout + done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from running import TOKEN, Run
+from running import TOKEN, Run, ended
 from safetensors.torch import load_file, save_file
 from towers import TINY, weights, write_tower
 
@@ -491,5 +491,5 @@ def test_help_imports_nothing_heavy(clean_env: dict[str, str], args: list[str]) 
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'numpy', 'scipy', 'matplotlib'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=clean_env, capture_output=True, text=True)
+    done = ended([sys.executable, "-c", code], env=clean_env)
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr

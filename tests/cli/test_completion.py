@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from running import ended
 from towers import write_tower
 
 from hfcart.cli import main
@@ -118,12 +118,12 @@ def test_options_are_completed(asked: Callable[..., str]) -> None:
 def test_a_shell_that_was_installed_to(env: dict[str, str], folders: Path) -> None:
     """`hfcart --install-completion` in a bash; its script, read by another, completes."""
     install = "hfcart --install-completion && true"
-    done = subprocess.run(["bash", "--norc", "-c", install], env=env, cwd=folders, capture_output=True, text=True)
+    done = ended(["bash", "--norc", "-c", install], env=env, cwd=folders)
     assert done.returncode == 0 and "bash completion installed in" in done.stdout, done.stderr
     assert "hfcart.sh" in (folders / ".bashrc").read_text()
     ask = "COMP_WORDS=(hfcart merge --method ti); COMP_CWORD=3; _hfcart_completion hfcart; echo ${COMPREPLY[@]}"
     script = "source ~/.bash_completions/hfcart.sh; complete -p hfcart; " + ask
-    done = subprocess.run(["bash", "--norc", "-c", script], env=env, cwd=folders, capture_output=True, text=True)
+    done = ended(["bash", "--norc", "-c", script], env=env, cwd=folders)
     assert done.stdout.splitlines() == ["complete -o default -F _hfcart_completion hfcart", "ties"], done.stderr
 
 
@@ -135,5 +135,5 @@ def test_nothing_heavy_is_imported(typed: list[str], clean_env: dict[str, str], 
         f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
     env = clean_env | bash(typed)
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    done = ended([sys.executable, "-c", code], env=env, cwd=tmp_path)
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr

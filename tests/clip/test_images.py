@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 import zlib
 
@@ -12,6 +11,7 @@ import pytest
 from clips import png
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
+from running import ended
 from transformers.image_transforms import convert_to_rgb
 
 from hfcart.clip.images import MAX_PIXELS, UndecodableImage, decode
@@ -198,7 +198,7 @@ print(peak() - before)
 
 def test_a_line_of_pixels_takes_no_gigabytes(clean_env: dict[str, str]) -> None:
     """The first of them would be 13 million x 224 pixels before its middle is cut out: 12 GB."""
-    done = subprocess.run([sys.executable, "-c", LINES], env=clean_env, capture_output=True, text=True)
+    done = ended([sys.executable, "-c", LINES], env=clean_env)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 600
 

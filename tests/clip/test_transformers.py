@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from running import COMPAT
+from running import COMPAT, ended
 from towers import write_tower
 
 import hfcart
@@ -43,8 +42,9 @@ def test_loads_in_both_majors(tmp_path: Path, clean_env: dict[str, str], fields:
     results = []
     for extra in ("", f"{COMPAT}{os.pathsep}"):
         env = {**clean_env, "PYTHONPATH": extra + clean_env["PYTHONPATH"], "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", CODE, str(tmp_path / "m")], env=env, capture_output=True, text=True, timeout=120
+        done = ended(
+            [sys.executable, "-c", CODE, str(tmp_path / "m")],
+            env=env,
         )
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout.splitlines()[-1]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from card_text import blocks, first_lines
 from PIL import Image
-from running import COMPAT, TOKEN, Commands
+from running import COMPAT, TOKEN, Commands, ended
 from safetensors.torch import load_file
 from three_towers import TOWERS
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -102,13 +101,10 @@ def test_the_first_lines_and_the_snippets(
     wanted = [plain, plain, expected(clip, tmp_path / "projected"), plain]
     for release, path in (("5.", ""), ("4.57.", f"{COMPAT}{os.pathsep}")):
         env = {**clean_env, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
-        done = subprocess.run(
+        done = ended(
             [sys.executable, "-c", SNIPPETS],
             input=json.dumps(snippets),
             env={**env, "PYTHONPATH": path + env["PYTHONPATH"]},
-            capture_output=True,
-            text=True,
-            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         version, outputs = json.loads(done.stdout.splitlines()[-1])

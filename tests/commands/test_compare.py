@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from running import TOKEN, Commands, Run
+from running import LIMIT, TOKEN, Commands, Run
 from three_towers import TOWERS, with_many_images
 from towers import write_tower
 
@@ -273,7 +273,7 @@ def test_a_killed_comparison_goes_on(zoo, hfcart: Run, clean_env: dict[str, str]
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.wait(LIMIT)
     _, before = [json.loads(line) for line in journal.read_text().splitlines()]
     assert not (tmp_path / "compare").exists()
     with journal.open("a") as file:

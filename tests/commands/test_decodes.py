@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
-from running import TOKEN
+from running import TOKEN, ended
 from three_towers import TOWERS
 
 CODE = """
@@ -37,7 +36,7 @@ def test_compare_and_sweep_decode_each_image_once(zoo, clean_env: dict[str, str]
     hub, root = zoo
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf-home")}
     command = [sys.executable, "-c", CODE, ",".join(TOWERS), f"{root}/images1.yaml"]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = ended(command, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
     assert [set(each) for each in counts] == [{1}, {1}] and min(map(len, counts)) >= 8

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from running import TOKEN, Commands, Run
+from running import TOKEN, Commands, Run, ended
 from three_towers import COLOURS, TOWERS
 
 from hfcart.errors import UsageError
@@ -56,7 +55,6 @@ def test_merge_eval_push(zoo, hfcart: Run, tmp_path: Path) -> None:
 
 
 def test_two_processes_give_the_same_numbers(zoo, clean_env: dict[str, str], tmp_path: Path) -> None:
-    import subprocess
 
     hub, root = zoo
     env = clean_env | {
@@ -72,8 +70,10 @@ def test_two_processes_give_the_same_numbers(zoo, clean_env: dict[str, str], tmp
         launch += ["--multi_gpu"] * (processes > 1)  # with ACCELERATE_USE_CPU: that many processes, over gloo
         command = ["-m", "hfcart", "eval", "user/t1", "--tasks", f"{root}/images1.yaml", "--batch-size", "8"]
         command += ["--out", f"out{processes}", "--json", "--device", "cpu"]
-        done = subprocess.run(
-            [sys.executable, *launch, *command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        done = ended(
+            [sys.executable, *launch, *command],
+            cwd=tmp_path,
+            env=env,
         )
         assert done.returncode == 0, done.stderr
         assert f"{processes} processes" in done.stderr or processes == 1
@@ -101,7 +101,7 @@ def test_python_is_warned_of_what_an_evaluation_could_not_measure(zoo, clean_env
     )  # fmt: skip
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home")}
     command = [sys.executable, "-c", code, f"{root}/images1.yaml"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = ended(command, env=env)
     assert done.returncode == 0 and not done.stdout, done.stderr
     assert done.stderr.startswith("<string>:2: HfcartWarning: user/t1 is not a merge of hfcart's: only its base")
 

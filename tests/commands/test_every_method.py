@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from merging import Stop
-from running import TOKEN
+from running import TOKEN, ended
 from safetensors.torch import load_file
 from towers import TINY, weights, write_tower
 
@@ -118,7 +117,7 @@ for name in sys.argv[1:]:
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN}
     names = ["tsv_m", "ties"]
     command = [sys.executable, "-c", script, *names]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = ended(command, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     for name in names:
         check_tensors(tmp_path / name, name, dict.fromkeys(range(4), torch.float32), "split")

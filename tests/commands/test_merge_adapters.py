@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from card_text import blocks
 from fine_tuned import fine_tuned
-from running import COMPAT, ROOT, TOKEN, Commands, Run
+from running import COMPAT, ROOT, TOKEN, Commands, Run, ended
 from safetensors.torch import load_file, save_file
 from towers import weights, write_tower
 from transformers import CLIPVisionModel
@@ -230,9 +229,8 @@ def test_the_card_s_snippets_load_them_from_the_hub(
         assert [text.count("key_mapping") for text in told] == [1, 2]
         snippets = told
     env = {**clean_env, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
-    ran = subprocess.run(
+    ran = ended(
         [sys.executable, "-c", SNIPPETS], input=json.dumps(snippets), env={**env, "PYTHONPATH": path + str(ROOT)},
-        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     version, found = json.loads(ran.stdout.splitlines()[-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from devices import DEVICES
 from pretended import PRETENDED
-from running import HELPERS, TOKEN, Commands
+from running import HELPERS, TOKEN, Commands, ended
 from safetensors.torch import load_file
 from three_towers import TOWERS
 
@@ -27,10 +26,7 @@ def on_device(request: pytest.FixtureRequest, clean_env: dict[str, str], tmp_pat
             assert [each.returncode for each in done] == [0] * len(lines), done[-1].stderr
             return [(each.stdout, Counter()) for each in done]
         env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN}
-        there = subprocess.run(
-            [sys.executable, HELPERS / "pretender.py"], input=json.dumps(lines), cwd=tmp_path, env=env, text=True,
-            capture_output=True, timeout=500,
-        )  # fmt: skip
+        there = ended([sys.executable, HELPERS / "pretender.py"], input=json.dumps(lines), cwd=tmp_path, env=env)
         assert there.returncode == 0, there.stderr
         found = json.loads(there.stdout.splitlines()[-1])
         assert [code for code, *_ in found] == [0] * len(lines), "\n".join(error for *_, error, _ in found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from clips import tokenizer, write_clip, write_towers_of
 from merging import Listener, Stop
 from PIL import Image
-from running import HELPERS, ROOT, Commands, contents
+from running import HELPERS, ROOT, Commands, contents, ended
 from safetensors.torch import load_file
 from three_towers import TOWERS
 from towers import TINY
@@ -51,7 +50,7 @@ def in_open_clip(inputs: dict[str, dict[str, Any]], folder: Path, env: dict[str,
     torch.save(inputs, folder / "inputs.pt")
     command = [sys.executable, HELPERS / "open_clip_reader.py", LIBRARIES, folder / "inputs.pt", folder / "outputs.pt"]
     env = {name: value for name, value in env.items() if name != "PYTHONPATH"}
-    done = subprocess.run([*map(str, command), *inputs], env=env, capture_output=True, text=True, timeout=300)
+    done = ended([*map(str, command), *inputs], env=env)
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "outputs.pt", weights_only=True)
 
@@ -368,7 +367,7 @@ def says_which(card: str, folder: Path, env: dict[str, str]) -> None:
     before += f"make_importable(Path({str(LIBRARIES)!r}))\n"
     env = {name: value for name, value in env.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", before + snippet]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    done = ended(command, cwd=folder, env=env)
     assert done.returncode == 0, done.stderr
     scores = {label: float(score) for score, label in (line.split("% ") for line in done.stdout.splitlines())}
     assert scores.keys() == {"cat", "dog"} and abs(sum(scores.values()) - 100) <= 0.11  # each to a tenth

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import HELPERS, contents
+from running import HELPERS, LIMIT, contents, ended
 from safetensors.torch import save_file
 from towers import TINY, weights, write_tower
 
@@ -35,7 +33,7 @@ def test_kill_9_at_seeded_journal_lengths(
     hfcart.merge(sources, out=str(tmp_path / "undisturbed"), **fields)
     command = [sys.executable, str(HELPERS / "killer.py"), str(tmp_path / "m"), str(seed), str(KILLS)]
     command += [json.dumps(fields), *sources]
-    done = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=300)
+    done = ended(command, env=clean_env)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["last"] == 0
@@ -84,14 +82,12 @@ def interrupted(tmp_path: Path, env: dict[str, str], signum: int) -> tuple[int, 
     for i in (1, 2, 3):
         write_tower(tmp_path / f"t{i}", i, large)
     command = [sys.executable, "-m", "hfcart", "merge", "t1", "t2", "t3", "--out", "m", "--workers", "1"]
-    # Whoever runs these tests in the background ignores Ctrl-C, and children inherit that.
-    heeded = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "m.partial" / "journal.jsonl"
     while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
         time.sleep(0.001)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=LIMIT)
     return process.returncode, err, journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
@@ -103,7 +99,7 @@ def test_ctrl_c_leaves_a_folder_to_resume(tmp_path: Path, clean_env: dict[str, s
     assert "Traceback" not in err
     assert "Stopped. What is done so far is kept in m.partial: run the same command again to go on." in err
     command = [sys.executable, "-m", "hfcart", "merge", "t1", "t2", "t3", "--out", "m", "--workers", "2"]
-    again = subprocess.run(command, cwd=tmp_path, env=clean_env, capture_output=True, text=True, timeout=120)
+    again = ended(command, cwd=tmp_path, env=clean_env)
     assert again.returncode == 0, again.stderr
     assert "Resuming: " in again.stderr
     hfcart.merge([str(tmp_path / f"t{i}") for i in (1, 2, 3)], out=str(tmp_path / "undisturbed"))
@@ -157,16 +153,10 @@ def test_of_work_in_a_temporary_folder_nothing_is_said_to_be_kept(tmp_path: Path
 def test_a_full_disk_fails_at_the_start(tmp_path: Path, clean_env: dict[str, str]) -> None:
     for i in (1, 2):
         write_tower(tmp_path / f"t{i}", i)
-    done = subprocess.run(
-        [sys.executable, "-m", "hfcart", "merge", "t1", "t2", "--out", "m"],
-        cwd=tmp_path,
-        env=clean_env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        # The kernel refuses to grow a file beyond this, as it does on a full disk.
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
-    )
+    # The kernel refuses to grow a file beyond this, as it does on a full disk.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+    code = f"{limit}\nimport hfcart.cli\nhfcart.cli.main()"
+    done = ended([sys.executable, "-c", code, "merge", "t1", "t2", "--out", "m"], cwd=tmp_path, env=clean_env)
     assert done.returncode == 1
     assert "There is no room for m.partial" in done.stderr and "Traceback" not in done.stderr
     assert "kept" not in done.stderr
@@ -194,5 +184,5 @@ def test_two_at_once_do_not_mix(tmp_path: Path, clean_env: dict[str, str]) -> No
     assert process.stdout and process.stdout.readline() == "held\n"
     with pytest.raises(OutputError, match="Another hfcart is writing"):
         hfcart.merge([str(source)], out=str(tmp_path / "m"))
-    process.communicate("")
+    process.communicate("", timeout=LIMIT)
     hfcart.merge([str(source)], out=str(tmp_path / "m"))

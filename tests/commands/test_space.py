@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from browser import tab
 from clips import image
 from knowing import serve_knowing
 from playwright.sync_api import Browser, Page, expect
-from running import HELPERS, ROOT, TOKEN, Commands, Run, contents, run_commands
+from running import HELPERS, LIMIT, ROOT, TOKEN, Commands, Run, contents, ended, run_commands
 from safetensors.torch import load_file
 
 from hfcart.commands import space
@@ -189,7 +190,7 @@ def test_its_numbers_are_those_of_an_evaluation(made: tuple[EmbeddedHub, Path], 
     """The same head and features, to 1e-5: of the merge in each of its forms, of the average and of the base."""
     hub, root = made
     command = [sys.executable, "-c", CHECK, str(root), "merged", "projected", "whole"]
-    done = subprocess.run(command, env=settings(hub, root, clean_env), capture_output=True, text=True, timeout=200)
+    done = ended(command, env=settings(hub, root, clean_env))
     assert done.returncode == 0, done.stderr[-3000:]
     worst, best = json.loads(done.stdout.splitlines()[-1])
     assert worst < 1e-5
@@ -215,7 +216,7 @@ def test_in_a_browser_the_right_bar_is_longest(
     env = settings(hub, root, clean_env) | {"HF_TOKEN": "hf_of_the_machine"}
     with (
         tab(browser) as (page, elsewhere),
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as app,
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, start_new_session=True, text=True) as app,
     ):
         try:
             address = next(found[0] for line in app.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
@@ -227,7 +228,7 @@ def test_in_a_browser_the_right_bar_is_longest(
             for i, title in enumerate(("user/merged", "the average of the 3 towers", "its base, user/clip")):
                 bars = page.locator(f"#bars-{i}")
                 expect(bars).to_contain_text(title)
-                expect(bars.locator("meter")).to_have_count(4, timeout=30_000)
+                expect(bars.locator("meter")).to_have_count(4)
             lengths = lengths_of(page)
             assert max(lengths, key=lengths.__getitem__) == "blue" and lengths["blue"] > 2 * lengths["red"] > 0
             assert sorted(lengths) == sorted(WORDS)
@@ -240,9 +241,10 @@ def test_in_a_browser_the_right_bar_is_longest(
             page.get_by_role("button", name="Compare").click()
             expect(page.get_by_text("Type two labels or more")).to_be_visible()
             assert elsewhere == []
+            app.send_signal(signal.SIGINT)
+            assert app.wait(LIMIT) == 0
         finally:
-            app.send_signal(2)
-        assert app.wait(20) == 0
+            os.killpg(app.pid, signal.SIGKILL)
     assert not [request for request in hub.requests if "hf_of_the_machine" in request.path]
 
 

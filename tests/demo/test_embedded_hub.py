@@ -16,6 +16,7 @@ from textwrap import dedent
 from urllib.parse import urlsplit
 
 import pytest
+from running import LIMIT, ended
 from towers import write_tower
 
 from hfcart.demo.embedded_hub.hub import EmbeddedHub, Request
@@ -71,7 +72,7 @@ def client(hub, tmp_path, capfd):
             **env,
         }
         code = f"{prelude}\n{dedent(script)}\nprint(json.dumps(out))\n"
-        done = subprocess.run([sys.executable, "-c", code], env=settings, cwd=tmp_path, capture_output=True, text=True)
+        done = ended([sys.executable, "-c", code], env=settings, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in capfd.readouterr().err, "the server failed"
         return json.loads(done.stdout.splitlines()[-1])
@@ -163,7 +164,9 @@ def test_listing_trees_refs_and_commits(hub, client):
     assert out["last"]["deep/er/1.txt"] == out["last"]["top.bin"] == first
     digest = sha256(WEIGHTS).hexdigest()
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(WEIGHTS)}\n".encode()
-    git = subprocess.run(["git", "hash-object", "--stdin"], input=pointer, capture_output=True, check=True)
+    git = subprocess.run(
+        ["git", "hash-object", "--stdin"], input=pointer, capture_output=True, check=True, timeout=LIMIT
+    )
     assert out["paths"] == [digest, len(WEIGHTS), git.stdout.decode().strip(), "deep"]
     proposed = hub.head("user/tree", "refs/pr/1")
     assert out["refs"] == {"refs/heads/main": second, "refs/tags/v1": first, "refs/pr/1": proposed}

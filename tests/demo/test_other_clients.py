@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ROOT, TOKEN
+from running import ROOT, TOKEN, ended
 from safetensors.torch import load
 from towers import write_tower
 
@@ -52,7 +51,7 @@ def hf(hub: EmbeddedHub, clean_env: dict[str, str], tmp_path: Path) -> Hf:
 
     def run(*args: str | Path, fails: str = "") -> str:
         command = [Path(sys.executable).with_name("hf"), *map(str, args)]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+        done = ended(command, cwd=tmp_path, env=env)
         assert (fails in done.stderr + done.stdout) if fails else done.returncode == 0, done.stderr + done.stdout
         assert bool(done.returncode) == bool(fails)
         return done.stdout
@@ -129,7 +128,7 @@ def test_the_javascript_client(hub: EmbeddedHub, tmp_path: Path) -> None:
     shutil.copy(NPM / "calls.mjs", tmp_path)
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
     env["TMPDIR"] = str(tmp_path)
-    done = subprocess.run(["node", "calls.mjs"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = ended(["node", "calls.mjs"], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout.splitlines()[-1])  # the client prints what it downloads
     weights = hub.files("user/read")["model.safetensors"]

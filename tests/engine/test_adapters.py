@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from clips import write_clip
 from merging import MATRIX, merged, raw
-from running import COMPAT, HELPERS
+from running import COMPAT, HELPERS, ended
 from safetensors.torch import load_file
 from towers import TINY, weights, write_tower
 
@@ -163,9 +162,9 @@ def test_peft_loads_switches_and_merges_them(
     assert record.model_class == form
     path = f"{COMPAT}{os.pathsep}" if release == "4.57." else ""
     env = {**clean_env, "PYTHONPATH": path + clean_env["PYTHONPATH"], "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    done = ended(
         [sys.executable, str(HELPERS / "adapted.py"), str(tmp_path / "m"), *sources],
-        env=env, capture_output=True, text=True, timeout=120,
+        env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from merging import Listener, merged, raw
 from plans import fetched_plan
+from running import LIMIT
 from safetensors.torch import load_file, save_file
 from towers import TINY, config, weights, write_tower
 
@@ -104,7 +105,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, clean_env: dict[str
         sources = [str(write_tower(folder / f"t{i}", i, sizes)) for i in (1, 2, 3)]
         command = [sys.executable, "-m", "hfcart", "merge", *sources, "--out", str(folder / "m"), "--quiet"]
         process = subprocess.Popen([sys.executable, "-c", WAIT, *command], env=clean_env, stdout=subprocess.PIPE)
-        out, _ = process.communicate(timeout=300)
+        out, _ = process.communicate(timeout=LIMIT)
         assert process.returncode == 0
         peaks.append(int(out.split()[-1]) * 1024)
         shutil.rmtree(folder)

@@ -5,12 +5,12 @@ What the host waits for on a device is counted in test_devices.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from math import prod
 from pathlib import Path
 
 import pytest
+from running import ended
 from towers import TINY, shapes, write_tower
 from work import counted
 
@@ -68,5 +68,5 @@ def test_temporaries_take_no_fresh_pages(tmp_path: Path, clean_env: dict[str, st
             write_tower(tmp_path / name / f"t{i}", i, sizes)
     read = sum(path.stat().st_size for path in (tmp_path / "second").rglob("*.safetensors"))
     command = [sys.executable, "-c", FAULTS, str(tmp_path / "first"), str(tmp_path / "second")]
-    done = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=300, check=True)
+    done = ended(command, env=clean_env)
     assert int(done.stdout.split()[-1]) < read / 4096

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from running import LIMIT
+
 _RUN = """
 import sys, nbformat
 from nbclient import NotebookClient
@@ -27,7 +29,7 @@ def execute(path: Path, env: Mapping[str, str]) -> None:
         subprocess.CalledProcessError: a cell failed; its traceback is on stderr.
     """
     own = {**env, **dict.fromkeys(_PLACES, str(path.parent / ".jupyter"))}
-    subprocess.run([sys.executable, "-c", _RUN, path.name], cwd=path.parent, env=own, check=True, timeout=550)
+    subprocess.run([sys.executable, "-c", _RUN, path.name], cwd=path.parent, env=own, check=True, timeout=LIMIT)
 
 
 def code_cells(path: Path) -> list[dict[str, Any]]:

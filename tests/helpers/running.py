@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from hints import command_of, commands_in, faults
 
@@ -16,6 +21,7 @@ COMPAT = ROOT / ".compat"  # the last release of transformers 4, where `make tes
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Commands = Callable[..., list[subprocess.CompletedProcess[str]]]
 TOKEN = "hf_user_secret"
+LIMIT = 600.0  # seconds after which a process of a test hangs, however busy the machine
 _RUNNER = """
 import json, sys
 from typer.testing import CliRunner
@@ -25,14 +31,40 @@ print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
 """
 
 
+def ended(command: Sequence[str | Path], *, input: str = "", **settings: Any) -> subprocess.CompletedProcess[str]:
+    """A command that has ended, and what it printed: into files, so that nothing it leaves behind is waited for.
+
+    Args:
+        command: killed with its group of processes if it does not end.
+        input: what it reads.
+        settings: for subprocess.Popen.
+    """
+    with ExitStack() as files:
+        given, *printed = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3)]
+        given.write(input)
+        given.seek(0)
+        process = subprocess.Popen(
+            command, stdin=given, stdout=printed[0], stderr=printed[1], start_new_session=True, **settings
+        )
+        try:
+            process.wait(LIMIT)
+        finally:
+            hangs = process.poll() is None
+            if hangs:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(LIMIT)
+            for file in printed:
+                file.seek(0)
+            done = subprocess.CompletedProcess(command, process.returncode, *(file.read() for file in printed))
+            assert not hangs, f"It did not end in {LIMIT:g} s: {done}"
+        return done
+
+
 def run_commands(
     lines: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str]
 ) -> list[subprocess.CompletedProcess[str]]:
     """Several commands one after another in one process."""
-    done = subprocess.run(
-        [sys.executable, "-c", _RUNNER], input=json.dumps(lines), cwd=cwd, env=env, capture_output=True, text=True,
-        timeout=500,
-    )  # fmt: skip
+    done = ended([sys.executable, "-c", _RUNNER], input=json.dumps(lines), cwd=cwd, env=env)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     all_done = [subprocess.CompletedProcess(line, *each) for line, each in zip(lines, found, strict=True)]

@@ -62,7 +62,6 @@ def put_in_place(fault: str | None, patch: pytest.MonkeyPatch) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background ignores Ctrl-C
     for line in sys.stdin:
         case, error, notes = json.loads(line), None, Notes()
         with pytest.MonkeyPatch.context() as patch:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from running import ended
 from torch.distributed import TCPStore
 
 from hfcart.system.processes import Team
@@ -43,16 +44,10 @@ def in_team(number: int, lead: Callable[[Team], Result]) -> list[Result]:
 
 
 def launched(
-    number: int, args: Sequence[str], cwd: Path, env: Mapping[str, str], *, plain: bool = False, timeout: float = 300
+    number: int, args: Sequence[str], cwd: Path, env: Mapping[str, str], *, plain: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` (or torchrun, if `plain`, which starts faster) of so many processes on the CPU, with gloo.
-
-    In a group of processes of their own, so that one of them may kill all.
-    """
+    """`accelerate launch` (or torchrun, if `plain`, which starts faster) of so many processes on the CPU, with gloo."""
     command = [*_ACCELERATE, "--num_processes", str(number), *["--multi_gpu"] * (number > 1)]
     if plain:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-    return subprocess.run(
-        [sys.executable, *command, *args], cwd=cwd, env={**env, "ACCELERATE_USE_CPU": "true"}, capture_output=True,
-        text=True, timeout=timeout, start_new_session=True,
-    )  # fmt: skip
+    return ended([sys.executable, *command, *args], cwd=cwd, env={**env, "ACCELERATE_USE_CPU": "true"})

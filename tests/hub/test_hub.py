@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import httpx
-from running import ROOT
+from running import ROOT, ended
 
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import UsageError
@@ -87,7 +86,7 @@ class Client:
         }
         code = PREAMBLE + textwrap.dedent(script) + "\nprint(json.dumps([out, notes]))\n"
         command = [sys.executable, "-W", "error", "-c", code]
-        done = subprocess.run(command, env=settings, cwd=self.folder, capture_output=True, text=True)
+        done = ended(command, env=settings, cwd=self.folder)
         assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
         assert not [token for token in TOKENS if token in done.stdout]
         return Ran(*json.loads(done.stdout))

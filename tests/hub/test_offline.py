@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from clips import write_clip, write_images
-from running import TOKEN, Commands
+from running import TOKEN, Commands, ended
 from transformers import CLIPModel
 
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
@@ -108,9 +106,12 @@ def test_what_is_not_there_is_named(hub: EmbeddedHub, world: dict[str, str], com
     assert all("Traceback" not in text for text in said)
 
 
-def without_rights() -> None:
-    """Root may write whatever the mode says, but for this: prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE)."""
-    ctypes.CDLL(None).prctl(24, 1)
+# Root may write whatever the mode says, but for this: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE, for the program run next.
+WITHOUT_RIGHTS = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(24, 1)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="rights of root are taken away in Linux's way")
@@ -122,8 +123,9 @@ def test_what_hf_download_left_is_enough_and_need_not_be_writable(
     hf = str(Path(sys.executable).with_name("hf"))
     for name in ("t1", "t2"):
         repo, _, commit = world[name].partition("@")
-        done = subprocess.run(
-            [hf, "download", repo, "--revision", commit, "-q"], env=env, capture_output=True, text=True
+        done = ended(
+            [hf, "download", repo, "--revision", commit, "-q"],
+            env=env,
         )
         assert done.returncode == 0, done.stderr
     hub.clear()
@@ -145,23 +147,21 @@ print(json.dumps([hub.read_small(hub.resolve(towers[1]), "config.json").decode()
 """
 
     def run(out: str, **more: str) -> list:
-        command = [sys.executable, "-c", code, out]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=env | more, capture_output=True, text=True, preexec_fn=without_rights
-        )
+        command = [sys.executable, "-c", WITHOUT_RIGHTS, "-c", code, out]
+        done = ended(command, cwd=tmp_path, env=env | more)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     try:
-        subprocess.run(["chmod", "-R", "a-w", home], check=True)
+        ended(["chmod", "-R", "a-w", home])
         assert run("m", HF_HUB_OFFLINE="1")[1] == [] and not hub.requests
-        subprocess.run(["chmod", "-R", "u+w", home], check=True)
+        ended(["chmod", "-R", "u+w", home])
         good = spoilt.read_bytes()
         spoilt.write_bytes(good[:-1] + b" ")
-        subprocess.run(["chmod", "-R", "a-w", home], check=True)
+        ended(["chmod", "-R", "a-w", home])
         config, notes = run("n")  # the spoilt file can neither be dropped nor replaced: a good one serves this run
         assert config.encode() == good and spoilt.read_bytes() != good
         assert "config.json of user/t2 is kept for this run only" in " ".join(notes)
     finally:
-        subprocess.run(["chmod", "-R", "u+w", home], check=True)
+        ended(["chmod", "-R", "u+w", home])
     assert kept(tmp_path / "m") == kept(tmp_path / "n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from clips import image
-from running import COMPAT, ROOT, TOKEN, run_commands
+from running import COMPAT, ROOT, TOKEN, ended, run_commands
 from three_towers import COLOURS, TOWERS, card
 
 from hfcart.clip.forward import pooled
@@ -98,7 +97,7 @@ def run(snippet: str, code: str, published: Published, first: Path | None = None
     after = f"import json\nfrom PIL import Image\nlabels, template = {COLOURS!r}, {TEMPLATE!r}\n"
     after += "images = [Image.open(f'{i}.png') for i in range(4)]\ntexts = [template.format(l) for l in labels]\n"
     command = [sys.executable, "-c", before + shown + after + code]
-    done = subprocess.run(command, cwd=published.folder, env=env, capture_output=True, text=True, timeout=300)
+    done = ended(command, cwd=published.folder, env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

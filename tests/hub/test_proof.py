@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from running import TOKEN, Run
+from running import TOKEN, Run, ended
 from towers import write_tower
 
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
@@ -46,7 +45,7 @@ def script(hub: EmbeddedHub | str, env: dict[str, str], home: Path, text: str, *
     url = hub if isinstance(hub, str) else hub.url
     code = f"{PREAMBLE}{textwrap.dedent(text)}\nprint(json.dumps(out | {{'notes': notes}}))"
     settings = env | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_TOKEN": TOKEN} | more
-    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=300)
+    done = ended([sys.executable, "-c", code], env=settings)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

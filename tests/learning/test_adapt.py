@@ -22,7 +22,7 @@ from clips import write_images
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from running import TOKEN, Commands, Run
+from running import LIMIT, TOKEN, Commands, Run, ended
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from three_towers import COLOURS, TOWERS
@@ -548,17 +548,17 @@ def test_a_killed_adaptation_goes_on_and_ends_with_the_same_bytes(
         return subprocess.Popen([*command, "--out", out], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
 
     undisturbed = start("undisturbed")
-    said = undisturbed.communicate()[1]
+    said = undisturbed.communicate(timeout=LIMIT)[1]
     assert undisturbed.returncode == 0, said
     killed = start("killed")
     checkpoints = tmp_path / "killed.partial" / "adaptation.partial" / "checkpoints"
     while killed.poll() is None and not any(checkpoints.glob("*.json")):
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.communicate(timeout=LIMIT)
     assert not (tmp_path / "killed").exists()
     resumed = start("killed")
-    said = resumed.communicate()[1]
+    said = resumed.communicate(timeout=LIMIT)[1]
     assert resumed.returncode == 0 and "of 40 steps done already" in said, said
     for name in ("model.safetensors", "recipe.yaml", "results/adaptation.csv", "figures/coefficients.png"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
@@ -572,9 +572,8 @@ def test_two_processes_agree_with_one(zoo, clean_env: dict[str, str], tmp_path: 
     options = ["merge", *TOWERS, "--adapt", tasks, "--rank", "0.25", *OPTIONS, "--eval", f"{root}/images1.yaml"]
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hfcart"]
     for out, command in (("one", [sys.executable, "-m", "hfcart"]), ("two", two)):
-        done = subprocess.run(
+        done = ended(
             [*command, *options, "--out", out], cwd=tmp_path, env=env | {"ACCELERATE_USE_CPU": "true"},
-            capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Merged 3 towers") == 1

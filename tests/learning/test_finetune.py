@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -17,7 +16,7 @@ import pytest
 import torch
 import yaml
 from clips import image, parquet, png, tokenizer, write_clip, write_images
-from running import HELPERS, Run
+from running import HELPERS, Run, ended
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
@@ -63,7 +62,7 @@ class World:
         path = self.root / "jobs.json"
         path.write_text(json.dumps(listed))
         command = [sys.executable, str(HELPERS / "finetuner.py"), str(path)]
-        done = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=300)
+        done = ended(command, cwd=self.root, env=self.env)
         assert done.returncode == 0, done.stderr
         self.results |= dict(zip(jobs, json.loads(done.stdout), strict=True))
 
@@ -662,7 +661,7 @@ def test_two_processes_agree_with_one(world: World) -> None:
     (world.root / "two.py").write_text(code)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "two.py"]
     env = {**world.env, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, cwd=world.root, env=env, capture_output=True, text=True, timeout=300)
+    done = ended(launch, cwd=world.root, env=env)
     assert done.returncode == 0, done.stderr
     assert world.record("two")["method"]["processes"] == 2
     assert world.losses("two") == pytest.approx(world.losses("one"), rel=1e-4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import torch
 from clips import parquet, write_images
 from PIL import Image
-from running import TOKEN, Commands
+from running import TOKEN, Commands, ended
 from safetensors.torch import load_file
 from three_towers import COLOURS, TOWERS, card, prompted
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVisionModel
@@ -177,8 +176,10 @@ fields = {"sources": sys.argv[2:], "method": "consensus", "tasks": sys.argv[1], 
 merge_folder(make({**fields, "scale": 0.5, "out": "m"}), Fatal())
 """
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN}
-    killed = subprocess.run(
-        [sys.executable, "-c", script, tasks, *TOWERS], cwd=tmp_path, env=env, capture_output=True, text=True
+    killed = ended(
+        [sys.executable, "-c", script, tasks, *TOWERS],
+        cwd=tmp_path,
+        env=env,
     )
     assert killed.returncode == -9, killed.stderr
     journal = tmp_path / "m.partial" / "choosing" / "counts.jsonl"

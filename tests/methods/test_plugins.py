@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ROOT
+from running import ROOT, ended
 from three_towers import TOWERS
 from towers import write_tower
 
@@ -66,16 +66,14 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, clean_env: dict[str, str]) -
         (root / "plugin" / name).write_text(text)
     for source in (ROOT, root / "plugin"):
         build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(root / "dist")]
-        subprocess.run(build, cwd=source, env=env, check=True, capture_output=True)
-    subprocess.run([sys.executable, "-m", "venv", str(root / "venv")], check=True, capture_output=True, env=env)
+        ended(build, cwd=source, env=env).check_returncode()
+    ended([sys.executable, "-m", "venv", str(root / "venv")], env=env).check_returncode()
     python = root / "venv" / "bin" / "python"
     wheels = sorted(map(str, (root / "dist").glob("*.whl")))
     pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", *wheels]
-    subprocess.run(pip, check=True, capture_output=True, env=env)
+    ended(pip, env=env).check_returncode()
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = subprocess.run(
-        [str(python), "-c", where], check=True, capture_output=True, text=True, env=env
-    ).stdout.strip()
+    site = ended([str(python), "-c", where], env=env).stdout.strip()
     (Path(site) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python, env
 
@@ -90,8 +88,10 @@ def test_it_is_used_as_if_it_were_hfcarts_own(
     env = env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
 
     def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [str(python), "-m", "hfcart", *args], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        done = ended(
+            [str(python), "-m", "hfcart", *args],
+            cwd=tmp_path,
+            env=env,
         )
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
         return done

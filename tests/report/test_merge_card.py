@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -39,7 +38,7 @@ from records import (
     poisoned_results,
     published,
 )
-from running import ROOT
+from running import ROOT, ended
 from towers import TINY, write_tower
 
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
@@ -55,14 +54,7 @@ from hfcart.system.cards_folder import cards_dir
 
 def run(code: str, *args: str, cwd: Path | None = None, **env: str) -> str:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHONPATH"))}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args],
-        cwd=cwd or ROOT,
-        env={**clean, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = ended([sys.executable, "-c", code, *args], cwd=cwd or ROOT, env={**clean, "OMP_NUM_THREADS": "1", **env})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -243,7 +235,7 @@ def test_recipe_and_hashes_can_be_used_as_they_stand(tmp_path):
     text = render_card(record, repo="user/merged")
     assert yaml.safe_load(block(text, "yaml")) == record.recipe
     (tmp_path / "recipe.yaml").write_bytes(b"recipe")
-    subprocess.run(["sha256sum", "-c", "-"], cwd=tmp_path, input=block(text, "text").encode(), check=True)
+    ended(["sha256sum", "-c", "-"], cwd=tmp_path, input=block(text, "text")).check_returncode()
     assert block(text, "bash").splitlines() == [
         "pip install hfcart",
         "hf download user/merged recipe.yaml --local-dir .",

@@ -28,7 +28,7 @@ from records import (
     poisoned_results,
     published,
 )
-from running import ROOT
+from running import LIMIT, ROOT, ended
 from towers import TINY
 
 from hfcart.records import (
@@ -133,9 +133,7 @@ def test_same_record_same_bytes_whatever_the_users_settings(tmp_path):
         "font.size: 20\nfont.family: serif\naxes.facecolor: black\nsavefig.dpi: 30\nimage.cmap: jet\nbackend: tkagg\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LANG": "de_DE.UTF-8"}
-    done = subprocess.run(
-        [sys.executable, "-c", DRAW], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
+    done = ended([sys.executable, "-c", DRAW], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == here
 
@@ -467,6 +465,6 @@ def test_a_broken_list_of_fonts_is_not_told_of(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], input=pickle.dumps(make_record()), capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=LIMIT,
     )  # fmt: skip
     assert "similarity.png" in done.stdout.decode() and done.stderr == b""

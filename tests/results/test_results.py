@@ -8,7 +8,6 @@ import io
 import json
 import math
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 import yaml
 from card_text import metadata_of
 from records import make_result, make_results, published
-from running import TOKEN, Run
+from running import TOKEN, Run, ended
 from towers import write_tower
 
 import hfcart as package
@@ -576,7 +575,7 @@ class Site:
     def python(self, code: str, *args: str) -> object:
         settings = {**self.env, "HF_ENDPOINT": self.hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(self.folder / "home")}
         command = [sys.executable, "-W", "error", "-c", code, *args]
-        done = subprocess.run(command, cwd=self.folder, env=settings, capture_output=True, text=True)
+        done = ended(command, cwd=self.folder, env=settings)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from merging import merged
-from running import HELPERS, ROOT
+from running import HELPERS, ROOT, ended
 
 import hfcart
 
@@ -23,7 +22,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("`make .open-clip/.ready` installs open_clip.")
     folder = tmp_path_factory.mktemp("open_clip")
     command = [sys.executable, str(HELPERS / "open_clip_writer.py"), str(LIBRARIES), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = ended(command)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import HELPERS, TOKEN, contents
+from running import HELPERS, TOKEN, contents, ended
 from three_towers import TOWERS
 from towers import write_tower
 
@@ -107,7 +106,7 @@ def test_killed_twice_while_writing_and_the_same_in_the_end(
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
     script = [sys.executable, str(HELPERS / "tearer.py"), "jobs.json"]
-    done = subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+    done = ended(script, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     attempts = iter(json.loads(done.stdout))
     for name, (kind, _) in work.items():

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from running import LIMIT, ended
 
 from hfcart.clip.images import MAX_PIXELS, UndecodableImage, decode
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
@@ -114,9 +115,9 @@ class Bench:
         return self.hub.commit(name, files, repo_type="dataset")
 
     def run(self, script: str) -> dict[str, Any]:
-        done = subprocess.run(
+        done = ended(
             [sys.executable, "-W", "error", "-c", f"{PREAMBLE}\n{script}\njson.dump(out, sys.stdout)"],
-            env=self.env, capture_output=True, text=True, timeout=120,
+            env=self.env,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stderr == "", "the client's own bars and warnings do not show"
@@ -393,7 +394,7 @@ refused("texts", lambda: draft_card("user/texts"))
         "mit",
         True,
     )
-    assert card.classnames == tuple(names) and card.templates == ("a photo of a {}.",)
+    assert card.classnames == tuple(names) and card.templates == ("a photo of a {}.")
     assert (card.dataset.test_split, card.dataset.train_split) == ("validation", "train")
     assert text.count("# check") >= 3
     assert (
@@ -506,7 +507,9 @@ def test_exif_orientation_is_applied_and_broken_exif_is_not_the_image_s_fault(cl
     broken = good[: at + 4] + b"\xff\xff\xff\x7f" + good[at + 8 :]
     # In a process of its own: here pytest's filters, which make warnings errors, lie over the module's.
     script = "import sys; from hfcart.clip.images import decode; print(decode(sys.stdin.buffer.read()).size)"
-    done = subprocess.run([sys.executable, "-c", script], input=broken, capture_output=True, env=clean_env, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=broken, capture_output=True, env=clean_env, check=True, timeout=LIMIT
+    )
     assert (done.stdout, done.stderr) == (b"(8, 4)\n", b"")
 
 
