@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Thread, current_thread
 from typing import ParamSpec, Protocol, TypeVar
@@ -23,6 +23,7 @@ from hfcart.engine.reading import GroupReader
 from hfcart.progress import Progress
 from hfcart.system.allocator import freed_blocks_kept
 from hfcart.system.device import full_float32, one_blas_thread
+from hfcart.system.threads import all_done
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -143,8 +144,7 @@ def driving(device: torch.device) -> Iterator[Drive]:
 
 
 def _finish_all(jobs: list[Future[None]], pool: ThreadPoolExecutor) -> None:
-    wait(jobs, return_when=FIRST_EXCEPTION)
-    if any(job.done() and not job.cancelled() and job.exception() for job in jobs):
+    if not all_done(jobs):
         pool.shutdown(wait=True, cancel_futures=True)
     for job in jobs:  # in output order: the same input fails with the same message, whoever was faster
         if not job.cancelled():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from hfcart.system.processes import on_this_machine
@@ -25,17 +25,30 @@ def in_parallel(
         stop: set at the first failure, for work that looks at it.
     """
     pool = ThreadPoolExecutor(8)
-    jobs = [pool.submit(work, item) for item in items]
+    jobs: list[Future[Result]] = []
     try:
-        if not wait(jobs, return_when=FIRST_EXCEPTION).not_done:
+        for item in items:
+            jobs.append(pool.submit(work, item))
+        if all_done(jobs):
             return [job.result() for job in jobs]
     finally:
-        if stop is not None and not all(job.done() for job in jobs):
+        if stop is not None and not (len(jobs) == len(items) and all(job.done() for job in jobs)):
             stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
     # Those that were at work have ended: the first in order, whoever was faster, but for those that only gave up.
     errors = [job.exception() for job in jobs if not job.cancelled()]
     raise next(error for error in errors if error is not None and not isinstance(error, CancelledError))
+
+
+def all_done(jobs: Collection[Future[Result]]) -> bool:
+    """Wait until all of these are done, or one has failed. Returns whether all are done.
+
+    It looks up every second: a signal that comes while a thread falls asleep is heeded only when it wakes.
+    """
+    while True:
+        done, left = wait(jobs, timeout=1.0, return_when=FIRST_EXCEPTION)
+        if not left or any(not job.cancelled() and job.exception() for job in done):
+            return not left
 
 
 def default_workers() -> int:

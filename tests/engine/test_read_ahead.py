@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,6 +166,27 @@ def test_a_worker_at_whose_start_ctrl_c_comes_is_waited_for(monkeypatch: pytest.
     assert done == ["g0"]
 
 
+def test_ctrl_c_that_wakes_nobody_stops_a_merge() -> None:
+    """As one is that comes while the main thread falls asleep: here a worker gets it."""
+    left, heard = threading.Event(), []
+
+    @contextmanager
+    def ahead(*_: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            left.set()
+
+    def work(group: Group) -> None:
+        signal.raise_signal(signal.SIGINT)
+        heard.append(left.wait(60))
+
+    reader: Any = SimpleNamespace(largest_bytes=1 << 20, bytes_read=lambda _: 1, ahead=ahead)
+    with pytest.raises(KeyboardInterrupt), workers(1, CPU, reader, Progress()) as pool:
+        pool.each("Merging", groups(3), [], work)
+    assert heard == [True]
+
+
 @pytest.fixture
 def towers(tmp_path: Path) -> list[Path]:
     return [write_tower(tmp_path / f"t{i}", i) for i in (1, 2, 3)]
@@ -284,7 +305,7 @@ def test_while_the_algebra_is_held_requests_come_up_to_the_bound_and_no_further(
     assert 2 < len(some) < len(order)  # two are at work
     streamer.begin("m", "held")
     until(lambda: len(streamer.names()) >= 3 * len(some))
-    streamer.process.send_signal(signal.SIGUSR1)
+    (tmp_path / "go").touch()
     ended = streamer.end()
     assert ended["error"] is None and ended["threads"] == []
     asked = streamer.names()
@@ -345,7 +366,7 @@ def test_ctrl_c_ends_all_of_it(streamer: Streamer, tmp_path: Path) -> None:
     streamer.begin("m", "held")
     until(lambda: len(streamer.names()) >= 40)
     streamer.process.send_signal(signal.SIGINT)
-    streamer.process.send_signal(signal.SIGUSR1)
+    (tmp_path / "go").touch()  # not a second signal: another thread may get it, and nobody would look
     ended = streamer.end()
     assert ended["error"] == ["KeyboardInterrupt", "", ""] and ended["threads"] == []
     kept = journal(tmp_path / "m.partial")

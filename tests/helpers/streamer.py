@@ -1,8 +1,8 @@
 """Merges over the network, one after another in one process; it prints how each ended, as JSON.
 
-Each line of stdin is a case: {"sources", "out", "fault"}. Faults: "held", the algebra waits for SIGUSR1; "algebra", it
-fails at the third group; "disk", there is no room for the ninth tensor. "reading" and "ready" are printed too: what is
-merged next, and that a fault is in place.
+Each line of stdin is a case: {"sources", "out", "fault"}. Faults: "held", the algebra waits until there is a file
+`go` in the working folder; "algebra", it fails at the third group; "disk", there is no room for the ninth tensor.
+"ready" is printed too, once a fault is in place.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import errno
 import itertools
 import json
 import os
-import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ class Notes(Progress):
 
 
 def put_in_place(fault: str | None, patch: pytest.MonkeyPatch) -> None:
-    go, calls, merged, write = threading.Event(), itertools.count(1), GroupRules.merged, os.pwrite
+    calls, merged, write = itertools.count(1), GroupRules.merged, os.pwrite
 
     def held(*arguments: Any) -> Any:
-        go.wait()
+        while not Path("go").exists():
+            time.sleep(0.01)
         return merged(*arguments)
 
     def failing(*arguments: Any) -> Any:
@@ -53,7 +54,6 @@ def put_in_place(fault: str | None, patch: pytest.MonkeyPatch) -> None:
         return write(descriptor, data, at)
 
     if fault == "held":
-        signal.signal(signal.SIGUSR1, lambda *_: go.set())
         patch.setattr(GroupRules, "merged", held)
     elif fault == "algebra":
         patch.setattr(GroupRules, "merged", failing)

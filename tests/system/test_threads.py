@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import signal
 import threading
 from concurrent.futures import CancelledError
 
@@ -37,3 +39,17 @@ def test_who_only_gave_up_because_another_failed_is_not_told() -> None:
 
     with pytest.raises(ValueError, match="1"):
         in_parallel(work, range(2), stop)
+
+
+def test_ctrl_c_that_wakes_nobody_is_heeded() -> None:
+    """As one is that comes while the main thread falls asleep: here another thread gets it."""
+    stop, heard = threading.Event(), queue.Queue()
+
+    def work(item: int) -> None:
+        if item == 0:
+            signal.raise_signal(signal.SIGINT)
+        heard.put(stop.wait(60))
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parallel(work, range(2), stop)
+    assert heard.get(timeout=60)
