@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -244,7 +245,8 @@ def test_in_a_browser_the_right_bar_is_longest(
             app.send_signal(signal.SIGINT)
             assert app.wait(LIMIT) == 0
         finally:
-            os.killpg(app.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(app.pid, signal.SIGKILL)
     assert not [request for request in hub.requests if "hf_of_the_machine" in request.path]
 
 
