@@ -1,12 +1,13 @@
-"""However many towers a command measures, it decodes each image once."""
+"""However many towers a command measures, it decodes each image once, and takes each matrix apart once."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
-from running import TOKEN, ended
+from running import HELPERS, TOKEN, ended
 from three_towers import TOWERS
 
 CODE = """
@@ -14,6 +15,7 @@ import hashlib, json, sys
 from collections import Counter
 import hfcart
 from hfcart.zero_shot import scoring
+from work import counted
 
 seen = Counter()
 decode = scoring.decode
@@ -24,19 +26,27 @@ def counting(data):
 
 scoring.decode = counting
 towers, task = sys.argv[1].split(","), sys.argv[2]
-hfcart.sweep(towers, task, rank=[0.1, 0.3], scale=[1, 2.0], limit=20, out="swept")
+work = []
+for i, (ranks, scales) in enumerate([([0.3], [1.0]), ([0.1, 0.2, 0.3], [1.0, 2.0])]):
+    seen.clear()
+    with counted() as done:
+        hfcart.sweep(towers, task, rank=ranks, scale=scales, limit=20, out=f"swept{i}")
+    work.append([done["decompositions"], done["read"]])
 found = [list(seen.values())]
 seen.clear()
 hfcart.compare(towers, task, methods=["cart,average,tsv_m"], limit=20, out="compared", references="none")
-print(json.dumps([*found, list(seen.values())]))
+print(json.dumps([work, *found, list(seen.values())]))
 """
 
 
 def test_compare_and_sweep_decode_each_image_once(zoo, clean_env: dict[str, str], tmp_path: Path) -> None:
     hub, root = zoo
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf-home")}
+    env["PYTHONPATH"] += f"{os.pathsep}{HELPERS}"
     command = [sys.executable, "-c", CODE, ",".join(TOWERS), f"{root}/images1.yaml"]
     done = ended(command, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    counts = json.loads(done.stdout.splitlines()[-1])
+    work, *counts = json.loads(done.stdout.splitlines()[-1])
+    (few, read), (many, read_again) = work  # points of a grid cost no decomposition and no byte of a source
+    assert few == many > 0 and read_again <= read
     assert [set(each) for each in counts] == [{1}, {1}] and min(map(len, counts)) >= 8
