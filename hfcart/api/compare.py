@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from hfcart.api._calling import calling, names_of, plain, texts
+from hfcart.api._calling import calling, names_of, plain, text_of, texts
 from hfcart.api.options import CompareOptions, Names, StrPath
+from hfcart.system.processes import together
 
 if TYPE_CHECKING:
     from hfcart.api.results import Compared
@@ -56,15 +57,19 @@ def compare(
             a traceback shows, what to do next.
         hfcart.errors.KeywordError: a keyword that there is not (a TypeError, too).
     """
-    with calling("compare", options, CompareOptions.__annotations__, progress) as listener:
+    with calling("compare", options, CompareOptions.__annotations__, progress) as listener, together() as team:
         from hfcart.api.results import Compared
+
+        folder = Path(text_of(options.get("out") or "compare"))
+        if team is not None and not team.first:
+            return Compared.of(team.follow(), folder=folder)
         from hfcart.commands.compare import run_compare
         from hfcart.tasks.task_cards import read_tasks
         from hfcart.zero_shot.measurement import Measurement, split_options
 
         how, rest = split_options({"references": "measured", "part": "validation", **plain(options)})
         measurement = Measurement(read_tasks(names_of(tasks)), **how)
-        folder = Path(rest.pop("out", "compare"))
+        rest.pop("out", None)
         methods = [name.strip() for text in names_of(rest.pop("methods", ())) for name in text.split(",")]
         record = run_compare(
             texts(sources, "sources"),
@@ -72,6 +77,9 @@ def compare(
             methods=[name for name in methods if name],
             out=folder,
             progress=listener,
+            team=team,
             **rest,
         )
+        if team is not None:
+            team.result = record
         return Compared.of(record, folder=folder)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from hfcart.api._calling import calling, names_of, plain, texts
+from hfcart.api._calling import calling, names_of, plain, text_of, texts
 from hfcart.api.options import Names, StrPath, SweepOptions
+from hfcart.system.processes import together
 
 if TYPE_CHECKING:
     from hfcart.api.results import Swept
@@ -68,8 +69,12 @@ def sweep(
             a traceback shows, what to do next.
         hfcart.errors.KeywordError: a keyword that there is not (a TypeError, too).
     """
-    with calling("sweep", options, SweepOptions.__annotations__, progress) as listener:
+    with calling("sweep", options, SweepOptions.__annotations__, progress) as listener, together() as team:
         from hfcart.api.results import Swept
+
+        folder = Path(text_of(options.get("out") or "sweep"))
+        if team is not None and not team.first:
+            return Swept.of(team.follow(), folder=folder)
         from hfcart.commands.sweep import run_sweep
         from hfcart.tasks.task_cards import read_tasks
         from hfcart.zero_shot.measurement import Measurement, split_options
@@ -77,7 +82,7 @@ def sweep(
         how, rest = split_options({"part": "validation", **plain(options)})
         adapters = names_of(tasks) if rest.pop("adapters", False) else ()
         measurement = Measurement([] if adapters else read_tasks(names_of(tasks)), **how)
-        folder = Path(rest.pop("out", "sweep"))
+        rest.pop("out", None)
         record = run_sweep(
             texts(sources, "sources"),
             measurement,
@@ -87,8 +92,11 @@ def sweep(
             adapters=adapters,
             out=folder,
             progress=listener,
+            team=team,
             **rest,
         )
+        if team is not None:
+            team.result = record
         return Swept.of(record, folder=folder)
 
 

@@ -24,6 +24,7 @@ from hfcart.cli._shared.params import (
 )
 from hfcart.methods import ADAPTIVE, behind
 from hfcart.recipes.options import BASICS, IMAGES, OUTPUT
+from hfcart.system.processes import together
 from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -90,7 +91,10 @@ def compare(
         hfcart compare user/a user/b user/c --tasks 8 --methods cart,average,ties
         hfcart compare user/a user/b user/c --tasks 8 --limit 500
     """
-    with reporting(quiet=quiet, json=json, debug=debug) as output:
+    with reporting(quiet=quiet, json=json, debug=debug) as output, together() as team:
+        if team is not None and not team.first:
+            team.follow()
+            return
         asked = measurement(
             tasks,
             base=base,
@@ -111,12 +115,13 @@ def compare(
             out=out,
             overwrite=overwrite,
             progress=output,
+            team=team,
         )
         if json:
             output.data(record.to_json())
         _show(record, sources, tasks, base, out, output)
-        if any(row.error for row in record.rows):
-            raise typer.Exit(1)
+    if any(row.error for row in record.rows):
+        raise typer.Exit(1)
 
 
 def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | None, out: Path, output: Output) -> None:

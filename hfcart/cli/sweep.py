@@ -25,6 +25,7 @@ from hfcart.cli._shared.params import (
 from hfcart.cli._shared.recipe_options import given_fields
 from hfcart.recipes.grid import numbers
 from hfcart.recipes.options import BASICS, IMAGES, MERGED, METHOD, OUTPUT
+from hfcart.system.processes import together
 from hfcart.zero_shot.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -137,7 +138,10 @@ def sweep(
         hfcart sweep user/a user/b user/c --tasks 8 --rank 0.02:0.5 --scale 0.5:2.5
         hfcart sweep user/a user/b user/c --tasks 8 --adapters
     """
-    with reporting(quiet=quiet, json=json, debug=debug) as output:
+    with reporting(quiet=quiet, json=json, debug=debug) as output, together() as team:
+        if team is not None and not team.first:
+            team.follow()
+            return
         asked = measurement(
             None if adapters else tasks,
             base=base,
@@ -166,6 +170,7 @@ def sweep(
             out=out,
             overwrite=overwrite,
             progress=output,
+            team=team,
         )
         if json:
             output.data(record.to_json())

@@ -2,13 +2,13 @@
 
 Every merge runs in a process of its own, with the method's default parameters, so that its time and its peak memory
 are the merge's alone. As many merged towers as fit are then measured side by side: images are decoded once for them.
+Several processes of a launch make a merge each at a time, and share the images.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from hfcart.clip.images import DECODER
 from hfcart.commands.compared_methods import Ref, blind, blind_ones, chosen, needs_of, settings_of
-from hfcart.commands.separate_process import Apart, merge_apart
+from hfcart.commands.separate_process import Apart, Merges, merge_too
 from hfcart.engine.plan import CONVERTED, Plan, make_plan
 from hfcart.errors import NonFiniteError, UsageError
 from hfcart.methods import ADAPTIVE, behind
@@ -34,15 +34,17 @@ from hfcart.system.device import Machine
 from hfcart.system.disk import explain_os_errors
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
+from hfcart.system.processes import Team
+from hfcart.system.shared_progress import shared_label
 from hfcart.system.work_folder import WorkFolder
 from hfcart.tasks.copies import copies
 from hfcart.tasks.data import Split
 from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, make_head, open_base
-from hfcart.zero_shot.loaded_tower import load_tower
 from hfcart.zero_shot.measurement import Measurement
-from hfcart.zero_shot.outcomes import Outcomes, beside_best
-from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
+from hfcart.zero_shot.outcomes import beside_best
+from hfcart.zero_shot.scoring import towers_at_once
+from hfcart.zero_shot.side_by_side import SideBySide, measure_beside
 
 TABLE = "compare.md"
 _REFERENCES = ("measured", "none")  # of those of a Measurement
@@ -63,6 +65,9 @@ class _Comparison:
     machine: Machine
     folder: WorkFolder
     progress: Progress
+    environment: Environment
+    decides: str = ""
+    team: Team | None = None
     journal: Journal | None = None
     merged: dict[str, dict[str, Any]] = field(default_factory=dict)
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -89,6 +94,7 @@ def run_compare(
     out: Path,
     overwrite: bool = False,
     progress: Progress,
+    team: Team | None = None,
 ) -> CompareRecord:
     """Merge with each method, measure each result on every task, and write the table, the chart and the record.
 
@@ -101,6 +107,7 @@ def run_compare(
         out: folder to write; `out`.partial keeps the work and is gone at the end.
         overwrite: replace an earlier comparison.
         progress: told of each stage.
+        team: of this process, the first of several that share the merges and the images.
 
     Returns:
         The record. A method that failed is a row of it with an error.
@@ -137,14 +144,15 @@ def run_compare(
                 machine=machine,
                 folder=folder,
                 progress=progress,
+                environment=current_environment(machine.device),
+                team=team,
             )
-            environment = current_environment(machine.device)
-            decides = _fingerprint(work, settings, environment)
-            folder.begin(decides)
-            work.journal = Journal(folder.path / _JOURNAL, decides)
+            work.decides = _fingerprint(work, settings)
+            folder.begin(work.decides)
+            work.journal = Journal(folder.path / _JOURNAL, work.decides)
             _resume(work)
             _run(work)
-            record = _record(work, settings, environment)
+            record = _record(work, settings)
             _finish(folder, record, work.splits)
             return record
         finally:
@@ -165,28 +173,51 @@ def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dic
 def _run(work: _Comparison) -> None:
     """Merge as many as may be measured side by side, measure them, and so on until every row is done."""
     at_once = towers_at_once(work.plan.parameters)
+    ahead = max(at_once, work.team.number if work.team else 1)  # no process is without a merge
     batch: list[str] = []
     todo = [row for row in work.rows if row not in work.measured]
-    for row in todo:
-        if row in _BESIDE or row in work.merged or _merge(work, row):
-            batch.append(row)
-        if batch and (len(batch) == at_once or row == todo[-1]):
-            _measure(work, batch)
-            batch = []
+    while todo or batch:
+        while todo and len(batch) < at_once:
+            some, todo = todo[: ahead - len(batch)], todo[ahead - len(batch) :]
+            _merge(work, [row for row in some if row not in _BESIDE and row not in work.merged])
+            batch += [row for row in some if row in _BESIDE or row in work.merged]
+        if batch:
+            _measure(work, batch[:at_once])
+            batch = batch[at_once:]
 
 
-def _merge(work: _Comparison, name: str) -> bool:
-    """Merge in a process of its own. False, and the reason kept, if it fails."""
-    work.progress.step(f"Merging with {name}")
-    with explain_os_errors(work.folder.path):
-        work.towers.mkdir(exist_ok=True)
-        # A name of its own: a killed comparison may have left a merge that is still writing.
-        place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=work.towers))
+def _merge(work: _Comparison, names: Sequence[str]) -> None:
+    """Merge with each in a process of its own. Where that fails, the reason is kept."""
+    ready = {name: _fields(work, name) for name in names}
+    for name, why in ready.items():
+        if isinstance(why, str):
+            _fail(work, name, Apart(0.0, 0, None, why, ()))
+    fields = {name: each for name, each in ready.items() if not isinstance(each, str)}
+    if not fields:
+        return
+    merges = Merges(tuple(fields), tuple(fields.values()), work.towers.absolute(), work.measurement.device)
+    if work.team is not None:
+        path, mark = work.folder.path.absolute(), work.folder.marked()
+        work.team.call(merge_too, merges, path, work.decides, mark, work.environment)
+    for name, found, line in merges.made(lambda line: _write_line(work, line), work.progress, work.team):
+        for warning in found.warnings:
+            work.warn(warning)
+        if line is None:
+            _fail(work, name, found)
+        elif name not in work.merged:  # another process has made it, and noted it in a journal of its own
+            _write_line(work, line)
+
+
+def _fail(work: _Comparison, name: str, found: Apart) -> None:
+    work.progress.warn(f"{name} failed: {found.error}")
+    work.failed[name] = found
+
+
+def _fields(work: _Comparison, name: str) -> dict[str, Any] | str:
+    """The recipe's fields of a merge, or why there can be none."""
     fields: dict[str, Any] = {
         "sources": [_plain(ref) for ref in work.sources],
         "method": ADAPTIVE.get(name, name),
-        "out": str(place / "merged"),
-        "device": work.measurement.device,
         "workers": work.machine.workers,
     }
     method, pinned = behind(name), {s.task.id: SourceTask.of(s.task, s.dataset).plain(here=True) for s in work.splits}
@@ -196,18 +227,7 @@ def _merge(work: _Comparison, name: str) -> bool:
         fields["tasks"] = [pinned[task.id] for task in work.sources.values() if task]
     if name in ADAPTIVE:
         fields["adapt"] = list(pinned.values())
-    why = blind(name, work.sources, [split.task for split in work.splits])
-    found = Apart(0.0, 0, None, why, ()) if why else merge_apart(fields)
-    for warning in found.warnings:
-        work.warn(warning)
-    if found.error is not None:
-        work.progress.warn(f"{name} failed: {found.error}")
-        work.failed[name] = found
-        shutil.rmtree(place, ignore_errors=True)
-        return False
-    line = {"merged": name, "folder": place.name, "seconds": round(found.seconds, 2), "peak": found.peak}
-    _write_line(work, line | {"sha256": found.sha256})
-    return True
+    return blind(name, work.sources, [split.task for split in work.splits]) or fields
 
 
 def _measure(work: _Comparison, batch: Sequence[str]) -> None:
@@ -232,34 +252,40 @@ def _measure(work: _Comparison, batch: Sequence[str]) -> None:
 def _score(work: _Comparison, batch: Sequence[str]) -> list[dict[str, Any]]:
     """A line of the journal for each row; of a task without a tower of its own, None for the individual one."""
     lines: list[dict[str, Any]] = [{"measured": row, "correct": [], "images": [], "right": []} for row in batch]
-    kept = {row: _scorer(work, row, _place(work, row)) for row in batch if row != "individual"}
     label = ", ".join(batch) if len(batch) < 4 else f"{len(batch)} of {plural(len(work.rows), 'row')} side by side"
-    work.progress.start(f"Measuring {label}", sum(map(len, work.splits)), "images")
+    beside, splits = _side_by_side(work, batch), work.splits
+    if work.team is not None:
+        work.team.call(measure_beside, beside, work.measurement.device, work.environment)
+    work.progress.start(shared_label(f"Measuring {label}", work.team), sum(map(len, splits)), "images")
     try:
-        for split in work.splits:
-            scorers = dict(kept)
-            if "individual" in batch and (ref := _own_tower(work, split.task)):
-                scorers["individual"] = _scorer(work, "individual", ref)
-            found, right, images = _score_split(work, split, list(scorers.values())) if scorers else ([], [], 0)
-            counts, bits = dict(zip(scorers, found, strict=True)), dict(zip(scorers, right, strict=True))
+        for split, (names, found) in zip(splits, beside.measured(work.progress, work.team), strict=True):
+            if found is not None and found.undecodable:
+                work.warn(split.left_out(found.undecodable))
+            counts = dict(zip(names, found.correct, strict=True)) if found else {}
+            bits = dict(zip(names, found.right, strict=True)) if found else {}
             for line in lines:
                 line["correct"].append(counts.get(line["measured"]))
                 line["right"].append(bits.get(line["measured"]))
-                line["images"].append(images)
+                line["images"].append(found.images if found else 0)
     finally:
         work.progress.finish()
     return lines
 
 
-def _score_split(work: _Comparison, split: Split, scorers: list[Scorer]) -> tuple[list[int], list[str], int]:
-    """How many images of a task each tower recognises, which, and how many were scored."""
-    head, outcomes = make_head(work.base, split.task, Progress()), Outcomes(len(split), len(scorers))
-    found, undecodable = score(split, scorers, head, work.machine, outcomes=outcomes, progress=work.progress)
-    if not (images := int(found[0].sum())):
-        raise nothing_decoded(split, undecodable)
-    if undecodable:
-        work.warn(split.left_out(undecodable))
-    return [int(counted.diagonal().sum()) for counted in found], outcomes.packed(), images
+def _side_by_side(work: _Comparison, batch: Sequence[str]) -> SideBySide:
+    def own(task: TaskCard) -> dict[str, Ref]:
+        ref = _own_tower(work, task) if "individual" in batch else None
+        return {} if ref is None else {"individual": ref}
+
+    return SideBySide(
+        towers={row: _place(work, row) for row in batch if row != "individual"},
+        own=[own(split.task) for split in work.splits],
+        splits=work.splits,
+        heads=[make_head(work.base, split.task, Progress()) for split in work.splits],
+        projection=work.base.projection,
+        preprocessor=work.base.preprocessor,
+        machine=work.machine,
+    )
 
 
 def _plain(ref: Ref) -> str | dict[str, Any]:
@@ -268,7 +294,9 @@ def _plain(ref: Ref) -> str | dict[str, Any]:
 
 
 def _place(work: _Comparison, row: str) -> Ref:
-    return work.base.again if row == "pretrained" else str(work.towers / work.merged[row]["folder"] / "merged")
+    if row == "pretrained":
+        return work.base.again
+    return str(work.towers.absolute() / work.merged[row]["folder"] / "merged")
 
 
 def _own_tower(work: _Comparison, task: TaskCard) -> Ref | None:
@@ -278,16 +306,10 @@ def _own_tower(work: _Comparison, task: TaskCard) -> Ref | None:
     return found
 
 
-def _scorer(work: _Comparison, row: str, ref: Ref) -> Scorer:
-    tower = load_tower(ref, Progress())
-    fields = tower.preprocessor or work.base.preprocessor
-    return Scorer(tower.model, work.base.projection, fields, work.machine, label=f"The tower {row}")
-
-
-def _fingerprint(work: _Comparison, settings: Mapping[str, Any], environment: Environment) -> str:
+def _fingerprint(work: _Comparison, settings: Mapping[str, Any]) -> str:
     own = sorted(task.id if task else "" for task in work.sources.values())
     return fingerprint(
-        environment,
+        work.environment,
         sorted(tower.source.sha256 for tower in work.plan.towers),
         [work.base.key, work.machine.precision, DECODER, work.rows, settings, own],
         [split.decides() for split in work.splits],
@@ -299,6 +321,9 @@ def _resume(work: _Comparison) -> None:
     assert work.journal is not None
     for line in work.journal.lines:
         _take(work, line)
+    for line in work.folder.lines:  # what another process merged in the very round in which all were stopped
+        if line["merged"] not in work.merged and (work.towers / line["folder"]).is_dir():
+            _write_line(work, line)
     gone = [row for row, line in work.merged.items() if not (work.towers / line["folder"]).is_dir()]
     for row in gone:
         if row not in work.measured:  # it could not be measured: it is made, and told, again
@@ -324,7 +349,7 @@ def _take(work: _Comparison, line: dict[str, Any]) -> None:
     getattr(work, kind)[line[kind]] = line
 
 
-def _record(work: _Comparison, settings: Mapping[str, dict[str, Any]], environment: Environment) -> CompareRecord:
+def _record(work: _Comparison, settings: Mapping[str, dict[str, Any]]) -> CompareRecord:
     images = [0] * len(work.splits)
     for line in work.measured.values():  # those of a task that has no tower of its own are counted by other rows
         images = [max(pair) for pair in zip(images, line["images"], strict=True)]
@@ -349,7 +374,8 @@ def _record(work: _Comparison, settings: Mapping[str, dict[str, Any]], environme
         images=tuple(images),
         precision=work.machine.precision,
         rows=tuple(rows),
-        environment=environment,
+        environment=work.environment,
+        processes=max((merged.get("processes", 1) for merged in work.merged.values()), default=1),
     )
     names = [row.name for row in record.merges]
     if len(names) < 2 or record.best is None:

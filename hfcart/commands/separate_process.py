@@ -6,9 +6,12 @@ The peak of a process that has done something else before is not the merge's.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,18 @@ from typing import Any
 from hfcart.commands.merge import merge_folder
 from hfcart.errors import HfcartError
 from hfcart.progress import Progress
+from hfcart.quoting import plural
 from hfcart.recipes.merge_recipe import make
+from hfcart.records import Environment
 from hfcart.report.accuracy import weights_sha256
-from hfcart.system.processes import alone
+from hfcart.system.disk import explain_os_errors
+from hfcart.system.journal import Line
+from hfcart.system.processes import Team, alone
+from hfcart.system.shared_progress import SharedProgress, shared_label
+from hfcart.system.work_folder import SharedJournal
 
 _STATUS = Path("/proc/self/status")
+_LOOK = 1.0  # seconds between two looks at what else happens
 
 
 @dataclass(frozen=True)
@@ -42,24 +52,134 @@ class Apart:
     warnings: tuple[str, ...]
 
 
-def merge_apart(fields: dict[str, Any]) -> Apart:
+def merge_apart(fields: dict[str, Any], look: Callable[[], object] = lambda: None) -> Apart:
     """Merge as a recipe's fields say, in a new process, and wait for it.
 
     Args:
         fields: of a recipe that is known to be valid; values as JSON has them.
+        look: called now and then meanwhile; what it raises ends the merge.
     """
     # The very modules that are running here, whatever the folder of the call holds.
     code = f"import sys; sys.path[:] = {sys.path!r}; from hfcart.commands.separate_process import main; main()"
     command = [sys.executable, "-P", "-c", code]
-    done = subprocess.run(
-        command, input=json.dumps(fields), capture_output=True, text=True, encoding="utf-8", env=alone()
-    )
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True, encoding="utf-8", env=alone()) as merging:
+        try:
+            said = _said(merging, json.dumps(fields), look)
+        except BaseException:
+            merging.kill()
+            raise
     try:
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = json.loads(said.splitlines()[-1])
     except (ValueError, IndexError):
-        how = f"was killed (signal {-done.returncode})" if done.returncode < 0 else "ended without a word"
+        how = f"was killed (signal {-merging.returncode})" if merging.returncode < 0 else "ended without a word"
         return Apart(0.0, 0, None, f"The merge {how}: there may be too little memory.", ())
     return Apart(found["seconds"], found["peak"], found["sha256"], found["error"], tuple(found["warnings"]))
+
+
+@dataclass(frozen=True)
+class Merges:
+    """Several merges to make, each in a process of its own; shared among the processes of a launch, if there are any.
+
+    Attributes:
+        names: of the methods, as `Merges.made` tells of them.
+        fields: of each merge's recipe, but for its output and its device.
+        folder: where the outputs go, each into a folder of its own.
+        device: what was asked for.
+    """
+
+    names: tuple[str, ...]
+    fields: tuple[dict[str, Any], ...]
+    folder: Path
+    device: str
+
+    def made(
+        self, note: Callable[[Line], None], progress: Progress, team: Team | None = None
+    ) -> Iterator[tuple[str, Apart, Line | None]]:
+        """Make them. Yields of each its name, how it ended, and its line for the journal unless it failed.
+
+        Args:
+            note: called with the line of each merge that this process has made, as soon as it is made.
+            progress: told of each merge.
+            team: the processes that share the merges: each of them calls this, and gets what all have made.
+
+        Raises:
+            OutputError: there is no room for them.
+        """
+        if team is None:
+            for name, fields in zip(self.names, self.fields, strict=True):
+                progress.step(f"Merging with {name}")
+                yield name, *self._made(name, fields, note)
+            return
+        number, stage, own = len(self.names), team.stage(), dict[str, tuple[Apart, Line | None]]()
+        told = SharedProgress(progress, team, stage)
+        progress.start(shared_label(f"Merging with {plural(number, 'method')}", team), number, "merges")
+        try:
+            while (place := team.take(stage)) < number:
+                name, beside = self.names[place], min(number, team.number)
+                own[name] = self._made(name, self.fields[place], note, told.look, beside)
+                told.advance(1)
+            every = team.exchange(f"{stage}/made", own, lambda: told.advance(0))
+            told.advance(0)
+        finally:
+            progress.finish()
+        made = {name: each for theirs in every for name, each in theirs.items()}
+        for name in self.names:
+            yield name, *made[name]
+
+    def _made(
+        self, name: str, fields: dict[str, Any], note: Callable[[Line], None],
+        look: Callable[[], object] = lambda: None, processes: int = 1,
+    ) -> tuple[Apart, Line | None]:  # fmt: skip
+        from hfcart.system.device import choose_device  # imports torch, whose time is a merge's
+
+        with explain_os_errors(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            # A name of its own: a killed comparison may have left a merge that is still writing.
+            place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+        device = str(choose_device(self.device))  # of several each process has its own; the new one is alone
+        found = merge_apart(fields | {"out": str(place / "merged"), "device": device}, look)
+        if found.error is not None:
+            shutil.rmtree(place, ignore_errors=True)
+            return found, None
+        line = {"merged": name, "folder": place.name, "seconds": round(found.seconds, 2), "peak": found.peak}
+        line |= {"sha256": found.sha256, **({"processes": processes} if processes > 1 else {})}
+        note(line)
+        return found, line
+
+
+def merge_too(team: Team, work: Merges, path: Path, decides: str, mark: str, environment: Environment) -> None:
+    """Make what merges the other processes leave. What it notes, `WorkFolder.lines` gives a later run.
+
+    Args:
+        team: of this process.
+        work: of the first.
+        path: its work folder.
+        decides: the work's fingerprint.
+        mark: of the folder.
+        environment: of the first.
+
+    Raises:
+        UsageError: another kind of machine.
+        OutputError: another folder, or one without room.
+    """
+    from hfcart.system.device import choose_device
+    from hfcart.system.environment import refuse_another_kind
+
+    refuse_another_kind(team, choose_device(work.device), environment)
+    for _ in work.made(SharedJournal(path, team.place, decides, mark).note, Progress(), team):
+        pass
+
+
+def _said(merging: subprocess.Popen[str], told: str, look: Callable[[], object]) -> str:
+    """What a process that is told something says until it ends."""
+    left: str | None = told
+    while True:
+        try:
+            return merging.communicate(left, timeout=_LOOK)[0]
+        except subprocess.TimeoutExpired:
+            left = None  # the rest of it is sent all the same
+            look()
 
 
 def main() -> None:

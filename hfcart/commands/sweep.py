@@ -1,7 +1,7 @@
 """Which rank and which scale? One decomposition, then every point of the grid rebuilt from it and measured.
 
-Images are decoded once for many points. What is done so far survives a kill: tensors by the writer's journal, points
-by one of their own.
+Images are decoded once for many points. Several processes of a launch share the tensors and the images. What is done
+so far survives a kill: tensors by the writer's journal, points by one of their own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any
 from hfcart.clip.images import DECODER
 from hfcart.commands.merge import preprocessor_of
 from hfcart.engine.adapters.grid import AdapterGrid
-from hfcart.engine.grid import Grid, MergeGrid, Setting, take_apart
+from hfcart.engine.grid import Grid, MergeGrid, take_apart
 from hfcart.engine.plan import CONVERTED, Plan, make_plan
+from hfcart.engine.points import Points, measure_too, take_apart_too
+from hfcart.engine.taking_part import hear_of_all
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import UsageError
 from hfcart.maths.low_rank import rank_of
 from hfcart.methods import METHODS, method_of
-from hfcart.progress import Progress, Within
+from hfcart.progress import Progress
 from hfcart.quoting import plural, quoted
 from hfcart.recipes.finished_sweep import CARRY
 from hfcart.recipes.grid import usual_ranks, usual_scales
@@ -34,14 +36,16 @@ from hfcart.system.device import Machine
 from hfcart.system.disk import explain_os_errors
 from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.journal import Journal
+from hfcart.system.processes import Team
+from hfcart.system.shared_progress import shared_label
 from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
 from hfcart.system.work_folder import WorkFolder
 from hfcart.tasks.copies import copies
 from hfcart.tasks.data import Split
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
 from hfcart.zero_shot.measurement import Measurement
-from hfcart.zero_shot.outcomes import Outcomes, beside_best
-from hfcart.zero_shot.scoring import Scorer, nothing_decoded, score, towers_at_once
+from hfcart.zero_shot.outcomes import beside_best
+from hfcart.zero_shot.scoring import towers_at_once
 
 _POINTS = "points.jsonl"
 
@@ -61,6 +65,7 @@ def run_sweep(
     out: Path,
     overwrite: bool = False,
     progress: Progress,
+    team: Team | None = None,
 ) -> SweepRecord:
     """Measure a method at every rank with every scale, and write the curve, the heat map and the record.
 
@@ -83,6 +88,7 @@ def run_sweep(
         out: folder to write; `out`.partial keeps the work and is gone at the end.
         overwrite: replace an earlier sweep.
         progress: told of each stage.
+        team: of this process, the first of several that share the groups and the images.
 
     Raises:
         UsageError: a method that has no such form, a rank it does not have, scales that are none; a source of no task.
@@ -122,9 +128,12 @@ def run_sweep(
             decides = _fingerprint(grid, splits, bound, machine.precision, environment)
             folder.begin(decides)
             journal = Journal(folder.path / _POINTS, decides)
-            with TensorFiles(folder.path, grid.layout()) as tensors:
-                take_apart(grid, GroupWriter(plan, folder, tensors), machine, progress)
-                measured = _measure(grid, tensors, journal, splits, bound, machine, progress)
+            _take_apart(grid, folder, decides, machine, measurement.device, environment, progress, team)
+            points = _points(grid, journal, splits, bound, machine, progress)
+            with TensorFiles(folder.path, grid.layout(), made=True) as tensors:
+                if team is not None:
+                    team.call(measure_too, points, folder.path.absolute(), measurement.device, environment)
+                measured = _measure(points, tensors, journal, progress, team)
             record = _record(grid, splits, bound, measured, environment)
             _finish(folder, record, splits)
             return record
@@ -187,71 +196,59 @@ def _fingerprint(grid: Grid, splits: Sequence[Split], base: Base, precision: str
     )
 
 
-def _measure(
-    grid: Grid,
-    tensors: TensorFiles,
-    journal: Journal,
-    splits: Sequence[Split],
-    base: Base,
-    machine: Machine,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """What each point reaches, a line of the journal each; an earlier run's are taken.
+def _take_apart(
+    grid: Grid, folder: WorkFolder, decides: str, machine: Machine, device: str, environment: Environment,
+    progress: Progress, team: Team | None,
+) -> None:  # fmt: skip
+    with TensorFiles(folder.path, grid.layout()) as tensors:
+        writer = GroupWriter(grid.plan, folder, tensors)
+        if team is not None:
+            place, mark = folder.path.absolute(), folder.marked()
+            team.call(take_apart_too, grid, place, decides, mark, machine, device, environment, writer.done)
+        take_apart(grid, writer, machine, progress, team)
+    if team is not None:
+        hear_of_all(team, writer)
 
-    How many images of every task it recognises (`correct`), which (`right`), and how many were scored (`images`).
-    """
-    done = {(line["rank"], line["scale"]): line for line in journal.lines}
+
+def _points(
+    grid: Grid, journal: Journal, splits: Sequence[Split], base: Base, machine: Machine, progress: Progress
+) -> Points:
+    """What is left to measure."""
+    done = {(line["rank"], line["scale"]) for line in journal.lines}
     todo = [point for point in grid.points if point not in done]
-    at_once = towers_at_once(grid.plan.parameters)
     heads = [make_head(base, split.task, progress) for split in splits]
     # What the merge of a point would write beside its weights, so that it is measured as it would be used.
-    fields = preprocessor_of(grid.plan, progress) or base.preprocessor
+    usual = preprocessor_of(grid.plan, progress) or base.preprocessor
+    return Points(
+        grid=grid,
+        todo=todo,
+        at_once=towers_at_once(grid.plan.parameters),
+        splits=splits,
+        heads=heads,
+        projection=base.projection,
+        preprocessors=[
+            {point: grid.preprocessor(point, task) or usual for point in todo} for task in range(len(splits))
+        ],
+        machine=machine,
+    )
 
-    def scorers(some: Sequence[Setting], task: int) -> list[Scorer]:
-        towers = grid.towers(tensors, some, task, machine.device)
-        return [
-            Scorer(tower, base.projection, grid.preprocessor(point, task) or fields, machine, label=grid.name(point))
-            for tower, point in zip(towers, some, strict=True)
-        ]
 
-    progress.start(f"Measuring {plural(len(grid.points), 'point')}", len(grid.points) * sum(map(len, splits)), "images")
-    progress.advance((len(grid.points) - len(todo)) * sum(map(len, splits)))
+def _measure(
+    work: Points, tensors: TensorFiles, journal: Journal, progress: Progress, team: Team | None
+) -> list[dict[str, Any]]:
+    """What each point reaches, a line of the journal each; an earlier run's are taken."""
+    done = {(line["rank"], line["scale"]): line for line in journal.lines}
+    points, images = work.grid.points, sum(map(len, work.splits))
+    progress.start(shared_label(f"Measuring {plural(len(points), 'point')}", team), len(points) * images, "images")
+    progress.advance((len(points) - len(work.todo)) * images)
     try:
-        for start in range(0, len(todo), at_once):
-            some = todo[start : start + at_once]
-            shared = scorers(some, 0) if grid.alike else []
-            lines: list[dict[str, Any]] = [
-                {"rank": index, "scale": scale, "correct": [], "images": [], "right": []} for index, scale in some
-            ]
-            for task, (split, head) in enumerate(zip(splits, heads, strict=True)):
-                counted = _Times(progress, len(some))
-                outcomes = Outcomes(len(split), len(some))
-                found, undecodable = score(
-                    split, shared or scorers(some, task), head, machine, outcomes=outcomes, progress=counted
-                )
-                if not int(found[0].sum()):
-                    raise nothing_decoded(split, undecodable)
-                for line, confusion, right in zip(lines, found, outcomes.packed(), strict=True):
-                    line["correct"].append(int(confusion.diagonal().sum()))
-                    line["images"].append(int(confusion.sum()))
-                    line["right"].append(right)
+        for lines in work.measured(tensors, progress, team):
             with explain_os_errors(journal.path.parent):
                 journal.append(*lines)
-            done |= dict(zip(some, lines, strict=True))
+            done |= {(line["rank"], line["scale"]): line for line in lines}
     finally:
         progress.finish()
-    return [done[point] for point in grid.points]
-
-
-class _Times(Within):
-    """Counts an image once for every tower that it is scored with."""
-
-    def __init__(self, outer: Progress, times: int) -> None:
-        super().__init__(outer)
-        self._times = times
-
-    def advance(self, amount: int) -> None:
-        super().advance(amount * self._times)
+    return [done[point] for point in points]
 
 
 def _record(

@@ -18,11 +18,13 @@ from hfcart.clip.tensor_names import Group
 from hfcart.engine.loop import workers
 from hfcart.engine.plan import Plan
 from hfcart.engine.reading import GroupReader, Held
+from hfcart.engine.sharing import SharedWorkers
 from hfcart.engine.writing import GroupWriter
 from hfcart.formats.shard_layout import Layout, lay_out
 from hfcart.methods import function, keywords_of
 from hfcart.progress import Progress
 from hfcart.system.device import Machine, full_float32, one_blas_thread
+from hfcart.system.processes import Team
 from hfcart.system.tensor_files import TensorFiles
 
 if TYPE_CHECKING:
@@ -158,7 +160,7 @@ class MergeGrid(Grid):
             yield anchor + scale * stored.read(f"update{i}.{group.key}") if scale and names else anchor
 
 
-def take_apart(grid: Grid, writer: GroupWriter, machine: Machine, progress: Progress) -> None:
+def take_apart(grid: Grid, writer: GroupWriter, machine: Machine, progress: Progress, team: Team | None = None) -> None:
     """Take apart every group that is not yet, and keep its anchor and its parts.
 
     Args:
@@ -166,6 +168,7 @@ def take_apart(grid: Grid, writer: GroupWriter, machine: Machine, progress: Prog
         writer: of its groups, with the slots of `grid.layout()`.
         machine: where the algebra is done.
         progress: told the bytes of sources taken apart.
+        team: the processes that share the groups: each of them calls this, with the same groups done.
     """
     reader = GroupReader(grid.plan, machine.device)
 
@@ -180,5 +183,6 @@ def take_apart(grid: Grid, writer: GroupWriter, machine: Machine, progress: Prog
                 digests |= writer.write_whole(name, part)
         writer.note({"group": group.key, "sha256": digests})
 
-    with workers(machine.workers, machine.device, reader, progress) as pool:
+    with workers(machine.workers, machine.device, reader, progress) as alone:
+        pool = alone if team is None else SharedWorkers(alone, team)
         pool.each("Decomposing", *writer.to_do(), work)

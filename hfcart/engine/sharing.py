@@ -17,8 +17,8 @@ import torch
 from hfcart.clip.tensor_names import Group
 from hfcart.engine.loop import Workers
 from hfcart.errors import HfcartError
-from hfcart.quoting import plural
 from hfcart.system.processes import Team, packed
+from hfcart.system.shared_progress import SharedProgress, shared_label
 
 Value = TypeVar("Value")
 _ALL = -1  # the place of what was added up over many groups
@@ -32,12 +32,11 @@ class SharedWorkers(Workers):
         super().__init__(own._pool, own.drive, own._number, own._reader, own._progress)
         self._team = team
         self._lock = threading.Lock()
-        self._shown = 0
 
     def each(self, label: str, groups: Sequence[Group], done: Sequence[Group], work: Callable[[Group], None]) -> None:
         """As `Workers` does. The first failure in the groups' order, whoever met it, is raised in every process."""
         size = self._reader.bytes_read
-        self._progress.start(self._named(label), sum(map(size, [*groups, *done])), "bytes")
+        self._progress.start(shared_label(label, self._team), sum(map(size, [*groups, *done])), "bytes")
         self._progress.advance(sum(map(size, done)))
         self._shared(groups, lambda _, group: work(group), None)
         self._progress.finish()
@@ -52,7 +51,7 @@ class SharedWorkers(Workers):
                 where = place if part.is_floating_point() else _ALL
                 parts[where] = parts[where] + part if where in parts else part
 
-        self._progress.start(self._named(label), sum(map(self._reader.bytes_read, groups)), "bytes")
+        self._progress.start(shared_label(label, self._team), sum(map(self._reader.bytes_read, groups)), "bytes")
         every = self._shared(groups, add, parts)
         self._progress.finish()
         ordered = sorted(((place, part) for one in every for place, part in one.items()), key=lambda each: each[0])
@@ -61,14 +60,11 @@ class SharedWorkers(Workers):
             found = found + part
         return found
 
-    def _named(self, label: str) -> str:
-        return f"{label} in {plural(self._team.number, 'process', 'processes')}"
-
     def _shared(self, groups: Sequence[Group], work: Callable[[int, Group], None], value: Value) -> list[Value]:
         """Do, together with the others, every group once. Returns the value of each process, as it is in the end."""
         team, stage = self._team, self._team.stage()
         failed: list[tuple[int, BaseException, OSError | None]] = []
-        self._shown = 0
+        told = SharedProgress(self._progress, team, stage)
 
         def take() -> None:
             while (place := team.take(stage)) < len(groups):
@@ -80,29 +76,21 @@ class SharedWorkers(Workers):
                     with suppress(HfcartError):  # the failure is what counts
                         team.stop(stage)
                 else:
-                    self._count(stage, self._reader.bytes_read(groups[place]))
+                    told.advance(self._reader.bytes_read(groups[place]))
 
         try:
             jobs = [self._pool.submit(take) for _ in range(self._number)]
             while wait(jobs, timeout=1.0).not_done:
-                team.check()
-                self._count(stage)
+                told.look()
             for job in jobs:
                 job.result()
         except BaseException:
             with suppress(HfcartError):
                 team.stop(stage)
             raise
-        every = team.exchange(f"{stage}/values", (failed, value), lambda: self._count(stage))
-        self._count(stage)
+        every = team.exchange(f"{stage}/values", (failed, value), lambda: told.advance(0))
+        told.advance(0)
         if failures := [each for theirs, _ in every for each in theirs]:
             _, failure, cause = min(failures, key=lambda each: each[0])
             raise failure from cause
         return [each for _, each in every]
-
-    def _count(self, stage: str, amount: int = 0) -> None:
-        """Tell the progress what all processes have done."""
-        done = self._team.done(stage, amount)
-        with self._lock:
-            self._progress.advance(max(0, done - self._shown))
-            self._shown = max(done, self._shown)

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hfcart.engine.merging import merge_groups
 from hfcart.engine.plan import Plan
 from hfcart.engine.writing import GroupWriter
-from hfcart.errors import UsageError
 from hfcart.progress import Progress
 from hfcart.records import Environment
 from hfcart.system.device import choose_device
-from hfcart.system.environment import current_environment, fingerprint
+from hfcart.system.environment import refuse_another_kind
 from hfcart.system.journal import Line
 from hfcart.system.processes import Team
 from hfcart.system.tensor_files import TensorFiles
@@ -61,15 +58,3 @@ def hear_of_all(team: Team, writer: GroupWriter) -> None:
     """Have every process know what all have written."""
     for lines in team.exchange(team.stage(), writer.own):
         writer.done |= lines
-
-
-def refuse_another_kind(team: Team, device: torch.device, first: Environment) -> None:
-    """Raise UsageError where this process would compute other bits than the first: another device or version."""
-    own = current_environment(device)
-    if fingerprint(own) != fingerprint(first):
-        names = [name for name in vars(own) if getattr(own, name) != getattr(first, name)]
-        told = ", ".join(f"{name} {getattr(own, name)} (the first: {getattr(first, name)})" for name in names)
-        raise UsageError(
-            f"The processes would compute different bits: {team.who} has {told}.",
-            hint="Launch them on machines of one kind, with the same versions.",
-        )

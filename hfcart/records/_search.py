@@ -178,6 +178,7 @@ class CompareRecord:
         precision: `float32` or `bfloat16` (autocast).
         rows: what was measured beside the merges first, then the methods in the order asked for.
         environment: versions and device.
+        processes: so many merges at most ran side by side, in as many processes of a launch.
     """
 
     sources: tuple[tuple[str, str | None], ...]
@@ -190,6 +191,7 @@ class CompareRecord:
     precision: str
     rows: tuple[CompareRow, ...]
     environment: Environment
+    processes: int = 1
     format: int = 1
 
     def accuracies(self, row: CompareRow) -> tuple[float | None, ...]:
@@ -219,5 +221,5 @@ class CompareRecord:
         return max(self.merges, key=lambda row: self.average(row) or 0.0, default=None)
 
     def to_json(self) -> str:
-        """Canonical JSON: same record, same bytes."""
-        return canonical_json(self)
+        """Canonical JSON: same record, same bytes. Of one process, their number is left out."""
+        return canonical_json(self, leave=() if self.processes > 1 else ("processes",))

@@ -65,8 +65,15 @@ def explain(record: CompareRecord) -> str:
     sample = f", a sample of at most {record.limit:,} a task" if record.limit else ""
     text = (
         f"Top-1 accuracy in % on {sum(record.images):,} {record.part} images of {tasks}{sample}; every method with its "
-        "default parameters. Time and peak memory are those of the merge alone, in a process of its own."
+        "default parameters. "
     )
+    if record.processes > 1:
+        text += (
+            f"Time and peak memory are those of each merge in a process of its own; up to {record.processes} ran at "
+            "once, and one that runs alone takes less time."
+        )
+    else:
+        text += "Time and peak memory are those of the merge alone, in a process of its own."
     if record.normalised(record.rows[-1]) is not None:
         text += " Normalised: mean share in % of what each task's own tower reaches."
     return f"{text} {MARKS}" if any(marked(record, row) for row in record.merges) else text

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from hfcart import __version__
+from hfcart.errors import UsageError
 from hfcart.maths.low_rank import default_solver
 from hfcart.maths.low_rank_batch import NAME, is_batched
 from hfcart.records import Environment
+from hfcart.system.device import Machine, choose_device
+from hfcart.system.processes import Team
 
 
 def current_environment(device: torch.device) -> Environment:
@@ -36,6 +39,35 @@ def fingerprint(environment: Environment, *decides: Any) -> str:  # noqa: ANN401
     """Digest of all that decides a result: work with another is not resumed. Python's version decides no bit of it."""
     where = {key: value for key, value in dataclasses.asdict(environment).items() if key != "python"}
     return hashlib.sha256(json.dumps([*decides, where], sort_keys=True).encode()).hexdigest()
+
+
+def refuse_another_kind(team: Team, device: torch.device, first: Environment) -> None:
+    """Raise UsageError where this process would compute other bits than the first: another device or version."""
+    own = current_environment(device)
+    if fingerprint(own) != fingerprint(first):
+        names = [name for name in vars(own) if getattr(own, name) != getattr(first, name)]
+        told = ", ".join(f"{name} {getattr(own, name)} (the first: {getattr(first, name)})" for name in names)
+        raise UsageError(
+            f"The processes would compute different bits: {team.who} has {told}.",
+            hint="Launch them on machines of one kind, with the same versions.",
+        )
+
+
+def machine_here(team: Team, machine: Machine, asked: str, first: Environment) -> Machine:
+    """The first process's machine as this one has it: on the device that is its own.
+
+    Args:
+        team: of this process.
+        machine: of the first.
+        asked: the device that was asked for, auto or by name.
+        first: environment of the first.
+
+    Raises:
+        UsageError: there is no such device here, or this is a machine of another kind.
+    """
+    device = choose_device(asked)
+    refuse_another_kind(team, device, first)
+    return dataclasses.replace(machine, device=device)
 
 
 def _processor() -> str:

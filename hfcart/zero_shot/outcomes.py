@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,14 @@ class Outcomes:
     def packed(self) -> list[str]:
         """For each tower a text that `beside_best` reads: the bits of its images in hex digits."""
         return [np.packbits(row).tobytes().hex() for row in self._right.numpy()]
+
+
+def put_together(shards: Sequence[Sequence[str]]) -> list[str]:
+    """What `Outcomes.packed` would give for all images, from what it gives for the images of each shard alone."""
+    return [
+        f"{functools.reduce(operator.or_, (int(text, 16) for text in texts)):0{len(texts[0])}x}"
+        for texts in zip(*shards, strict=True)
+    ]
 
 
 def beside_best(best: int, measured: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[int, ...], float | None]]:

@@ -6,10 +6,11 @@ then two classes are that close: such an image is decided again with more digits
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -148,6 +149,7 @@ def score(
     shard: int = 0,
     shards: int = 1,
     outcomes: Outcomes | None = None,
+    look: Callable[[], object] = lambda: None,
     progress: Progress,
 ) -> tuple[list[Confusion], int]:
     """Score one shard of a split with several towers at once: each image is read and decoded one time.
@@ -163,6 +165,7 @@ def score(
         shard: which part of the examples is ours, of `shards`.
         shards: number of parts: one a process.
         outcomes: takes which images each tower recognises, for a split of this size and these scorers.
+        look: called between batches, in the caller's thread; what it raises ends the work.
         progress: told the images done; the caller starts and finishes the stage.
 
     Returns:
@@ -205,12 +208,14 @@ def score(
         return _Batch(places, len(batch) - len(places), torch.tensor(labels, dtype=torch.int64), predicted)
 
     batches = _batches(split, machine.batch_size, shard, shards)
-    for done in _in_threads(work, batches, machine.workers):
-        undecodable += done.undecodable
-        for confusion, own in zip(confusions, done.predicted, strict=False):  # a batch without one image has none
-            confusion += torch.bincount(done.labels * classes + own, minlength=classes**2).view(classes, classes)
-        if outcomes and done.places:
-            outcomes.note(done.places, [own == done.labels for own in done.predicted])
+    with contextlib.closing(_in_threads(work, batches, machine.workers)) as results:
+        for done in results:
+            undecodable += done.undecodable
+            for confusion, own in zip(confusions, done.predicted, strict=False):  # a batch without one image has none
+                confusion += torch.bincount(done.labels * classes + own, minlength=classes**2).view(classes, classes)
+            if outcomes and done.places:
+                outcomes.note(done.places, [own == done.labels for own in done.predicted])
+            look()
     return confusions, undecodable
 
 
@@ -250,7 +255,7 @@ def _batches(split: Split, size: int, shard: int, shards: int) -> Iterator[list[
 
 def _in_threads(
     work: Callable[[list[Example]], Result], batches: Iterator[list[Example]], workers: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of `work` on each batch, in whatever order; at most two batches a worker are in memory.
 
     Each worker has one BLAS thread. A failure, or Ctrl-C, starts nothing more.

@@ -19,7 +19,7 @@ from towers import TINY, write_tower
 import hfcart
 from hfcart.engine.merging import merge_groups
 from hfcart.engine.plan import Plan, make_plan
-from hfcart.engine.taking_part import hear_of_all, merge_part, refuse_another_kind
+from hfcart.engine.taking_part import hear_of_all, merge_part
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import HfcartError, NonFiniteError, OutputError, UsageError
 from hfcart.formats.safetensors_file import LocalFile
@@ -27,7 +27,7 @@ from hfcart.methods import METHODS
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import make
 from hfcart.sources.towers import fetch_all
-from hfcart.system.environment import current_environment
+from hfcart.system.environment import current_environment, refuse_another_kind
 from hfcart.system.processes import Team, packed
 from hfcart.system.tensor_files import TensorFiles
 from hfcart.system.work_folder import SharedJournal, WorkFolder

@@ -34,7 +34,7 @@ def merge(fields: dict[str, Any]) -> None:
     merge_folder(make(fields), Progress())
 
 
-def apart(fields: dict[str, Any]) -> Apart:
+def apart(fields: dict[str, Any], look: object) -> Apart:
     """In this process, which has everything imported; the time and the memory it took are no matter here."""
     merge(fields)
     return Apart(1.0, 1, None, None, ())
@@ -72,7 +72,7 @@ KINDS = {
 }
 # As with towers so large that only one is in memory at a time: a line for each.
 hfcart.commands.sweep.towers_at_once = hfcart.commands.compare.towers_at_once = lambda parameters: 1
-hfcart.commands.compare.merge_apart = apart
+hfcart.commands.separate_process.merge_apart = apart
 
 
 def attempt(job: dict[str, Any]) -> tuple[int, list[str]]:

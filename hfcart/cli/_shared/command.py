@@ -22,7 +22,7 @@ _SAID = {"show_completion": "Print what --install-completion installs."}  # in p
 
 _WRONG_USAGE: Any = typer.BadParameter.__mro__[1]  # the class of every wrong usage, which is not public
 
-_SHARED = ("merge", "eval", "finetune")  # what several processes that were launched together can do
+_SHARED = ("merge", "eval", "sweep", "compare", "finetune")  # what several processes that were launched together can do
 
 running: dict[str, Any] = {}  # name and options of the command that runs
 
