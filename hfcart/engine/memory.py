@@ -34,6 +34,19 @@ def peak_bytes(plan: Plan, workers: int) -> int:
     return _BASELINE + math.ceil(workers * (largest * copies + _factors(plan) + tasks * _RUN_BYTES)) + copied
 
 
+def front_bytes(plan: Plan) -> tuple[int, int]:
+    """What statistics through the merged front take of the cache's disk at most.
+
+    Returns:
+        Bytes of what images are before a block, which go when all is gathered; and of Gram matrices, which stay.
+    """
+    tower, towers = plan.architecture, len(plan.towers)
+    tokens = (tower.image_size // tower.patch_size) ** 2 + 1
+    images = 4 * towers * plan.settings["examples"] * tokens * tower.hidden_size
+    block = 4 * (3 * tower.hidden_size**2 + tower.intermediate_size**2)  # what q, k and v take is one
+    return images, towers * tower.num_hidden_layers * block
+
+
 def _algebra(plan: Plan) -> float:
     """Copies of a group that the rules take."""
     copies: float = max(plan.method.copies, plan.adapters.copies if plan.adapters else 0)

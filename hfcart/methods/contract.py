@@ -196,6 +196,8 @@ class Method:
         statistics: what its rules must know of each tower on images of its own task, without labels: `fisher` (they
             take `fishers`, task × shape, and `norms`) or `gram` (the matrix rule takes `grams` of the layers' inputs,
             task × n × n); gathered by hfcart.learning.statistics. None if it needs no images.
+        through_merged: whether a block's Gram matrices are gathered on what comes through the merged embeddings and
+            blocks before it, in place of the tower's own. Its rules merge the front as well, and know no more by `fit`.
         heads: whether those statistics take the tasks' zero-shot heads, and so the base's text side.
         exactly: the number of sources it is defined for; 0 for any.
         fewest: with fewer sources than this (and more than one) it gives their plain average, whatever its parameters.
@@ -231,6 +233,7 @@ class Method:
     fit: str | None = None
     task_vectors: bool = False
     statistics: Literal["fisher", "gram"] | None = None
+    through_merged: bool = False
     heads: bool = False
     exactly: int = 0
     fewest: int = 1

@@ -61,11 +61,13 @@ def check(method: Method, others: Sequence[Method], adapting: Sequence[Parameter
     for field in ("matrix_rule", "other_rule", "updates", "fit"):
         if (where := getattr(method, field)) is not None:
             _name(where, _WHERE, field)
-    for field in ("needs_base", "task_vectors", "heads", "decomposes", "batched", "any_matrix"):
+    for field in ("needs_base", "task_vectors", "through_merged", "heads", "decomposes", "batched", "any_matrix"):
         if not isinstance(getattr(method, field), bool):
             raise ValueError(f"{field} is {getattr(method, field)!r}, expected True or False")
     if method.statistics not in (None, "fisher", "gram"):
         raise ValueError(f"statistics is {method.statistics!r}, expected fisher, gram or None")
+    if method.through_merged and (method.statistics != "gram" or method.fit is not None or method.task_vectors):
+        raise ValueError("through_merged goes with statistics gram, without fit and task_vectors")
     for field, least in (("exactly", 0), ("fewest", 1), ("copies", 0)):
         if type(getattr(method, field)) is not int or getattr(method, field) < least:
             raise ValueError(f"{field} is {getattr(method, field)!r}, expected a whole number of at least {least}")

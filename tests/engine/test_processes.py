@@ -214,6 +214,7 @@ def test_launched_merges_are_what_one_process_makes(zoo, clean_env: dict[str, st
     recipes: list[dict[str, Any]] = [
         {"method": "ties", "base": "user/clip", "lines": 0.5, "full_clip": True, "max_shard_size": "20KB"},
         {"method": "regmean", "tasks": tasks, "examples": 8},
+        {"method": "regmean_pp", "tasks": tasks, "examples": 8},
         {"adapters": 0.25, "stream": True},
     ]
     every = [{"sources": TOWERS, **recipe} for recipe in recipes] + [{"sources": [*TOWERS, "user/none"]}]

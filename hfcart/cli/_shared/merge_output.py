@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfcart.cli._shared.output import Output, size
 from hfcart.engine.adaptation_tasks import objective_of
+from hfcart.engine.memory import front_bytes
 from hfcart.methods import ADAPTING
 from hfcart.quoting import plural, some
 from hfcart.system.processes import launched
@@ -141,7 +142,11 @@ def _images(plan: Plan) -> str:
             f"labels of validation images (a tenth of the train split, at most 5,000) choose each source's "
             f"{chosen.parameter} from {values}: {own}{read}"
         )
-    return f"{plan.settings['examples']} of each task, of the train split, without labels: {own}"
+    front = ""
+    if plan.method.through_merged:
+        images, grams = map(size, front_bytes(plan))
+        front = f"; {grams} of Gram matrices in the cache, and {images} of hidden states while they are gathered"
+    return f"{plan.settings['examples']} of each task, of the train split, without labels: {own}{front}"
 
 
 def _peak(plan: Plan, workers: int) -> str:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfcart.clip.images import UndecodableImage, decode
-from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.clip.tensor_names import PROJECTION, Group
-from hfcart.engine.plan import Plan
-from hfcart.errors import NonFiniteError, SourceError
+from hfcart.engine.plan import Plan, Statistics
+from hfcart.errors import SourceError
 from hfcart.learning.statistics import _fisher, _gram
+from hfcart.learning.statistics._gather_front import gather_front
+from hfcart.learning.statistics._images import (
+    batches,
+    broken_at,
+    label_of,
+    nothing_of,
+    open_splits,
+    source_data,
+    unreadable,
+)
 from hfcart.learning.statistics._store import Stored, open_stored, place, write
 from hfcart.progress import Progress
 from hfcart.records import SourceData
@@ -30,13 +35,10 @@ from hfcart.sources.preprocessor import clip_default, read_preprocessor
 from hfcart.sources.towers import Tower
 from hfcart.system.device import full_float32, one_blas_thread
 from hfcart.system.environment import current_environment, fingerprint
-from hfcart.tasks.data import Example, Split, open_split
-from hfcart.tasks.task_cards import TaskCard
+from hfcart.tasks.data import Split
 from hfcart.zero_shot.heads import Base, as_base, check_architecture, make_head
 from hfcart.zero_shot.loaded_tower import running
-from hfcart.zero_shot.scoring import nothing_decoded
 
-AT_ONCE = 4  # batches in memory; never the number of workers, which must not change how sums are cut
 _VERSION = 2  # of the numbers: raised when the same inputs would give others
 
 
@@ -78,7 +80,7 @@ class Gathered:
             stored.close()
 
 
-def gather(plan: Plan, device: torch.device, workers: int, progress: Progress) -> Gathered:
+def gather(plan: Plan, device: torch.device, workers: int, progress: Progress) -> Statistics:
     """The statistics that the plan's method needs.
 
     Args:
@@ -93,25 +95,16 @@ def gather(plan: Plan, device: torch.device, workers: int, progress: Progress) -
         NonFiniteError: a tower gives NaN or Inf.
         OutputError: the cache cannot be written.
     """
+    if plan.method.through_merged:
+        return gather_front(plan, device, workers, progress)
     work = _Gathering(plan, device, workers, progress)
     stored: list[Stored] = []
     try:
-        splits = [work.split(own.found, own.commit) for own in plan.own_tasks]
+        splits = open_splits(plan, progress)
         for tower, split in zip(plan.towers, splits, strict=True):
             stored.append(work.statistics(tower, split))
         data = tuple(
-            SourceData(
-                source=tower.label,
-                task=split.task.id,
-                title=split.task.title,
-                dataset=split.dataset,
-                part=split.part,
-                images=found.images,
-                undecodable=found.undecodable,
-                card_sha256=split.task.sha256,
-                statistics=work.kind,
-                sha256=found.sha256,
-            )
+            source_data(tower, split, work.kind, found.images, found.undecodable, found.sha256)
             for tower, split, found in zip(plan.towers, splits, stored, strict=True)
         )
     except BaseException:
@@ -138,16 +131,6 @@ class _Gathering:
             self.base = as_base(plan.base)
             check_architecture(plan.towers[0].label, plan.towers[0].architecture, self.base)
             self.shapes = {**tower_shapes, PROJECTION: tuple(self.base.projection.shape)}
-        self._splits: dict[str, Split] = {}
-
-    def split(self, task: TaskCard, commit: str | None) -> Split:
-        """The sample of a task's training images; opened once for all its towers."""
-        key = f"{task.id} {task.sha256} {commit}"
-        if key not in self._splits:
-            self._splits[key] = open_split(
-                task, "train", commit=commit, limit=self.examples, seed=self.seed, progress=self.progress
-            )
-        return self._splits[key]
 
     def statistics(self, tower: Tower, split: Split) -> Stored:
         """From the cache, else gathered and written there."""
@@ -164,10 +147,7 @@ class _Gathering:
             self._gather(tower, split, fields, head, path)
             found = open_stored(path, self.shapes)
         if found is None:
-            raise SourceError(
-                f"The statistics of {tower.label} were written to the cache and cannot be read back.",
-                hint="Look at the disk that holds it, or name another place for it with HF_ASSETS_CACHE.",
-            )
+            raise unreadable(tower)
         if found.undecodable:
             self.progress.warn(split.left_out(found.undecodable))
         return found
@@ -179,28 +159,20 @@ class _Gathering:
         size = max(1, (_fisher.TOKENS if self.kind == "fisher" else _gram.TOKENS) // tokens)
         draws = torch.rand(len(split), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
         images = undecodable = 0
-        place = next(i for i, one in enumerate(self.plan.towers, start=1) if one is tower)
-        label = f"{tower.label} on {split.task.title} ({place} of {len(self.plan.towers)})"
-        self.progress.start(label, len(split), "images")
+        self.progress.start(label_of(self.plan, tower, split), len(split), "images")
         pool = ThreadPoolExecutor(self.workers, "gather", initializer=torch.set_num_threads, initargs=(1,))
         try:
             with one_blas_thread(), full_float32(), self._adder(model, totals, pool, head) as add:
-                examples = split.examples(chunk=size)
-                while some := list(itertools.islice(examples, AT_ONCE * size)):
-                    batches = [some[i : i + size] for i in range(0, len(some), size)]
-                    found = [each for each in pool.map(partial(self._pixels, split, fields), batches) if each]
-                    count = sum(len(places) for _, places in found)
-                    images, undecodable = images + count, undecodable + len(some) - count
-                    if found:
-                        add([pixels for pixels, _ in found], [draws[places] for _, places in found])
-                    self.progress.advance(len(some))
+                for some in batches(split, fields, size, self.device, pool):
+                    images, undecodable = images + some.images, undecodable + some.undecodable
+                    if some.pixels:
+                        add(some.pixels, [draws[places] for places in some.places])
+                    self.progress.advance(some.images + some.undecodable)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self.progress.finish()
         if not images:
-            other = f"--tasks {shlex.quote(tower.label)}=TASK"
-            hint = f"Look at {split.dataset.label}, or give {tower.label} another task: {other}"
-            raise nothing_decoded(split, undecodable, hint=hint)
+            raise nothing_of(tower, split, undecodable)
         self._write(tower, totals, images, undecodable, path)
 
     def _adder(
@@ -217,32 +189,13 @@ class _Gathering:
             scale=self.base.logit_scale,
         )
 
-    def _pixels(
-        self, split: Split, fields: dict[str, Any], batch: Sequence[Example]
-    ) -> tuple[Tensor, list[int]] | None:
-        """The images of a batch that can be decoded, ready for the tower, and their places in the split."""
-        decoded: list[tuple[Tensor, int]] = []
-        for example in batch:
-            try:
-                decoded.append((to_pixels(decode(example.image), fields), example.index))
-            except UndecodableImage:
-                split.broken.add(example.index)
-                continue
-        if not decoded:
-            return None
-        pixels, places = zip(*decoded, strict=True)
-        return normalised(torch.stack(pixels).to(self.device), fields), list(places)
-
     def _write(self, tower: Tower, totals: dict[str, Tensor], images: int, undecodable: int, path: Any) -> None:  # noqa: ANN401
         norm = 0.0
         for name, total in _in_order(totals):
             if self.kind == "fisher":
                 total /= images  # a mean over examples; Gram matrices are sums, as their paper has them
             if not bool(torch.isfinite(total).all()):
-                raise NonFiniteError(
-                    f"{tower.label} gives NaN or Inf on images of its task, first seen at {name}.",
-                    hint="Its weights are broken: leave it out, or name an earlier revision of it.",
-                )
+                raise broken_at(tower, name)
             if name != PROJECTION:
                 norm += float(total.cpu().double().square().sum())
         if self.kind == "fisher" and norm == 0.0:

@@ -29,22 +29,29 @@ def gram_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]
 
 @contextmanager
 def grams(
-    model: nn.Module, totals: dict[str, Tensor], pool: Executor
-) -> Iterator[Callable[[Sequence[Float[Tensor, "b 3 s s"]], Any], None]]:
+    model: nn.Module, totals: dict[str, Tensor], pool: Executor, run: Callable[[Tensor], object] | None = None
+) -> Iterator[Callable[[Sequence[Float[Tensor, " b *image"]], Any], None]]:
     """Add up Gram matrices of a tower's layers.
 
+    Args:
+        model: on its device.
+        totals: a layer's weight -> sum over batches, so far; added to in place.
+        pool: worker threads, with one BLAS thread each.
+        run: sends a batch through the layers; None for pixels through the whole tower.
+
     Yields:
-        A function that adds some batches of pixels: the batches run side by side, then the layers. What one call adds
-        to a matrix is one product, so its bits do not depend on the number of workers, only on how calls are cut.
+        A function that adds some batches: the batches run side by side, then the layers. What one call adds to a
+        matrix is one product, so its bits do not depend on the number of workers, only on how calls are cut.
     """
     wanted = layers(model, lambda name, _: f"{name}.weight" in totals)
 
+    forward = run or (lambda pixels: model(pixel_values=pixels))
     with tapped(wanted) as fresh:
 
-        def inputs(pixels: Tensor) -> dict[str, Tensor]:
+        def inputs(batch: Tensor) -> dict[str, Tensor]:
             held = fresh()
             with torch.no_grad():
-                model(pixel_values=pixels)
+                forward(batch)
             return {name: x.reshape(-1, x.shape[-1]) for name, (x, _) in held.items()}
 
         def add(batches: Sequence[Tensor], _: object) -> None:

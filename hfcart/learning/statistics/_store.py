@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,23 @@ def place(kind: str, decides: Any) -> Path:  # noqa: ANN401 (whatever JSON holds
     return hub.assets("statistics") / kind / f"{digest[:40]}.safetensors"
 
 
+@contextmanager
+def room_in_cache(what: str, folder: Path, size: int) -> Iterator[None]:
+    """Make a folder of the cache, and explain what keeps `size` bytes out of it. `what` they are begins the message.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{what} ({size / 1e6:.0f} MB) cannot be written into the cache: {error}.",
+            hint="Make room, or name another place for it with HF_ASSETS_CACHE.",
+        ) from None
+
+
 def write(path: Path, tensors: Mapping[str, torch.Tensor], *, images: int, undecodable: int, norm: float) -> None:
     """Write statistics (float32) whole or not at all.
 
@@ -68,21 +86,23 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], *, images: int, undec
         digest.add(name, tensors[name])
     told = {"sha256": digest.hex(), "images": images, "undecodable": undecodable, "norm": norm}
     half = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.half")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, half, {_KEY: json.dumps(told)})
-        half.replace(path)
-    except (OSError, SafetensorError) as error:
-        half.unlink(missing_ok=True)
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        raise OutputError(
-            f"The statistics of a tower ({size / 1e6:.0f} MB) cannot be written into the cache: {error}.",
-            hint="Make room, or name another place for it with HF_ASSETS_CACHE.",
-        ) from None
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with room_in_cache("The statistics of a tower", path.parent, size):
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, half, {_KEY: json.dumps(told)})
+            half.replace(path)
+        except (OSError, SafetensorError):
+            half.unlink(missing_ok=True)
+            raise
 
 
-def open_stored(path: Path, shapes: Shapes) -> Stored | None:
+def open_stored(path: Path, shapes: Shapes, *, proven: bool = True) -> Stored | None:
     """Statistics written before, proven: these tensors, every value finite, and the digest the one written.
+
+    Args:
+        path: the file.
+        shapes: of the tensors in it.
+        proven: False where its values were proven before: then only its header is looked at.
 
     Returns:
         None if there are none, or if they are not what they should be: they are gathered again then.
@@ -92,19 +112,25 @@ def open_stored(path: Path, shapes: Shapes) -> Stored | None:
     except OSError:
         return None
     try:
-        return _proven(file, shapes)
+        found = _described(file, shapes)
+        if proven:
+            _prove(found, shapes)
+        return found
     except (CorruptFileError, ValueError, KeyError, TypeError):
         file.close()
         return None
 
 
-def _proven(file: LocalFile, shapes: Shapes) -> Stored:
+def _described(file: LocalFile, shapes: Shapes) -> Stored:
     specs = parse_header(file.read, file.size, file.where)
     if {name: (spec.dtype, spec.shape) for name, spec in specs.items()} != {n: ("F32", s) for n, s in shapes.items()}:
         raise ValueError("other tensors")
     header = strict_json(file.read(8, 8 + int.from_bytes(file.read(0, 8), "little")))
     told = strict_json(header["__metadata__"][_KEY].encode())
-    found = Stored(str(told["sha256"]), int(told["images"]), int(told["undecodable"]), float(told["norm"]), file, specs)
+    return Stored(str(told["sha256"]), int(told["images"]), int(told["undecodable"]), float(told["norm"]), file, specs)
+
+
+def _prove(found: Stored, shapes: Shapes) -> None:
     digest = _Digest()
     for name in sorted(shapes):
         values = torch.empty(shapes[name])
@@ -114,7 +140,6 @@ def _proven(file: LocalFile, shapes: Shapes) -> Stored:
         digest.add(name, values)
     if digest.hex() != found.sha256:
         raise ValueError("other values")
-    return found
 
 
 class _Digest:
