@@ -78,7 +78,7 @@ def merge(
         Parameters of single methods:
             steps (int): wudi, adapt: steps of Adam. Default: the method's.
             lr (float): wudi, adapt: learning rate of Adam. Default: the method's.
-            seed (int): dare, della, esm, fisher, regmean, regmean_pp, adapt: of random draws. Default: 0.
+            seed (int): dare, della and others: of random draws. Default: 0.
             weights (numbers): linear, slerp: how much each source counts.
             density (float): sce, dare, della, ties: share of entries kept. Default: the method's.
             beta (float): breadcrumbs: share of the smallest entries to drop. Default: 0.85.
@@ -90,9 +90,9 @@ def merge(
             combine ("mean" | "sum"): ties: what entries that agree become. Default: mean.
             kept (float): dc_merge: share of each tower's coordinates that counts. Default: 0.001.
             common (float): iso_cts: share of directions that the common space gets. Default: 0.8.
-            examples (int): esm, fisher, regmean, regmean_pp: training images of each task. Default: the method's.
+            examples (int): esm, fisher and others: training images a task. Default: the method's.
             floor (float): fisher: what the information's diagonal is raised to. Default: 1e-06.
-            off_diagonal (float): regmean, regmean_pp: factor of off-diagonal Gram entries. Default: the method's.
+            off_diagonal (float): regmean, regmean_pp: factor off the Gram diagonal. Default: the method's.
 
     Returns:
         The record of the merge (what hfcart.json holds), with the folder, the results of `eval` and what was published.

@@ -23,6 +23,7 @@ _TYPES: dict[str, Any] = {
 }
 
 
+_LONGEST = 30  # characters of methods' names before an option's help, which has one line
 _METAVARS = {"rank": "RANK", "numbers": "W,W,...", "each": "X or X,X"}
 
 
@@ -33,12 +34,14 @@ def field_of(parameter: Parameter) -> tuple[Any, None]:
         takers["adapt"] = learned
     defaults = {p.default for p in takers.values()}
     basic = parameter.name in ("rank", "scale")
+    names = ", ".join(takers)
+    few = names if len(names) <= _LONGEST else ", ".join([*takers][:2]) + " and others"
     short, _, more = next(iter(takers.values())).help.partition(". ")
     short = short.removesuffix(".") + "."
     option = Option(
-        short if basic else f"{', '.join(takers)}: {short[0].lower()}{short[1:]}",
+        short if basic else f"{few}: {short[0].lower()}{short[1:]}",
         BASICS if basic else METHOD,
-        f"{more} Of {', '.join(takers)}.".strip(),
+        f"{more} Of {names}.".strip(),
         metavar="|".join(parameter.choices) or _METAVARS.get(parameter.kind, ""),
         default="" if defaults == {None} else str(defaults.pop()) if len(defaults) == 1 else "the method's",
         taken=lambda method: method.parameter(parameter.name) is not None,

@@ -31,7 +31,7 @@ METHOD = Method(
         Parameter(
             "examples",
             32,
-            "Training images of each task. The statistics are gathered on them.",
+            "Training images a task. The statistics are gathered on them.",
             kind="whole",
             least=1.0,
             most=1e6,

@@ -30,7 +30,7 @@ METHOD = Method(
         Parameter(
             "off_diagonal",
             0.95,
-            "Factor of off-diagonal Gram entries. In [0, 1].",
+            "Factor off the Gram diagonal. All other entries of Gram matrices are multiplied by it. In [0, 1].",
             least=0.0,
             most=1.0,
             symbol="α",

@@ -21,7 +21,7 @@ SEED = Parameter("seed", 0, "Of random draws.", kind="whole", least=0.0, most=2.
 EXAMPLES = Parameter(
     "examples",
     256,
-    "Training images of each task. The statistics are gathered on them.",
+    "Training images a task. The statistics are gathered on them.",
     kind="whole",
     least=1.0,
     most=1e6,
