@@ -47,7 +47,7 @@ def assert_alike(one: Path, other: Path, start: Path) -> None:
         assert (tensor.double() - found[name].double()).norm() <= 1e-4 * moved + 1e-7 * tensor.double().norm(), name
 
 
-@pytest.mark.parametrize("method", ["fisher", "regmean"])
+@pytest.mark.parametrize("method", ["fisher", "regmean", "regmean_pp"])
 def test_merges_that_look_at_images(zoo, commands: Commands, on_device, tmp_path: Path, method: str) -> None:
     hub, root = zoo
     line = ["merge", *TOWERS, "--method", method, "--tasks", tasks_of(root), "--examples", "12", "--out"]
