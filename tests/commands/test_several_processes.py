@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -122,11 +123,10 @@ def test_a_sweep_that_was_stopped_goes_on_in_as_many_processes_as_it_then_has(
 
     alone = swept("alone")
     monkeypatch.setattr(sweep, "towers_at_once", lambda _: 1)
-    begun, scorer = [0], scoring.Scorer.__init__
+    begun, scorer = itertools.count(1), scoring.Scorer.__init__
 
     def failing(self: Any, *args: Any, **keywords: Any) -> None:
-        begun[0] += 1
-        if begun[0] > 4:
+        if next(begun) > 4:  # each of two processes has its towers of two points
             raise HfcartError("stopped here")
         scorer(self, *args, **keywords)
 
@@ -135,8 +135,8 @@ def test_a_sweep_that_was_stopped_goes_on_in_as_many_processes_as_it_then_has(
         with pytest.raises(HfcartError, match="stopped here"):
             in_team(2, lambda team: swept("out", team))
     work = tmp_path / "out.partial"
-    notes = {path.name: path.read_text().count("\n") for path in work.glob("*.jsonl")}
-    assert notes["points.jsonl"] == 3 and notes["journal.jsonl"] + notes["journal-1.jsonl"] > 20, notes
+    assert (work / "points.jsonl").read_text().count("\n") == 3  # and the fingerprint
+    assert sum(path.read_text().count('"group"') for path in work.glob("journal*.jsonl")) > 20
     written: list[dict[str, Any]] = []
     append = Journal.append
 
@@ -257,7 +257,7 @@ def test_launched_commands_write_what_one_process_writes(zoo: Any, clean_env: di
     assert not (tmp_path / "s2").exists()
     several, one = ([[*swept, f"s{n}"], [*table, f"c{n}"]] for n in (2, 1))
     args = [str(HELPERS / "many_commands.py"), json.dumps(several), json.dumps(one)]
-    done = launched(2, args, tmp_path, env, plain=True)
+    done = launched(2, args, tmp_path, env, plain=True, timeout=500)
     assert done.returncode == 0, done.stderr
     for stage in (
         *("Decomposing", "Measuring 3 points", "Merging with 2 methods"),
