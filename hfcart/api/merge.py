@@ -56,6 +56,8 @@ def merge(
             adapt (names): Learn coefficients on images without labels.
             adapt_split ("train" | "validation" | "test"): Which images. Default: train.
             objective ("auto" | "entropy" | "infomax" | "distill"): What adaptation minimises. Default: auto.
+            adapt_ranks (float or int): AdaRank: choose among so many directions.
+            adapt_tensors ("auto" | "matrices" | "all"): Which tensors have coefficients. Default: auto.
             adapt_per ("tensor" | "task"): For each tensor, or for each tower. Default: tensor.
             batch_size (int): Images of each task in a batch. Default: 16.
             precision ("auto" | "float32" | "bfloat16"): Of the forward pass. Default: auto.

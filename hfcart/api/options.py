@@ -36,6 +36,8 @@ class MergeOptions(TypedDict, total=False):
     adapt: Names | None
     adapt_split: Literal["train", "validation", "test"] | None
     objective: Literal["auto", "entropy", "infomax", "distill"] | None
+    adapt_ranks: float | str | None
+    adapt_tensors: Literal["auto", "matrices", "all"] | None
     adapt_per: Literal["tensor", "task"] | None
     batch_size: int | None
     precision: Literal["auto", "float32", "bfloat16"] | None

@@ -22,7 +22,7 @@ from hfcart.cli._shared.params import (
     WORKERS,
     measurement,
 )
-from hfcart.methods import ADAPTIVE, behind
+from hfcart.methods import ADAPTIVE, RANKED, behind
 from hfcart.recipes.options import BASICS, IMAGES, OUTPUT
 from hfcart.system.processes import together
 from hfcart.zero_shot.measurement import Measurement
@@ -144,6 +144,7 @@ def _show(record: CompareRecord, sources: list[str], tasks: str, base: str | Non
         options += ["--base", base] if base and (method.needs_base or method.heads) else []
         options += ["--tasks", tasks] if method.statistics else []
         options += ["--adapt", tasks] if record.best.name in ADAPTIVE else []
+        options += ["--adapt-ranks", "100%"] if record.best.name in RANKED else []
         output.result(f"  best     hfcart merge {shlex.join([*sources, *options])}")
     output.result(f"  table    {out / TABLE}")
     if (chart := out / "figures" / "compare.png").is_file():

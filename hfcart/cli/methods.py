@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -68,6 +68,7 @@ def _as_json(m: Method) -> dict[str, Any]:
         "published": {"vit-b-32": m.published[0], "vit-l-14": m.published[1]},
         "note": m.note,
         "adaptive": _adaptive(m.adaptive) if m.adaptive else None,
+        "ranked": _adaptive(m.adaptive.ranked) if m.adaptive and m.adaptive.ranked else None,
         "chosen": {m.chosen.parameter: sorted(m.chosen.candidates)} if m.chosen else None,
     }
 
@@ -79,6 +80,7 @@ def _adaptive(a: Adaptive) -> dict[str, Any]:
         "formula": a.formula,
         "parameters": {p.name: {"default": p.default, "help": p.help} for p in ADAPTING},
         "start": a.start,
+        "rank": a.rank,
         "clamped": a.clamped,
         "batches": a.rounds,
         "arxiv": a.arxiv,
@@ -96,11 +98,15 @@ def _show_all(output: Output) -> None:
             learned = f"{m.name} with coefficients learned on unlabelled images."
             needs = f"{m.needs}, images"
             rows.append((a.name, needs, own + _options(ADAPTING), _figures(a.published), f"arXiv {a.arxiv}", learned))
+        if a and (r := a.ranked):
+            own += "--adapt-ranks RANK\n" + (f"--rank {r.rank}\n" if "rank" in r.replaces else "")
+            learned = learned.replace("coefficients", "coefficients and singular directions")
+            rows.append((r.name, needs, own + _options(ADAPTING), _figures(r.published), f"arXiv {r.arxiv}", learned))
     output.table(["method", "needs", "parameters", "published", "paper", "what it does"], rows)
     output.result()
     output.result(_NUMBERS_OF)
     for m in METHODS.values():
-        for each in (m, m.adaptive):
+        for each in (m, m.adaptive, m.adaptive and m.adaptive.ranked):
             if each and each.note:
                 output.result(f"{each.name}: {each.note}")
     output.result(
@@ -119,6 +125,7 @@ def _show_one(m: Method, output: Output) -> None:
         ("--svc ALPHA", m.task_vectors),
         ("--matrices all-2d", m.any_matrix),
         ("--adapt NAMES", m.adaptive),
+        ("--adapt-ranks RANK", m.adaptive and m.adaptive.ranked),
     ]
     tensors = [("every tensor gets", m.matrices)]
     if not m.alike:
@@ -133,7 +140,7 @@ def _show_one(m: Method, output: Output) -> None:
         ),
         ("published", _figures(m.published) or "no figure for those towers and tasks"),
         *([("note", m.note)] if m.note else []),
-        *([("with --adapt", f"{m.adaptive.title}, {_figures(m.adaptive.published)}")] if m.adaptive else []),
+        *((option, ", ".join(filter(None, (a.title, _figures(a.published))))) for option, a in _learned(m)),
         *([("with --tasks", _chosen(m.chosen))] if m.chosen else []),
         ("paper", f"https://arxiv.org/abs/{m.arxiv}"),
         *([("brought by", m.package)] if m.package else []),
@@ -148,6 +155,14 @@ def _show_one(m: Method, output: Output) -> None:
     if any(m.published):
         output.result()
         output.result(_NUMBERS_OF)
+
+
+def _learned(m: Method) -> Iterator[tuple[str, Adaptive]]:
+    """What the method becomes by which options."""
+    if m.adaptive:
+        yield "with --adapt", m.adaptive
+        if m.adaptive.ranked:
+            yield "and --adapt-ranks", m.adaptive.ranked
 
 
 def _chosen(c: Chosen) -> str:

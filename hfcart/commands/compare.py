@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hfcart.clip.images import DECODER
-from hfcart.commands.compared_methods import Ref, blind, blind_ones, chosen, needs_of, settings_of
+from hfcart.commands.compared_methods import EVERY_DIRECTION, Ref, blind, blind_ones, chosen, needs_of, settings_of
 from hfcart.commands.separate_process import Apart, Merges, merge_too
 from hfcart.engine.plan import CONVERTED, Plan, make_plan
 from hfcart.errors import NonFiniteError, UsageError
-from hfcart.methods import ADAPTIVE, behind
+from hfcart.methods import ADAPTIVE, RANKED, behind
 from hfcart.progress import Progress
 from hfcart.quoting import plural, quoted
 from hfcart.recipes.merge_recipe import make
@@ -227,6 +227,8 @@ def _fields(work: _Comparison, name: str) -> dict[str, Any] | str:
         fields["tasks"] = [pinned[task.id] for task in work.sources.values() if task]
     if name in ADAPTIVE:
         fields["adapt"] = list(pinned.values())
+    if name in RANKED:
+        fields["adapt_ranks"] = EVERY_DIRECTION
     return blind(name, work.sources, [split.task for split in work.splits]) or fields
 
 

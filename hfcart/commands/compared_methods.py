@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfcart.errors import UsageError
-from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, behind
+from hfcart.methods import ADAPTING, ADAPTIVE, METHODS, RANKED, behind
 from hfcart.names import key, meant, spelled
 from hfcart.quoting import quoted
 from hfcart.recipes.merge_recipe import make
@@ -15,6 +15,7 @@ from hfcart.sources.towers import Reopened
 from hfcart.tasks.task_cards import TaskCard
 
 Ref = str | Reopened
+EVERY_DIRECTION = 1.0  # of each matrix: what AdaRank chooses from, as published
 
 
 def offered(sources: int, *, adapted: bool = False) -> list[str]:
@@ -54,6 +55,8 @@ def settings_of(sources: Sequence[str], name: str, any_task: TaskCard) -> dict[s
     told: dict[str, Any] = {"tasks": [one] * len(sources)} if name in METHODS and METHODS[name].statistics else {}
     if name in ADAPTIVE:
         told["adapt"] = (one,)
+    if name in RANKED:
+        told["adapt_ranks"] = EVERY_DIRECTION
     settings = make({"sources": tuple(sources), "method": ADAPTIVE.get(name, name), **told}).parameters
     return settings | ({p.name: p.default for p in ADAPTING} if name in ADAPTIVE else {})
 

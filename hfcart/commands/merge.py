@@ -118,7 +118,7 @@ def _merge_into(
                 team.call(learn, plan, folder.path / _ADAPTATION, fields)
                 join_accelerate(recipe)
             learned = adapt(plan, folder.path / _ADAPTATION, fields, progress)
-            plan, cards = plan.adapted(learned.coefficients), learned.cards
+            plan, cards = plan.adapted(learned.coefficients, learned.directions), learned.cards
         environment = current_environment(device)
         workers = recipe.workers or default_workers()
         selection = None
@@ -395,6 +395,8 @@ def adaptation_log(record: MergeRecord, history: Sequence[Sequence[float]]) -> b
         return b""
     names = [f"entropy of {task.task}" for task in record.adaptation.tasks]
     names += [f"mean coefficient of tower {i + 1}" for i in range(len(record.sources))]
+    if record.adaptation.rank is not None:
+        names += [f"share of directions of tower {i + 1}" for i in range(len(record.sources))]
     names += [f"agreement on {task.task}" for task in record.adaptation.tasks if task.first_agreement is not None]
     lines = [",".join(["step", *names])]
     lines += [",".join([str(step + 1), *(f"{value:.8g}" for value in row)]) for step, row in enumerate(history)]

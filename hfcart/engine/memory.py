@@ -65,11 +65,15 @@ def _in_two_bytes(plan: Plan) -> float:
 
 def _factors(plan: Plan) -> int:
     """Bytes of every tower's factors of rank k, side by side, of the group where they are most."""
-    if not plan.directions:
+    chosen = plan.recipe.adapt_ranks
+    if chosen is None and not plan.directions:
         return 0
     from hfcart.maths.low_rank import rank_of  # scipy: not for a plan alone
 
-    rank = plan.recipe.parameters["rank"]
+    rank, times = plan.recipe.parameters.get("rank"), 1
+    if chosen is not None:  # by place: all there are to choose from are computed, and then held side by side
+        rank, times = chosen, 3
+    assert rank is not None  # plan.directions are those of a rank
     matrices = [group for group in plan.groups if group.matrix]
     sizes = [(plan.full_rank(group), plan.group_elements(group)) for group in matrices]
-    return max(4 * len(plan.towers) * rank_of(rank, k, k) * (k + elements // k) for k, elements in sizes)
+    return times * max(4 * len(plan.towers) * rank_of(rank, k, k) * (k + elements // k) for k, elements in sizes)

@@ -14,14 +14,16 @@ import torch
 
 from hfcart.clip.tensor_names import PROJECTION, Group
 from hfcart.engine.adapters.residuals import Residuals
+from hfcart.engine.coefficients import directions_in, kept_in
 from hfcart.engine.loop import Workers, workers
 from hfcart.engine.plan import Plan
 from hfcart.engine.reading import GroupReader, Held
 from hfcart.engine.sharing import SharedWorkers
 from hfcart.engine.writing import GroupWriter
 from hfcart.maths.moments import spread_of
-from hfcart.methods import Measure, Merged, function, keywords_of
+from hfcart.methods import Measure, Merged, Parts, function, keywords_of
 from hfcart.methods.lines import alpha_of, factor, norms, scaled
+from hfcart.methods.shared.factors import merged_from
 from hfcart.methods.svc import calibrated
 from hfcart.progress import Progress
 from hfcart.system.journal import Line
@@ -164,11 +166,31 @@ class GroupRules:
 
     def _made(self, group: Group, thetas: torch.Tensor, base: torch.Tensor | None, known: dict[str, Any]) -> Merged:
         """What the group's rule makes of it, calibrated if that is asked for."""
+        if (apart := self._apart(group)) is not None:
+            return self._put_together(apart, group, thetas, base)
         merged = self._rule(group)(thetas, **self._keywords(group, base, known))
         least = self.plan.recipe.svc
         if least is None or base is None or not group.matrix:
             return merged
         return merged._replace(tensor=calibrated(thetas, base, merged.tensor, least))
+
+    def _apart(self, group: Group) -> Callable[..., Parts] | None:
+        """What takes a group apart that is put together from parts alone; None for a group that has a rule."""
+        recipe = self.plan.recipe
+        if recipe.adaptive is None or group.key not in (recipe.coefficients or ()):
+            return None
+        if group.matrix:
+            return function(recipe.adaptive.parts) if recipe.directions is not None else None
+        return function(recipe.adaptive.other_parts) if recipe.adaptive.other_parts else None
+
+    def _put_together(
+        self, apart: Callable[..., Parts], group: Group, thetas: torch.Tensor, base: torch.Tensor | None
+    ) -> Merged:
+        """Anchor and components of a group, these with their coefficients and of the directions that stay."""
+        offered = {**self.plan.settings, "base": base, "rank": directions_in(self.plan, group)}
+        coefficients = self.plan.coefficients_of(group)
+        assert coefficients is not None  # `_apart` looked
+        return merged_from(apart(thetas, **keywords_of(apart, offered)), coefficients, kept_in(self.plan, group))
 
     def _rule(self, group: Group) -> Callable[..., Merged]:
         return self._matrix_rule if group.matrix else self._other_rule

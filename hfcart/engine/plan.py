@@ -16,6 +16,7 @@ from hfcart.clip.to_open_clip import lay_out_open_clip, model_cfg
 from hfcart.engine.adaptation_tasks import AdaptationTask, adaptation_tasks, objective_of
 from hfcart.engine.adapters.layout import Adapters, plan_adapters, together
 from hfcart.engine.adapters.names import adapter_names
+from hfcart.engine.coefficients import check_coefficients
 from hfcart.engine.memory import peak_bytes
 from hfcart.errors import UsageError
 from hfcart.formats.shard_layout import Layout, lay_out
@@ -121,7 +122,8 @@ class Plan:
     @property
     def low_rank_groups(self) -> int:
         """How many matrices (fused ones counted once) go through the SVD, for each source; adapters decompose too."""
-        by_method = sum(g.matrix for g in self.groups) if self.method.decomposes else 0
+        decomposes = self.method.decomposes or self.recipe.adapt_ranks is not None
+        by_method = sum(g.matrix for g in self.groups) if decomposes else 0
         return by_method + (self.adapters.decomposed(self.groups) if self.adapters else 0)
 
     @property
@@ -149,11 +151,6 @@ class Plan:
                 out[parameter.name] = self.sources.canonical(out[parameter.name])
         return out
 
-    def has_coefficients(self, group: Group) -> bool:
-        """Whether a group has a coefficient for each tower, once there are any (recipe.coefficients, or adapt)."""
-        method = self.method
-        return method.adaptive is not None and not group.copied and (group.matrix or method.alike)
-
     def coefficients_of(self, group: Group) -> tuple[float, ...] | None:
         """Each tower's coefficient of a group, in the towers' present order; None where there is none."""
         given = (self.recipe.coefficients or {}).get(group.key)
@@ -173,11 +170,22 @@ class Plan:
         found = {"tasks": None, parameter: self.sources.given_order(values)}
         return dataclasses.replace(self, recipe=self.recipe.model_copy(update=found), tasks=())
 
-    def adapted(self, coefficients: Mapping[str, Sequence[float]]) -> Plan:
-        """This plan with learned coefficients: group's key -> one for each tower, in the towers' present order."""
-        as_given = {key: list(self.sources.given_order(values)) for key, values in coefficients.items()}
-        none: dict[str, Any] = dict.fromkeys(("adapt", "scale", *(parameter.name for parameter in ADAPTING)))
-        return dataclasses.replace(self, recipe=self.recipe.model_copy(update=none | {"coefficients": as_given}))
+    def adapted(
+        self, coefficients: Mapping[str, Sequence[float]], directions: Mapping[str, Sequence[str]] | None = None
+    ) -> Plan:
+        """This plan with what was learned.
+
+        Args:
+            coefficients: group's key -> one for each tower, in the towers' present order.
+            directions: matrix's key -> those of each tower that stay, likewise, if they were chosen.
+        """
+        adaptive = self.recipe.adaptive
+        found: dict[str, Any] = dict.fromkeys((*(adaptive.replaces if adaptive else ()), *(p.name for p in ADAPTING)))
+        found |= {"adapt": None, "adapt_tensors": "auto"}
+        found["coefficients"] = {key: list(self.sources.given_order(each)) for key, each in coefficients.items()}
+        if directions is not None:
+            found["directions"] = {key: list(self.sources.given_order(each)) for key, each in directions.items()}
+        return dataclasses.replace(self, recipe=self.recipe.model_copy(update=found))
 
     def informed(self, gathered: Statistics) -> Plan:
         """This plan with the statistics of images that the method needs."""
@@ -259,6 +267,9 @@ class Plan:
         if self.recipe.coefficients is not None:
             found = ((group.key, self.coefficients_of(group)) for group in self.groups)
             out["coefficients"] = {key: list(values) for key, values in found if values is not None}
+        if (chosen := self.recipe.directions) is not None:
+            keys = [group.key for group in self.groups if group.key in chosen]
+            out["directions"] = {key: list(self.sources.canonical(chosen[key])) for key in keys}
         if self.gathered:
             pairs = zip(self.own_tasks, self.gathered.data, strict=True)
             out["tasks"] = [SourceTask.of(own.found, data.dataset).plain() for own, data in pairs]
@@ -340,7 +351,7 @@ def make_plan(
     if parts and recipe.format == "open_clip":
         model_cfg(architecture, parts.text_config)  # refused before anything is fetched
     _check_rank(plan)
-    _check_coefficients(plan)
+    check_coefficients(plan)
     return plan
 
 
@@ -386,17 +397,3 @@ def _check_rank(plan: Plan) -> None:
                     f"rank {rank} is above the size of {group.key}, which has {plural(full, 'singular direction')}.",
                     hint=f"Give --rank of at most {full}, or a fraction in (0, 1].",
                 )
-
-
-def _check_coefficients(plan: Plan) -> None:
-    if plan.recipe.coefficients is None:
-        return
-    wanted = {group.key for group in plan.groups if plan.has_coefficients(group)}
-    found = set(plan.recipe.coefficients)
-    if wanted != found:
-        what = f"lack {min(wanted - found)}" if wanted - found else f"name {min(found - wanted)[:120]}"
-        has = "has one for each tower" if wanted - found else f"has none with {plan.method.name}"
-        raise UsageError(
-            f"The coefficients {what}, which {has}.",
-            hint="They were learned for another architecture, method or --qkv: learn them anew with --adapt.",
-        )

@@ -74,7 +74,7 @@ DOUBTFUL = (408, 409, 412, 429)
 # What hfcart writes of one merge or fine-tuning beside its weights; in a repo of somebody else's it may be theirs.
 OURS = (
     *("recipe.yaml", "results/adaptation.csv", "results/training.csv"),
-    *("figures/energy.png", "figures/similarity.png", "figures/coefficients.png"),
+    *("figures/energy.png", "figures/similarity.png", "figures/coefficients.png", "figures/directions.png"),
     *("figures/entropy.png", "figures/agreement.png", "figures/training.png", "tasks/*.yaml"),
 )
 

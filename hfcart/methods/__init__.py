@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from hfcart.methods.adaptation import ADAPTING
 from hfcart.methods.contract import Adaptive, Chosen, Measure, Merged, Method, Parameter, Parts, function, keywords_of
-from hfcart.methods.registry import ADAPTIVE, BROKEN, METHODS, behind, method_of, named
+from hfcart.methods.registry import ADAPTIVE, BROKEN, METHODS, RANKED, behind, method_of, named
 
 __all__ = [
     "ADAPTING",
     "ADAPTIVE",
     "BROKEN",
     "METHODS",
+    "RANKED",
     "Adaptive",
     "Chosen",
     "Measure",

@@ -46,11 +46,15 @@ class Parts(NamedTuple):
         anchor: what nothing is added to, of the group's shape.
         left: T × m × k, a factor of each component; or T × the group's shape, the components themselves.
         right: T × n × k, the other factor: component_t = left_t right_tᵀ. None where `left` is all there is.
+        energies: of factors, the share of each tower's ‖τ_t‖²_F that its k directions hold, in [0, 1].
+        fallback: whether the solver gave up and float64 LAPACK took over.
     """
 
     anchor: Tensor
     left: Tensor
     right: Tensor | None = None
+    energies: tuple[float, ...] = ()
+    fallback: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Adaptive:
         title: the paper's name for it.
         parts: "package.module:function": (thetas, **keywords) -> Parts; it gets what the rules get. Groups that
             the matrix rule applies to have parts, and the others if their rule is the same.
+        other_parts: the same for those others, where every tensor is to have coefficients; empty if that cannot be.
+        others: one sentence: what every other tensor gets then; empty where it is the same as the matrices.
         formula: LaTeX of the rule, with λ_t^l.
         matrices: one sentence: what the attention and MLP weights get.
         start: what every coefficient begins at, if the recipe gives no scale.
@@ -72,6 +78,9 @@ class Adaptive:
         citation: BibTeX of the adaptation, which stands beside the method's own.
         published: as Method.published.
         note: where the figures come from.
+        rank: where singular directions are chosen too: how many of each matrix are on at the start, as a share or a
+            number; `parts` then takes `rank`, how many there are to choose from. None where none are chosen.
+        ranked: what it becomes where directions are chosen too; None if they cannot be.
     """
 
     name: str
@@ -87,6 +96,10 @@ class Adaptive:
     citation: str
     published: tuple[float | None, float | None]
     note: str = ""
+    other_parts: str = ""
+    others: str = ""
+    rank: int | float | None = None
+    ranked: Adaptive | None = None
 
 
 @dataclass(frozen=True)

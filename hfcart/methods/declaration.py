@@ -34,7 +34,7 @@ TAKEN = frozenset(
             "format",
         ),
         *("full_clip", "allow_distant", "tasks", "batch_size", "precision"),
-        *("adapt", "adapt_split", "adapt_per", "objective"),
+        *("adapt", "adapt_split", "adapt_per", "adapt_ranks", "adapt_tensors", "directions", "objective"),
         *("out", "overwrite", "dtype", "max_shard_size", "eval", "push_to", "private", "create_pr", "commit_message"),
         *("device", "workers", "stream", "dry_run", "quiet", "json", "debug", "progress"),
         *("task", "to", "help"),  # which the command line takes for `tasks` and `push_to`
@@ -88,7 +88,8 @@ def check(method: Method, others: Sequence[Method], adapting: Sequence[Parameter
 
 
 def _names_of(method: Method) -> list[str]:
-    return [method.name, *([method.adaptive.name] if method.adaptive else [])]
+    found = [method.adaptive, method.adaptive.ranked] if method.adaptive else []
+    return [method.name, *(adaptive.name for adaptive in found if adaptive)]
 
 
 def _parameter(parameter: Parameter, known: Parameter | None) -> None:
@@ -114,11 +115,15 @@ def _parameter(parameter: Parameter, known: Parameter | None) -> None:
 
 def _adaptive(adaptive: Adaptive) -> None:
     _name(adaptive.name, _ADAPTIVE_NAME, "adaptive.name")
-    for field in ("title", "formula", "matrices", "citation", "note"):
-        _text(getattr(adaptive, field), f"adaptive.{field}", empty=field == "note")
+    for field in ("title", "formula", "matrices", "citation", "note", "others"):
+        _text(getattr(adaptive, field), f"adaptive.{field}", empty=field in ("note", "others"))
     _name(adaptive.parts, _WHERE, "adaptive.parts")
+    if adaptive.other_parts:
+        _name(adaptive.other_parts, _WHERE, "adaptive.other_parts")
     _name(adaptive.arxiv, ARXIV, "adaptive.arxiv")
     _figures(adaptive.published)
+    if adaptive.ranked is not None:
+        _adaptive(adaptive.ranked)
 
 
 def _name(value: object, pattern: re.Pattern[str], field: str) -> None:

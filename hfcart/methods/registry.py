@@ -57,6 +57,13 @@ for _point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, p
 
 # What `adapt` makes of a method, by its own name: -> the method's.
 ADAPTIVE = {method.adaptive.name: method.name for method in METHODS.values() if method.adaptive}
+# The same where singular directions are chosen too.
+RANKED = {
+    method.adaptive.ranked.name: method.name
+    for method in METHODS.values()
+    if method.adaptive and method.adaptive.ranked
+}
+ADAPTIVE |= RANKED
 
 
 def behind(name: str) -> Method:
@@ -75,7 +82,9 @@ def named(name: str) -> str:
     if name in BROKEN:
         raise ValueError(f"the method {name} is broken: {BROKEN[name]}")
     if adaptive := spelled(name, ADAPTIVE):
-        raise ValueError(f"{adaptive} is what --adapt makes of {ADAPTIVE[adaptive]}: give both in its place")
+        options = "--adapt and --adapt-ranks make" if adaptive in RANKED else "--adapt makes"
+        each = "all" if adaptive in RANKED else "both"
+        raise ValueError(f"{adaptive} is what {options} of {ADAPTIVE[adaptive]}: give {each} in its place")
     raise ValueError(f"unknown method {quoted(name, 80)}. {meant(name, METHODS)}")
 
 

@@ -42,8 +42,19 @@ def asked_for(
         for name in [name for name, fits in taken.items() if not fits]:
             if recorded.pop(name, None) is not None:
                 progress.note(f"{method.name} takes no {name}: the one in {file} is left out.")
-    if {"sources", "method", "scale", "lines", "svc", "adapt"} & set(given) and recorded.pop("coefficients", None):
+    learned_for = {
+        "sources",
+        "method",
+        "scale",
+        "lines",
+        "svc",
+        "adapt",
+        *(["rank"] if "directions" in recorded else []),
+    }
+    if learned_for & set(given) and recorded.pop("coefficients", None):
         progress.note(f"The coefficients in {file} were learned for what it merges: they are left out.")
+        if recorded.pop("directions", None) and "adapt" not in given:
+            recorded.pop("adapt_ranks", None)
     instead = [("lines", "scale"), ("scale", "lines")]  # each says what the other would
     instead += [("sweep", name) for name in ("rank", "scale", "lines")]
     instead += [("rank", "sweep"), ("scale", "sweep")]

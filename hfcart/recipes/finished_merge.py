@@ -29,7 +29,7 @@ from hfcart.records.repo_id import is_place, is_repo_id, split_place
 
 RECIPE = "recipe.yaml"
 # What Plan.recorded_recipe writes, besides the method's own parameters.
-_RECORDED = {"sources", "method", "base", "lines", "svc", "coefficients"} | {
+_RECORDED = {"sources", "method", "base", "lines", "svc", "coefficients", "directions"} | {
     name for name, option in OPTIONS.items() if option.recorded != "never"
 }
 _ALWAYS = {"sources", "method"} | {name for name, option in OPTIONS.items() if option.recorded == "always"}
@@ -93,7 +93,10 @@ def method_record(recipe: Recipe, settings: dict[str, Any]) -> MethodRecord:
         settings: the method's parameters and their values; those for each source in the record's order.
     """
     method = METHODS[recipe.method]
-    adaptive = method.adaptive if recipe.coefficients is not None else None
+    adaptive = recipe.adaptive if recipe.coefficients is not None else None
+    others = adaptive.matrices if adaptive and method.alike else method.others
+    if adaptive and adaptive.others and any(name.endswith(".bias") for name in recipe.coefficients or ()):
+        others = adaptive.others
     wrappers = [("SVC", SVC, recipe.svc), ("LiNeS", LINES, recipe.lines)]
     over = [(title, citation) for title, citation, asked in wrappers if asked is not None]
     citations = [*(citation for _, citation in over), *([adaptive.citation] if adaptive else [])]
@@ -103,7 +106,7 @@ def method_record(recipe: Recipe, settings: dict[str, Any]) -> MethodRecord:
         title=adaptive.title if adaptive else "".join([method.title, *(f" with {name}" for name, _ in over)]),
         formula=adaptive.formula if adaptive else method.formula,
         matrices=adaptive.matrices if adaptive else method.matrices,
-        others=adaptive.matrices if adaptive and method.alike else method.others,
+        others=others,
         parameters=settings,
         arxiv=adaptive.arxiv if adaptive else method.arxiv,
         citation="\n".join([method.citation, *citations]),

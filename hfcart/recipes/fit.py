@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from hfcart.methods import ADAPTING, METHODS, Parameter
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from hfcart.recipes.merge_recipe import Settings
 
 _ADAPTERS = Parameter("adapters", None, "", kind="rank")
+_RANKS = Parameter("adapt_ranks", None, "", kind="rank")
+_HEX = re.compile(r"[0-9a-f]{1,5000}")  # of one matrix's directions, four a digit
 
 
 def check_fit(recipe: Settings) -> None:
@@ -26,6 +29,7 @@ def check_fit(recipe: Settings) -> None:
         able = ", ".join(name for name, line in METHODS.items() if line.any_matrix)
         raise ValueError(f"matrices: {recipe.matrices} goes with {able}, not with {recipe.method}")
     _check_coefficients(recipe)
+    _check_directions(recipe)
     _check_tasks(recipe)
     if method.exactly and len(recipe.sources) != method.exactly:
         raise ValueError(f"{recipe.method} merges {plural(method.exactly, 'source')}, not {len(recipe.sources)}")
@@ -99,6 +103,43 @@ def _check_coefficients(recipe: Settings) -> None:
             raise ValueError(f"coefficients: {name[:120]} has one that is not a finite number")
     if recipe.coefficients is not None and recipe.given("scale") is not None:
         raise ValueError("coefficients are the scales of each tower: leave scale out")
+
+
+def _check_directions(recipe: Settings) -> None:
+    """Of which singular directions are to be chosen, which were, and which tensors have coefficients."""
+    adaptive = METHODS[recipe.method].adaptive
+    if recipe.adapt_tensors != "auto" and recipe.adapt is None:
+        raise ValueError("adapt_tensors says which tensors adapt learns coefficients of: give adapt too, such as 8")
+    if recipe.adapt_tensors == "all" and adaptive and not (METHODS[recipe.method].alike or adaptive.other_parts):
+        raise ValueError(f"adapt_tensors: {recipe.method} has coefficients for matrices alone")
+    if recipe.adapt_tensors == "matrices" and METHODS[recipe.method].alike:
+        raise ValueError(f"adapt_tensors: {recipe.method} treats every tensor alike, so all have coefficients")
+    if recipe.adapt_ranks is None:
+        if recipe.directions is not None:
+            raise ValueError("directions were chosen among so many as adapt_ranks says: give it too")
+        return
+    if adaptive is None or adaptive.ranked is None:
+        able = ", ".join(name for name, line in METHODS.items() if line.adaptive and line.adaptive.ranked)
+        raise ValueError(f"adapt_ranks goes with {able}: {recipe.method} has no directions to choose from")
+    _check(_RANKS, recipe.adapt_ranks)
+    rank = recipe.given("rank") if "rank" in adaptive.ranked.replaces else None
+    if rank is not None and type(rank) is type(recipe.adapt_ranks) and rank > recipe.adapt_ranks:
+        raise ValueError(
+            f"rank: {rank} directions cannot be on at the start of {recipe.adapt_ranks}, as adapt_ranks says"
+        )
+    if recipe.adapt is None and recipe.directions is None:
+        raise ValueError("adapt_ranks says which directions adapt may choose from: give adapt too, such as 8")
+    if recipe.adapt is not None and recipe.directions is not None:
+        raise ValueError("adapt chooses the directions that are given already: leave one of them out")
+    if recipe.directions is not None and recipe.coefficients is None:
+        raise ValueError("directions go with coefficients: give both")
+    if recipe.directions is not None and rank is not None:
+        raise ValueError("directions say which are kept: leave rank out")
+    for name, chosen in (recipe.directions or {}).items():
+        if len(chosen) != len(recipe.sources):
+            raise ValueError(f"directions: {len(chosen)} of {name[:120]} for {plural(len(recipe.sources), 'source')}")
+        if not all(map(_HEX.fullmatch, chosen)):
+            raise ValueError(f"directions: {name[:120]} has one that is not written in hexadecimal digits")
 
 
 def _check_tasks(recipe: Settings) -> None:

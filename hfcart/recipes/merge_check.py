@@ -12,6 +12,7 @@ from hfcart.errors import NotATowerError
 from hfcart.formats.card_facts import are_facts
 from hfcart.methods import METHODS, Method
 from hfcart.methods.adaptation import OBJECTIVES
+from hfcart.methods.shared.directions import from_hex
 from hfcart.quoting import plural
 from hfcart.recipes.merge_recipe import Recipe
 from hfcart.records import (
@@ -71,7 +72,7 @@ def faults(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
     yield from _faults_of_adapters(record, recipe)
     labels = [source.label for source in record.sources]
     if record.adaptation is not None:
-        yield from _faults_of_adaptation(record.adaptation, recipe, method, labels)
+        yield from _faults_of_adaptation(record.adaptation, recipe, labels)
     if record.selection is not None:
         yield from _faults_of_selection(record.selection, method, labels)
     if record.swept is not None:
@@ -111,6 +112,25 @@ def _faults_of_weights(record: MergeRecord, recipe: Recipe, method: Method) -> I
         yield "its tensors do not make its number of parameters"
     if not set(recipe.coefficients or ()) <= {tensor.name for tensor in tower}:
         yield "it has coefficients of no tensor"
+    if recipe.directions is not None:
+        yield from _faults_of_directions(record, recipe.directions)
+
+
+def _faults_of_directions(record: MergeRecord, directions: dict[str, list[str]]) -> Iterator[str]:
+    from hfcart.maths.low_rank import rank_of  # scipy and torch: not for a record without directions
+
+    full = {tensor.name: tensor.full_rank for tensor in record.tensors}
+    for name, chosen in directions.items():
+        count = full.get(name)
+        if count is None:
+            yield "it has directions of no matrix"
+            return
+        try:
+            for text in chosen:
+                from_hex(text, rank_of(record.recipe["adapt_ranks"], count, count))
+        except ValueError as error:
+            yield str(error)
+            return
 
 
 def _is_beside(tensor: TensorRecord) -> bool:
@@ -160,11 +180,11 @@ def _faults_of_adapters(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
             yield "the energy of an adapter is not in [0, 1]"
 
 
-def _faults_of_adaptation(
-    adaptation: AdaptationRecord, recipe: Recipe, method: Method, labels: list[str]
-) -> Iterator[str]:
-    if method.adaptive is None or recipe.coefficients is None or adaptation.name != method.adaptive.name:
+def _faults_of_adaptation(adaptation: AdaptationRecord, recipe: Recipe, labels: list[str]) -> Iterator[str]:
+    if recipe.adaptive is None or recipe.coefficients is None or adaptation.name != recipe.adaptive.name:
         yield "its adaptation is not that of its method"
+    if (adaptation.rank is None) != (recipe.directions is None) or not 0 < (adaptation.rank or 1) <= MOST:
+        yield "the rank that its adaptation began with is none"
     if adaptation.per not in ("tensor", "task") or adaptation.part not in PARTS:
         yield "its adaptation is of no known kind"
     if adaptation.objective not in (None, *OBJECTIVES):

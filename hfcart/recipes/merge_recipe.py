@@ -10,25 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from hfcart.errors import UsageError
-from hfcart.methods import METHODS, named
+from hfcart.methods import METHODS, Adaptive, named
 from hfcart.names import dtype
 from hfcart.recipes.fields import Device, HubRepo, OutFolder, explain, out_of_percent, parse_size
 from hfcart.recipes.finished_sweep import with_sweep
 from hfcart.recipes.fit import check_fit
 from hfcart.recipes.named import AdapterSource, LocalSource, SourceTask
 from hfcart.recipes.options import ADAPTATION, BASICS, MACHINE, MERGED, OUTPUT, PUBLISHING, Option
-from hfcart.recipes.parameter_fields import PARAMETERS, SHARES, field_of
+from hfcart.recipes.parameter_fields import PARAMETERS, SHARES, AdaptationFields, field_of
 
 WRAPPERS = ("lines", "svc")  # fields whose number goes over what any method makes
 
 
-class Settings(BaseModel):
+class Settings(AdaptationFields):
     """The fields that every recipe has. Their names are the long options of `hfcart merge`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     sources: tuple[str | LocalSource | AdapterSource, ...] = Field(min_length=1, strict=False)
     method: Annotated[str, Option("The merge method; `hfcart methods` lists them.", BASICS, metavar="METHOD")] = "cart"
@@ -188,39 +186,6 @@ class Settings(BaseModel):
             taken=lambda method: method.takes_tasks,
         ),
     ] = None
-    coefficients: dict[str, list[float]] | None = None
-    adapt: Annotated[
-        str | Annotated[tuple[SourceTask, ...], Field(strict=False)] | None,
-        Option(
-            "Learn coefficients on images without labels.",
-            ADAPTATION,
-            "One for each tower and tensor; tasks as `hfcart eval` takes them. In place of --scale, where they begin. "
-            "With cart that is CART++, with task_arithmetic AdaMerging, with ties AdaMerging++. Takes --steps, --lr "
-            "and --seed.",
-            metavar="TASKS",
-            taken=lambda method: method.adaptive is not None,
-        ),
-    ] = None
-    adapt_split: Annotated[
-        Literal["train", "validation", "test"],
-        Option("Which images.", ADAPTATION, "The papers take test images; the card then says so."),
-    ] = "train"
-    objective: Annotated[
-        Literal["auto", "entropy", "infomax", "distill"],
-        Option(
-            "What adaptation minimises.",
-            ADAPTATION,
-            "entropy: how undecided the merged tower is (the papers'); infomax: that, less how evenly its predictions "
-            "are spread over the classes; distill: how far they are from those of the task's own tower. auto: distill "
-            "where the own tower of each task is known, else infomax. Which tower is a task's own is found as for "
-            "--tasks; SOURCE=TASK in --adapt says it.",
-            taken=lambda method: method.adaptive is not None,
-        ),
-    ] = "auto"
-    adapt_per: Annotated[Literal["tensor", "task"], Option("For each tensor, or for each tower.", ADAPTATION)] = (
-        "tensor"
-    )
-    batch_size: Annotated[int, Field(ge=1, le=100_000), Option("Images of each task in a batch.", ADAPTATION)] = 16
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
         Option(
@@ -293,7 +258,11 @@ class Settings(BaseModel):
         return fields
 
     @field_validator(
-        "adapters", *(p.name for p in PARAMETERS.values() if p.kind in SHARES), mode="before", check_fields=False
+        "adapters",
+        "adapt_ranks",
+        *(p.name for p in PARAMETERS.values() if p.kind in SHARES),
+        mode="before",
+        check_fields=False,
     )
     @classmethod
     def _in_percent(cls, value: object) -> object:
@@ -315,15 +284,20 @@ class Settings(BaseModel):
         return getattr(self, parameter)
 
     @property
+    def adaptive(self) -> Adaptive | None:
+        """What the method becomes where coefficients, and perhaps directions, are learned or given; else None."""
+        found = METHODS[self.method].adaptive if self.adapt is not None or self.coefficients is not None else None
+        return found.ranked if found and self.adapt_ranks is not None else found
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """The method's keyword arguments: what was set, and the method's defaults for the rest, if it has one."""
         values = {
             p.name: p.default if (value := self.given(p.name)) is None else value
             for p in METHODS[self.method].parameters
         }
-        adaptive = METHODS[self.method].adaptive
-        if adaptive and (self.adapt is not None or self.coefficients is not None):
-            values = {name: value for name, value in values.items() if name not in adaptive.replaces}
+        if self.adaptive:
+            values = {name: value for name, value in values.items() if name not in self.adaptive.replaces}
         chosen = METHODS[self.method].chosen
         if chosen and self.tasks is not None:  # not known yet
             values = {**values, chosen.parameter: None}

@@ -20,15 +20,12 @@ _NAME = re.compile(r"[A-Za-z0-9][\w-]{0,60}", re.ASCII)
 
 
 def as_yaml(fields: dict[str, Any]) -> str:
-    """A recorded recipe as YAML: a line for each field, and one for each tensor's coefficients."""
-    coefficients = fields.get("coefficients")
-    rest = {key: value for key, value in fields.items() if key != "coefficients"}
+    """A recorded recipe as YAML: a line for each field, and one for each tensor's coefficients and directions."""
+    long = ("coefficients", "directions")
+    rest = {key: value for key, value in fields.items() if key not in long}
+    lines = {key: fields[key] for key in long if fields.get(key) is not None}
     text = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True)
-    if coefficients is None:
-        return text
-    return text + yaml.safe_dump(
-        {"coefficients": coefficients}, sort_keys=False, default_flow_style=None, width=math.inf
-    )
+    return text + (yaml.safe_dump(lines, sort_keys=False, default_flow_style=None, width=math.inf) if lines else "")
 
 
 def names() -> list[str]:

@@ -49,7 +49,7 @@ class AdaptationRecord:
     """How the coefficients of a merge were learned; no label had a part in it.
 
     Attributes:
-        name: `cart++`, `adamerging` or `adamerging++`.
+        name: `cart++`, `adamerging`, `adamerging++`, `adarank` or `adarank_ta`.
         per: "tensor" for a coefficient for each tower and tensor, "task" for one for each tower.
         part: which images: train, validation or test.
         tasks: the tasks.
@@ -65,6 +65,8 @@ class AdaptationRecord:
         precision: of the forward pass.
         processes: how many shared the batches.
         objective: what was minimised: entropy, infomax or distill; None in records of earlier versions, entropy.
+        rank: where singular directions were chosen too, how many of each matrix were on at the start, as a share or a
+            number; else None.
     """
 
     name: str
@@ -83,3 +85,4 @@ class AdaptationRecord:
     precision: str
     processes: int
     objective: str | None = None
+    rank: int | float | None = None

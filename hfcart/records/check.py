@@ -191,8 +191,9 @@ def faults_of_tensors(tensors: Sequence[TensorRecord], expected: dict[str, tuple
             yield f"the sha256 of {tensor.name} is none"
         if not (tensor.energy is None or 0 <= tensor.energy <= 1):
             yield f"the energy of {tensor.name} is not in [0, 1]"
-        ranks = (tensor.rank, tensor.full_rank)
-        if any(rank is not None and not 1 <= rank <= MOST for rank in ranks):
+        # Where directions are learned, none may stay.
+        ranks = ((tensor.rank, 0), (tensor.full_rank, 1))
+        if any(rank is not None and not least <= rank <= MOST for rank, least in ranks):
             yield f"a rank of {tensor.name} is out of range"
         if tensor.rank is not None and (tensor.full_rank is None or tensor.rank > tensor.full_rank):
             yield f"the rank of {tensor.name} is above the full one"

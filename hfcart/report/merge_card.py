@@ -38,6 +38,7 @@ from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_place, is_repo_id
 from hfcart.report.accuracy import belongs
 from hfcart.report.adapters_section import adapters_section
+from hfcart.report.directions_section import directions_section
 from hfcart.report.first_lines import chosen, first_lines
 from hfcart.report.results_section import HUB, accuracy_section, model_index, on_the_hub
 from hfcart.report.template import front_matter as as_yaml
@@ -106,6 +107,7 @@ def render_card(record: MergeRecord, *, repo: str | None = None, results: EvalRe
         # Escapes for everything beyond ASCII: exact, and no invisible character can disguise a source.
         recipe=yaml.safe_dump(_short(record.recipe), sort_keys=False, width=math.inf),
         coefficients=_coefficient_range(record),
+        directions=directions_section(record),
         checksums="\n".join(f"{digest}  {name}" for name, digest in sorted(record.files.items())),
     )
 
@@ -148,8 +150,8 @@ def front_matter(record: MergeRecord, *, repo: str | None = None, results: EvalR
 
 
 def _short(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without its coefficients, of which there are hundreds: recipe.yaml has them."""
-    return {key: value for key, value in recipe.items() if key != "coefficients"}
+    """The recipe without its coefficients and directions, of which there are hundreds: recipe.yaml has them."""
+    return {key: value for key, value in recipe.items() if key not in ("coefficients", "directions")}
 
 
 def _coefficient_range(record: MergeRecord) -> dict[str, Any] | None:
@@ -354,7 +356,9 @@ def _treated(tensors: list[TensorRecord], *, fused: bool) -> dict[str, Any]:
         "tensors": len(tensors),
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
         "rule": first.rule,
-        "rank": f"{first.rank}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{first.full_rank}" if first.rank else "",
+        "rank": f"{first.rank}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{first.full_rank}"
+        if first.rank is not None
+        else "",
         "energy": f"{percent(min(energies))}–{percent(max(energies))}%" if energies else "",
     }
 

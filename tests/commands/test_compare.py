@@ -141,7 +141,7 @@ def test_a_sample_is_called_one() -> None:
 def test_all_is_every_method_that_takes_so_many_sources() -> None:
     assert offered(2) == list(METHODS)
     assert offered(3) == [name for name in METHODS if name != "slerp"] and "wudi" in offered(3)
-    assert offered(3, adapted=True) == [*offered(3), "cart++", "adamerging", "adamerging++"]
+    assert offered(3, adapted=True) == [*offered(3), "cart++", "adamerging", "adamerging++", "adarank", "adarank_ta"]
 
 
 def test_a_merge_apart_is_the_merge(tmp_path: Path) -> None:

@@ -20,6 +20,15 @@ from hfcart.tasks.task_cards import read_tasks
 BASES = {"b-32": "openai/clip-vit-base-patch32", "l-14": "openai/clip-vit-large-patch14"}
 # The authors' released configurations of CART for ViT-B/32: rank and scale; and what Iso's paper found by T.
 RELEASED = {"8": (0.12, 2.0), "14": (0.16, 1.5), "20": (0.32, 1.9)}
+# What AdaRank's authors released: directions on at the start, coefficients, and the batch where it is not of 16.
+ADARANK = {
+    ("b-32", "8"): (0.16, 2.3),
+    ("b-32", "14"): (0.32, 2.8),
+    ("b-32", "20"): (0.32, 2.4),
+    ("l-14", "8"): (0.16, 3.0, 4),
+    ("l-14", "14"): (0.16, 1.25, 2),
+    ("l-14", "20"): (0.16, 1.0, 2),
+}
 ISO = {
     ("iso-c", "b-32"): {"8": 1.3, "14": 1.0, "20": 0.9},
     ("iso-c", "l-14"): {"8": 1.5, "14": 1.3, "20": 1.0},
@@ -29,7 +38,7 @@ ISO = {
 
 
 def test_there_is_one_for_every_setting() -> None:
-    kinds = ("cart", "cart-adapt", "iso-c", "iso-cts")
+    kinds = ("cart", "cart-adapt", "adarank", "iso-c", "iso-cts")
     expected = {f"vit-{size}-{n}-{kind}" for size in BASES for n in RELEASED for kind in kinds}
     expected |= {f"vit-{size}-{n}-regmean-pp" for size in BASES for n in ("8", "20")}
     assert set(names()) == expected | {f"vit-b-32-{n}-cart-paper" for n in RELEASED} | {"vit-b-32-8-wudi"}
@@ -45,6 +54,10 @@ def settings(kind: str, size: str, tasks: str) -> dict[str, object]:
         common = {"common": 0.8} if kind == "iso-cts" else {}
         scale = ISO[kind, size][tasks]
         return {"method": kind.replace("-", "_"), "scale": scale, "qkv": "fused", "matrices": "all-2d", **common}
+    if kind == "adarank":
+        rank, scale, *batch = ADARANK[size, tasks]
+        asked = {"adapt": tasks, "adapt_ranks": 1.0, "adapt_tensors": "all", "objective": "entropy", "qkv": "fused"}
+        return {"method": "cart", "rank": rank, "scale": scale, **asked, **({"batch_size": batch[0]} if batch else {})}
     rank, scale = RELEASED[tasks] if size == "b-32" and kind != "cart-paper" else (0.08, 1.0)
     adapt = {"adapt": tasks, "objective": "entropy"} if kind == "cart-adapt" else {}
     return {"method": "cart", "rank": rank, "scale": scale, "qkv": "fused", **adapt}

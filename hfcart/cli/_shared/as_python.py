@@ -218,8 +218,9 @@ def _kind(command: str, option: Any) -> str:  # noqa: ANN401 (typer's classes)
             return kind
     if _choices(command, option):
         return "choice"
-    if option.name == "adapters" or option.name in WRAPPERS:  # texts on the command line, which takes 8% for a number
-        return "rank" if option.name == "adapters" else "number"
+    # Texts on the command line, which takes 8% for a number.
+    if option.name in ("adapters", "adapt_ranks") or option.name in WRAPPERS:
+        return "number" if option.name in WRAPPERS else "rank"
     return {int: "whole", float: "number"}.get(option.type_descriptor.annotation, "text")
 
 

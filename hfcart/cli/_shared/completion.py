@@ -47,10 +47,11 @@ def _method(incomplete: str) -> list[tuple[str, str]]:
 
 
 def _methods(incomplete: str) -> list[tuple[str, str]]:
-    from hfcart.methods import ADAPTIVE, behind
+    from hfcart.methods import METHODS
 
-    also = {name: behind(name).adaptive for name in ADAPTIVE}
-    learned = {name: adaptive.title for name, adaptive in also.items() if adaptive}
+    found = [method.adaptive for method in METHODS.values() if method.adaptive]
+    found += [adaptive.ranked for adaptive in found if adaptive.ranked]
+    learned = {adaptive.name: adaptive.title for adaptive in found}
     return _listed(incomplete, {**dict(_method("")), **learned})
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfcart.cli._shared.output import Output, size
 from hfcart.engine.adaptation_tasks import objective_of
+from hfcart.engine.coefficients import directions_in
 from hfcart.engine.memory import front_bytes
 from hfcart.methods import ADAPTING
 from hfcart.quoting import plural, some
@@ -224,14 +225,16 @@ def _adaptation(plan: Plan) -> str:
     """How coefficients will be learned, and what that keeps on disk meanwhile."""
     from hfcart.learning.adapt.parts import part_bytes
 
-    recipe, adaptive = plan.recipe, plan.method.adaptive
+    recipe, adaptive = plan.recipe, plan.recipe.adaptive
     assert adaptive is not None  # the recipe was checked
     given = recipe.given("steps")
     steps = next(p.default for p in ADAPTING if p.name == "steps") if given is None else given
+    count = sum(directions_in(plan, group) or 0 for group in plan.groups)
+    chosen = f", among them {count:,} directions of each tower to choose from" if count else ""
     return (
         f"{adaptive.name}: {plural(int(str(steps)), 'step')}, {adaptive.rounds} x {recipe.batch_size} "
         f"{recipe.adapt_split} images of each task a step, without labels, {_objective(plan)}; "
-        f"{size(part_bytes(plan))} on disk while they are learned"
+        f"{size(part_bytes(plan))} on disk while they are learned{chosen}"
     )
 
 

@@ -66,7 +66,7 @@ def _parts(annotation: Any) -> Iterator[Any]:  # noqa: ANN401 (any type there is
 
 def _value(name: str, typed: Any) -> Any:  # noqa: ANN401 (whatever the option holds)
     kind = PARAMETERS[name].kind if name in PARAMETERS else ""
-    if kind == "rank" or name == "adapters":
+    if kind == "rank" or name in ("adapters", "adapt_ranks"):
         return _number(str(typed), name)
     if kind == "number" or name in WRAPPERS:
         return float(_number(str(typed), name))

@@ -26,6 +26,7 @@ from hfcart.engine.plan import Plan
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import HfcartError
 from hfcart.formats.shard_layout import SINGLE
+from hfcart.learning.adapt.masks import masks_of
 from hfcart.learning.adapt.objective import MeanPredictions, cross_entropy, entropy, infomax, log_predictions
 from hfcart.learning.adapt.own_predictions import OwnPredictions, own_predictions
 from hfcart.learning.adapt.parts import PartsFile, budget_of, lay_out_parts, take_apart
@@ -57,13 +58,16 @@ class Learned:
 
     Attributes:
         coefficients: group's key -> one for each tower, in the plan's order.
+        directions: matrix's key -> which of each tower's stay, likewise; None if they were not chosen.
         record: how they were learned.
-        history: a row for each step: every task's entropy, then every tower's mean coefficient; then, if the tower was
-            to be like the tasks' own ones, the share of each task's images of which both say the same.
+        history: a row for each step: every task's entropy, then every tower's mean coefficient; then, if directions
+            were chosen, every tower's share of them; then, if the tower was to be like the tasks' own ones, the share
+            of each task's images of which both say the same.
         cards: copies of the tasks' cards, by their file.
     """
 
     coefficients: dict[str, tuple[float, ...]]
+    directions: dict[str, tuple[str, ...]] | None
     record: AdaptationRecord
     history: list[list[float]]
     cards: dict[str, bytes]
@@ -148,6 +152,7 @@ class _Learning:
             clamped=work.adaptive.clamped,
             lr=work.setting("lr"),
         )
+        self._masks = masks_of(work, parts.adapted)
         self._averaged = max(1, min(_AVERAGED, work.setting("steps") // 10))
         self._predictions = MeanPredictions([len(head) for head in work.heads], self._averaged)
 
@@ -156,6 +161,8 @@ class _Learning:
         self._accelerator.wait_for_everyone()
         if found := self._checkpoints.newest():
             self._state.restore(*found)
+            if self._masks:
+                self._masks.restore(*found)
             self._predictions.restore(*found)
             self._progress.note(f"Resuming: {found[0]} of {plural(self._work.setting('steps'), 'step')} done already.")
 
@@ -197,6 +204,7 @@ class _Learning:
         record = AdaptationRecord(
             name=work.adaptive.name,
             objective=work.objective,
+            rank=work.rank,
             per=work.recipe.adapt_per,
             part=work.recipe.adapt_split,
             tasks=tuple(self._task(number) for number in range(len(work.splits))),
@@ -213,15 +221,17 @@ class _Learning:
             processes=self._accelerator.num_processes,
         )
         keys = [adapted.group.key for adapted in self._parts.adapted]
+        chosen = [adapted.group.key for adapted in self._parts.adapted if adapted.chosen]
+        directions = dict(zip(chosen, self._masks.final(), strict=True)) if self._masks else None
         cards = copies((split.task, split.dataset) for split in self._work.splits)
-        return Learned(dict(zip(keys, map(tuple, final), strict=True)), record, state.history, cards)
+        coefficients = dict(zip(keys, map(tuple, final), strict=True))
+        return Learned(coefficients, directions, record, state.history, cards)
 
     def _task(self, number: int) -> AdaptedTask:
         work, split = self._work, self._work.splits[number]
         first_share, last_share, _ = self._predictions.shares(number)
         first_entropy, last_entropy = self._ends(number)
-        agreement = len(work.splits) + len(work.plan.towers) + number
-        same = self._ends(agreement) if work.objective == "distill" else (None, None)
+        same = self._ends(number - len(work.splits)) if work.objective == "distill" else (None, None)
         return AdaptedTask(
             task=split.task.id,
             title=split.task.title,
@@ -255,9 +265,10 @@ class _Learning:
             own = slice(start, start + size)
             places = batch.places[first + start : first + start + size]
             self._backward(places, batch.pixels[own], batch.usable[own], seen)
+        found = [self._gradient(i) for i in range(len(self._leaves))]
         # Of all groups in one transfer.
-        gradient = torch.stack([self._gradient(i) for i in range(len(self._leaves))], 1).cpu().double()
-        everything = torch.cat([gradient.reshape(-1), seen.flat])
+        gradient = torch.cat([each.reshape(-1) for each in found]).cpu().double()
+        everything = torch.cat([gradient, seen.flat])
         if self._accelerator.num_processes > 1:
             everything = self._accelerator.reduce(everything.to(work.device), "sum").cpu()
         if not bool(torch.isfinite(everything).all()):
@@ -265,18 +276,37 @@ class _Learning:
                 f"The adaptation diverged: the loss of step {state.step + 1} or its gradient is not finite.",
                 hint=f"Try a lower --lr than {work.setting('lr'):g}, or --scale, with --overwrite to start anew.",
             )
-        gradient, flat = everything[: gradient.numel()].view_as(gradient), everything[gradient.numel() :]
+        gradient, flat = everything[: len(gradient)], everything[len(gradient) :]
         seen.flat.copy_(flat)
         state.broken |= {place for place, good in zip(batch.places, seen.usable.tolist(), strict=True) if not good}
         self._predictions.update(seen.predicted / work.adaptive.rounds)
-        told = seen.agreements if self._own else seen.agreements[:0]
-        state.update(gradient, *((each / work.adaptive.rounds).tolist() for each in (seen.entropies, told)))
+        told = (seen.agreements / work.adaptive.rounds).tolist() if self._own else []
+        by_group = torch.split(gradient, [each.numel() for each in found])
+        self._update([row.view(each.shape) for row, each in zip(by_group, found, strict=True)], seen, told)
+
+    def _update(self, gradients: Sequence[Tensor], seen: _Seen, told: list[float]) -> None:
+        """One step of Adam. Args: of each group dL/dc, or of every direction where these are chosen; for the log."""
+        state, masks, values = self._state, self._masks, self._state.values()
+        rows = list(gradients)
+        shares = masks.shares() if masks else []
+        if masks:
+            places = [i for i, adapted in enumerate(self._parts.adapted) if adapted.chosen]
+            along = [gradients[i] for i in places]
+            for i, kept in zip(places, masks.kept(), strict=True):
+                rows[i] = (gradients[i] * kept).sum(dim=1)
+            # A direction of no use without its tower's coefficient: it adds c_t times itself.
+            scaled = [values[:, i, None] * row for i, row in zip(places, along, strict=True)]
+            masks.update(torch.cat([row.reshape(-1) for row in scaled]))
+        entropies = (seen.entropies / self._work.adaptive.rounds).tolist()
+        state.update(torch.stack(rows, 1), entropies, [*shares, *told])
 
     @torch.no_grad()
     def _merge(self, values: Tensor) -> None:
         """Put the merged weights into the model."""
+        masks = iter(self._masks.kept() if self._masks else ())
         for number, (adapted, leaves) in enumerate(zip(self._parts.adapted, self._leaves, strict=True)):
-            self._parts.merge(adapted, values[:, number].tolist(), leaves)
+            kept = next(masks) if adapted.chosen else None
+            self._parts.merge(adapted, values[:, number].tolist(), leaves, kept)
 
     def _backward(self, places: Sequence[Place], pixels: Tensor, usable: Tensor, seen: _Seen) -> None:
         """Add the gradient of one batch's loss to the weights' own, and what was seen of it to `seen`."""
@@ -302,16 +332,21 @@ class _Learning:
 
     @torch.no_grad()
     def _gradient(self, number: int) -> Tensor:
-        """dL/dc for each tower of one group; the weights' own gradient is let go."""
+        """dL/dc for each tower of one group, or of each of its directions where these are chosen.
+
+        The weights' own gradient is let go.
+        """
         leaves = self._leaves[number]
         found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         for leaf in leaves:
             leaf.grad = None
-        return self._parts.inner(self._parts.adapted[number], found[0] if len(found) == 1 else torch.cat(found))
+        adapted, whole = self._parts.adapted[number], found[0] if len(found) == 1 else torch.cat(found)
+        return self._parts.along(adapted, whole) if adapted.chosen else self._parts.inner(adapted, whole)
 
     def _save(self) -> None:
         if self._accelerator.is_main_process and self._state.step:
             state = self._state.checkpoint() | self._predictions.checkpoint()
+            state |= self._masks.checkpoint() if self._masks else {}
             self._checkpoints.save(self._state.step, state)
 
     def _warn_of_collapse(self) -> None:
@@ -330,8 +365,10 @@ class _Learning:
             rows = self._state.history[-every:]
             entropy = sum(sum(row[:tasks]) for row in rows) / (len(rows) * tasks)
             low, high = (float(f(self._state.values())) for f in (torch.min, torch.max))
+            shares = self._masks.shares() if self._masks else []
+            chosen = f", {min(shares):.0%} to {max(shares):.0%} of a tower's directions" if shares else ""
             self._progress.note(
-                f"Step {step} of {steps}: entropy {entropy:.4f} nats, coefficients {low:.3f} to {high:.3f}"
+                f"Step {step} of {steps}: entropy {entropy:.4f} nats, coefficients {low:.3f} to {high:.3f}{chosen}"
             )
 
 

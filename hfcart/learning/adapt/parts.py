@@ -15,17 +15,17 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hfcart.clip.tensor_names import Group
+from hfcart.engine.coefficients import directions_in, factors_in, has_coefficients
 from hfcart.engine.loop import workers
 from hfcart.engine.merging import GroupRules, whole_tower_facts
 from hfcart.engine.plan import Plan
 from hfcart.engine.reading import GroupReader, Held
 from hfcart.engine.writing import GroupWriter
 from hfcart.formats.shard_layout import Layout, lay_out
-from hfcart.maths.low_rank import rank_of
 from hfcart.methods import function, keywords_of
 from hfcart.progress import Progress
 
@@ -38,22 +38,24 @@ class Adapted:
         group: its tensors.
         shape: of the group, q, k and v stacked where they are fused.
         rank: k of its components' factors; None where they are whole tensors.
+        chosen: whether it is learned which of those k directions stay.
     """
 
     group: Group
     shape: tuple[int, ...]
     rank: int | None
+    chosen: bool = False
 
 
 def adapted_groups(plan: Plan) -> list[Adapted]:
-    """The groups with coefficients, in output order: the matrices, and all others if the method treats them alike."""
-    rank = plan.recipe.parameters.get("rank")
+    """The groups with coefficients, in output order: the matrices, and all others if that is asked for."""
     found = []
     for group in plan.groups:
-        if plan.has_coefficients(group):
+        if has_coefficients(plan, group):
             shapes = [plan.shapes[name] for name in group.names]
             shape = shapes[0] if len(shapes) == 1 else (sum(s[0] for s in shapes), *shapes[0][1:])
-            found.append(Adapted(group, shape, None if rank is None else rank_of(rank, shape[0], shape[1])))
+            chosen = directions_in(plan, group) is not None
+            found.append(Adapted(group, shape, factors_in(plan, group), chosen))
     return found
 
 
@@ -86,8 +88,13 @@ def take_apart(plan: Plan, writer: GroupWriter, device: torch.device, number: in
         number: of worker threads.
         progress: told the bytes of sources taken apart.
     """
-    assert plan.method.adaptive is not None
-    parts = function(plan.method.adaptive.parts)
+    adaptive = plan.recipe.adaptive
+    assert adaptive is not None  # the recipe was checked
+    matrix_parts = function(adaptive.parts)
+    other_parts = function(adaptive.other_parts) if adaptive.other_parts else None
+    if other_parts is None:  # where others have coefficients they are taken apart alike, directions or none
+        assert plan.method.adaptive is not None
+        other_parts = function(plan.method.adaptive.parts)
     _, other_rule = plan.method.load()
     reader = GroupReader(plan, device)
     with workers(number, device, reader, progress) as pool:
@@ -97,8 +104,11 @@ def take_apart(plan: Plan, writer: GroupWriter, device: torch.device, number: in
             """The anchor and the factors, on the CPU."""
             thetas, base = held.to(device)
             offered = {**plan.settings, **known, "base": base, "key": group.key}
-            if not plan.has_coefficients(group):
+            if (chosen := directions_in(plan, group)) is not None:
+                offered["rank"] = chosen
+            if not has_coefficients(plan, group):
                 return other_rule(thetas, **keywords_of(other_rule, offered)).tensor.cpu(), None, None
+            parts = matrix_parts if group.matrix else other_parts
             found = parts(thetas, **keywords_of(parts, offered))
             return found.anchor.cpu(), found.left.cpu(), None if found.right is None else found.right.cpu()
 
@@ -153,13 +163,20 @@ class PartsFile:
         names = [name for group in self._plan.groups if not group.copied for name in group.names]
         return {name: self._read(f"anchor.{name}") for name in names}
 
-    def merge(self, adapted: Adapted, coefficients: Sequence[float], out: Sequence[Tensor]) -> None:
+    def merge(
+        self,
+        adapted: Adapted,
+        coefficients: Sequence[float],
+        out: Sequence[Tensor],
+        kept: Bool[Tensor, "task k"] | None = None,
+    ) -> None:
         """Set the tensors of a group to anchor + Σ_t c_t · component_t, in the memory that they have.
 
         Args:
             adapted: the group.
             coefficients: one for each tower.
             out: one for each of the group's names, contiguous, on the device of the parts.
+            kept: which directions of each component there are; None for all.
         """
         for name, tensor in zip(adapted.group.names, out, strict=True):
             if tensor.device.type == "cpu":
@@ -169,6 +186,9 @@ class PartsFile:
         rows = [len(tensor) for tensor in out]
         for task, c in enumerate(coefficients):
             left, right = self._components(adapted, task)
+            if kept is not None and right is not None:
+                places = kept[task].nonzero()[:, 0].to(left.device)
+                left, right = left[:, places], right[:, places]
             for tensor, own in zip(out, torch.split(left, rows), strict=True):
                 if right is None:
                     tensor.add_(own, alpha=c)
@@ -188,6 +208,15 @@ class PartsFile:
                 found.append(torch.dot(gradient.reshape(-1), left.reshape(-1)))
             else:
                 found.append(torch.dot((right.T @ gradient.T).reshape(-1), left.T.reshape(-1)))
+        return torch.stack(found)
+
+    def along(self, adapted: Adapted, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, "task k"]:
+        """leftᵀ gradient right of every direction: what the loss's gradient is to its share of a component."""
+        found = []
+        for task in range(len(self._plan.towers)):
+            left, right = self._components(adapted, task)
+            assert right is not None  # of factors
+            found.append(((right.T @ gradient.T) * left.T).sum(dim=1))
         return torch.stack(found)
 
     def _components(self, adapted: Adapted, task: int) -> tuple[Tensor, Tensor | None]:

@@ -19,8 +19,8 @@ class Coefficients:
     Attributes:
         raw: what is learned, T × L (or T × 1).
         step: steps done.
-        history: a row for each step: every task's entropy, then every tower's mean coefficient, then every task's
-            agreement if there is one.
+        history: a row for each step: every task's entropy, then every tower's mean coefficient, then what else
+            was told.
         broken: (task number, index) of the images that could not be decoded.
     """
 
@@ -44,7 +44,7 @@ class Coefficients:
         return self.values().round(decimals=DECIMALS)
 
     def update(
-        self, gradient: Float64[Tensor, "tower tensor"], entropies: list[float], agreements: Sequence[float] = ()
+        self, gradient: Float64[Tensor, "tower tensor"], entropies: list[float], told: Sequence[float] = ()
     ) -> None:
         """One step of Adam. Args: the loss's gradient to `values`; for the history, what each task's images gave."""
         if self.raw.shape[1] == 1:
@@ -52,7 +52,7 @@ class Coefficients:
         if self._clamped:  # beyond the ends the loss does not change; at them it does, as in torch.clamp
             gradient = gradient * ((self.raw >= 0) & (self.raw <= 1))
         assert self.raw.grad is not None
-        self.history.append([*entropies, *self.values().mean(dim=1).tolist(), *agreements])
+        self.history.append([*entropies, *self.values().mean(dim=1).tolist(), *told])
         self.raw.grad.copy_(gradient)
         self._optimizer.step()
         self.step += 1

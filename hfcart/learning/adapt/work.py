@@ -63,6 +63,13 @@ class Work:
         scale: float | None = self.recipe.given("scale")
         return self.adaptive.start if scale is None else scale
 
+    @property
+    def rank(self) -> int | float | None:
+        """How many directions of each matrix are on at the start; None where they are not chosen."""
+        default = self.adaptive.rank
+        asked: int | float | None = self.recipe.given("rank") if "rank" in self.adaptive.replaces else None
+        return default if default is None or asked is None else asked
+
     def own(self, task: int) -> Tower:
         """The tower that was fine-tuned on a task; asked for where the objective needs it, and so knows it."""
         tower = self.plan.learns[task].own
@@ -101,6 +108,7 @@ class Work:
             [split.decides() for split in self.splits],
             [self.objective, *(self.own(task).source.sha256 for task in teachers)],
             [*numbers, self.recipe.batch_size, self.recipe.adapt_per, self.start, self.precision, processes],
+            [self.recipe.adapt_ranks, self.rank, self.recipe.adapt_tensors],
         ]
 
 
@@ -111,7 +119,7 @@ def prepare(plan: Plan, accelerator: Accelerator, preprocessor: dict[str, Any] |
         UsageError: an unknown task, or a number of processes that the batches cannot be shared by.
         HfcartError: the base is not the towers', or a dataset cannot be used.
     """
-    recipe, adaptive = plan.recipe, plan.method.adaptive
+    recipe, adaptive = plan.recipe, plan.recipe.adaptive
     assert adaptive is not None and recipe.adapt is not None  # the recipe was checked
     tasks = plan.learns
     batches = len(tasks) * adaptive.rounds

@@ -3,8 +3,32 @@
 from __future__ import annotations
 
 from hfcart.methods.contract import Adaptive, Method, Parameter
-from hfcart.methods.shared.papers import CHOI, YANG
+from hfcart.methods.shared.papers import CHOI, LEE, YANG
 from hfcart.methods.shared.parameters import scale
+
+_OTHERS = "the average plus every tower's distance from it, each times a coefficient of its own"
+
+ADARANK = Adaptive(
+    name="adarank",
+    title="AdaRank on CART (coefficients and singular directions chosen on unlabelled images)",
+    parts=f"{__name__}.rule:parts",
+    other_parts=f"{__name__}.rule:whole_parts",
+    formula=r"\theta_m^l = \bar\theta^l + \sum_{t=1}^{T} \lambda_t^l \sum_i b_{ti}^l\, \sigma_{ti}^l\, u_{ti}^l"
+    r" {v_{ti}^l}^\top, \qquad b_{ti}^l \in \{0, 1\}, \qquad \bar\theta = \frac1T \sum_{t=1}^{T} \theta_t",
+    matrices="the average plus, of every tower's distance from that average, the singular directions that were chosen, "
+    "times a coefficient of each tower",
+    start=2.3,
+    clamped=False,
+    rounds=1,
+    replaces=("scale", "rank"),
+    arxiv="2503.22178",
+    citation=LEE,
+    published=(89.2, 93.5),
+    note="The authors learn 10,000 steps on test images, by entropy, with coefficients for every tensor (here: "
+    "--adapt-tensors all), and keep the step that tests best.",
+    rank=0.16,
+    others=_OTHERS,
+)
 
 ADAPTIVE = Adaptive(
     name="cart++",
@@ -23,6 +47,9 @@ ADAPTIVE = Adaptive(
     published=(86.6, 92.6),
     note="The authors' README has 85.8 and 93.1. They stopped when the test accuracy stood still; hfcart takes a fixed "
     "number of steps.",
+    other_parts=f"{__name__}.rule:whole_parts",
+    ranked=ADARANK,
+    others=_OTHERS,
 )
 
 METHOD = Method(

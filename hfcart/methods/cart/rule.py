@@ -13,6 +13,7 @@ from hfcart.maths.low_rank_batch import is_batched, truncated_svds
 from hfcart.maths.moments import mean_of
 from hfcart.maths.workspaces import workspace
 from hfcart.methods.contract import Merged, Parts
+from hfcart.methods.shared.factors import factored
 
 
 def cart(
@@ -62,8 +63,13 @@ def parts(thetas: Float[Tensor, "task m n"], *, rank: int | float) -> Parts:
         ValueError: a rank out of range.
     """
     high, _, approximated = _approximated(thetas, rank_of(rank, *thetas.shape[1:]))
-    found = list(approximated)
-    return Parts(high, torch.stack([p.left for p in found]), torch.stack([p.right for p in found]))
+    return factored(high, approximated)
+
+
+def whole_parts(thetas: Float[Tensor, " task *shape"]) -> Parts:
+    """The average, and each θ_t − θ̄ as it is."""
+    high, low = mean_of(thetas)
+    return Parts(high, (thetas - high).sub_(low))
 
 
 def _approximated(

@@ -27,6 +27,12 @@ YANG = """@inproceedings{yang2024adamerging,
   booktitle = {International Conference on Learning Representations},
   year      = {2024}
 }"""
+LEE = """@inproceedings{lee2026adarank,
+  title     = {AdaRank: Adaptive Rank Pruning for Enhanced Model Merging},
+  author    = {Lee, Chanhyuk and Choi, Jiho and Lee, Chanryeol and Kim, Donggyun and Hong, Seunghoon},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2026}
+}"""
 LINES = """@inproceedings{wang2025lines,
   title     = {LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging},
   author    = {Wang, Ke and Dimitriadis, Nikolaos and Favero, Alessandro and Ortiz-Jimenez, Guillermo and

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hfcart.methods.contract import Adaptive, Method
-from hfcart.methods.shared.papers import YANG
+from hfcart.methods.shared.papers import LEE, YANG
 from hfcart.methods.shared.parameters import scale
 
 _PAPER = """@inproceedings{ilharco2023editing,
@@ -13,6 +13,26 @@ _PAPER = """@inproceedings{ilharco2023editing,
   booktitle = {International Conference on Learning Representations},
   year      = {2023}
 }"""
+
+ADARANK = Adaptive(
+    name="adarank_ta",
+    title="AdaRank on task arithmetic (coefficients and singular directions chosen on unlabelled images)",
+    parts=f"{__name__}.rule:ranked_parts",
+    formula=r"\theta_m^l = \theta_0^l + \sum_{t=1}^{T} \lambda_t^l \sum_i b_{ti}^l\, \sigma_{ti}^l\, u_{ti}^l"
+    r" {v_{ti}^l}^\top, \qquad b_{ti}^l \in \{0, 1\}",
+    matrices="the base plus, of every tower's distance from it, the singular directions that were chosen, times a "
+    "coefficient of each tower",
+    start=0.3,
+    clamped=False,
+    rounds=1,
+    replaces=("scale",),
+    arxiv="2503.22178",
+    citation=LEE,
+    published=(None, None),
+    note="It begins with every direction.",
+    rank=1.0,
+    others="the base plus every tower's distance from it, each times a coefficient of its own",
+)
 
 ADAPTIVE = Adaptive(
     name="adamerging",
@@ -28,6 +48,7 @@ ADAPTIVE = Adaptive(
     citation=YANG,
     published=(80.1, 90.8),
     note="The coefficients lie in [0, 1].",
+    ranked=ADARANK,
 )
 
 METHOD = Method(

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfcart.maths.low_rank import rank_of, truncated_svd
 from hfcart.maths.moments import mean_of
 from hfcart.methods.contract import Merged, Parts
+from hfcart.methods.shared.factors import factored
 from hfcart.methods.shared.task_vectors import merge_chunks, task_vector
 
 
@@ -49,3 +51,14 @@ def parts(thetas: Float[Tensor, " task *shape"], *, base: Float[Tensor, " *shape
     """The base, and each task vector."""
     taus = [task_vector(theta, base).to(base.device, base.dtype) for theta in thetas]
     return Parts(base, torch.stack(taus))
+
+
+def ranked_parts(thetas: Float[Tensor, "task m n"], *, base: Float[Tensor, "m n"], rank: int | float) -> Parts:
+    """The base, and the factors of each SVD_k(θ_t − θ_0).
+
+    Raises:
+        ValueError: a rank out of range.
+    """
+    k = rank_of(rank, *base.shape)
+    taus = (task_vector(theta, base).to(base.device, base.dtype) for theta in thetas)
+    return factored(base, (truncated_svd(tau, k, overwrite=True) for tau in taus))

@@ -60,6 +60,36 @@ def draw_coefficients(record: MergeRecord, grid: Grid) -> Figure:
     return figure
 
 
+def direction_grid(record: MergeRecord) -> Grid:
+    """Mean number of singular directions kept of a matrix, tower by layer; empty where none were chosen."""
+    layers: dict[int, list[Sequence[int]]] = {}
+    for name, chosen in (record.recipe.get("directions") or {}).items():
+        if place := layer_and_matrix(name):
+            layers.setdefault(place[0], []).append([int(text, 16).bit_count() for text in chosen])
+    return np.array([np.mean(layers[layer], axis=0) for layer in sorted(layers)]).T
+
+
+def draw_directions(record: MergeRecord, grid: Grid) -> Figure:
+    """`grid`: as `direction_grid` gives it."""
+    figure, axes = blank(min(10.0, 1.9 + 0.34 * len(grid)))
+    low, high = np.floor(grid.min()), np.ceil(grid.max())
+    scale = Normalize(low, max(high, low + 1))
+    heat_map(axes, grid, "cividis", scale, 1 if high < 100 else 0)
+    colour_bar(figure, axes, "cividis", scale, "directions")
+    most = max(tensor.full_rank or 0 for tensor in record.tensors)
+    entitle(
+        figure,
+        axes,
+        "Singular directions that stay of each tower, layer by layer",
+        f"mean over a layer's attention and MLP weights, which have {most:,} each",
+    )
+    axes.set_xlabel("layer (0 is next to the input)")
+    axes.set_xticks(ticks(grid.shape[1]))
+    names = short_names([source.label for source in record.sources])
+    axes.set_yticks(range(len(names)), [f"{name}  {i + 1}" for i, name in enumerate(names)], parse_math=False)
+    return figure
+
+
 def draw_learning(adaptation: AdaptationRecord, history: Sequence[Sequence[float]]) -> tuple[str, Figure]:
     """Every task's entropy over the steps, or how often its own tower agrees where that was learned; smoothed.
 

@@ -12,7 +12,13 @@ from matplotlib.figure import Figure
 
 from hfcart.clip.tensor_names import layer_and_matrix
 from hfcart.records import MergeRecord, Similarity, SourceRecord
-from hfcart.report.plots._adaptation import coefficient_grid, draw_coefficients, draw_learning
+from hfcart.report.plots._adaptation import (
+    coefficient_grid,
+    direction_grid,
+    draw_coefficients,
+    draw_directions,
+    draw_learning,
+)
 from hfcart.report.plots._canvas import (
     Grid,
     blank,
@@ -49,6 +55,8 @@ def draw_figures(record: MergeRecord, folder: Path, history: Sequence[Sequence[f
             figures["figures/similarity.png"] = _draw_similarity(record.similarity, record.sources)
         if (coefficients := coefficient_grid(record)).size:
             figures["figures/coefficients.png"] = draw_coefficients(record, coefficients)
+        if (directions := direction_grid(record)).size:
+            figures["figures/directions.png"] = draw_directions(record, directions)
         if record.adaptation is not None and history:
             name, figure = draw_learning(record.adaptation, history)
             figures[f"figures/{name}"] = figure
