@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hfcart.engine.plan import Plan
 
 _BASELINE = 330_000_000  # bytes that Python, torch and the Hub's client take before any weight is read
+_IMAGES = 220_000_000  # more, of what decodes images and runs towers on them
 _SVC_COPIES = 12  # as Method.copies: of one full SVD in float64
 _RUN_BYTES = 5 * 8 * (1 << 16)  # of each tower in float64, where sums go through it a run of entries at a time
 
@@ -23,15 +24,19 @@ def peak_bytes(plan: Plan, workers: int) -> int:
         plan: with its headers read.
         workers: that work on a group each, >= 1.
     """
+    beneath = _BASELINE + (_IMAGES if plan.method.statistics else 0)
     tasks, groups = len(plan.towers), [group for group in plan.groups if not group.copied]
     largest = 4 * max(plan.group_elements(group) for group in groups)
     if plan.method.statistics == "fisher":
         largest *= 2  # as many numbers again
-    if plan.method.statistics == "gram":
+    slices = 0
+    if plan.method.statistics == "gram":  # counted as the slices are otherwise, and these beside them
+        slices = largest * (tasks + (plan.base is not None))
         largest = 4 * max(plan.shapes[group.key][1] ** 2 for group in groups if group.matrix)
     copied = 8 * max((plan.group_elements(group) for group in plan.groups if group.copied), default=0)
     copies = tasks + (plan.base is not None) + _algebra(plan) + _in_two_bytes(plan)
-    return _BASELINE + math.ceil(workers * (largest * copies + _factors(plan) + tasks * _RUN_BYTES)) + copied
+    each = slices + largest * copies + _factors(plan) + tasks * _RUN_BYTES
+    return beneath + math.ceil(workers * each) + copied
 
 
 def front_bytes(plan: Plan) -> tuple[int, int]:

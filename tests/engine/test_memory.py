@@ -22,6 +22,16 @@ ALONE = [name for name, method in METHODS.items() if method.statistics is None]
 SIZES = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 1}
 
 
+def most_of(tracer: profile) -> int:
+    """The most memory that torch had handed out at once, in bytes."""
+    now = most = 0
+    for event in tracer.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The most memory that torch has handed out at once in the algebra of each group, in bytes."""
@@ -31,12 +41,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def traced(*arguments: Any) -> Any:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as tracer:
             made = rule(*arguments)
-        now = most = 0
-        for event in tracer.profiler.kineto_results.events():  # type: ignore[union-attr]
-            if event.name() == "[memory]":
-                now += event.nbytes()
-                most = max(most, now)
-        found.append(most)
+        found.append(most_of(tracer))
         return made
 
     monkeypatch.setattr(merging.GroupRules, "merged", traced)
@@ -76,3 +81,25 @@ def test_no_more_is_taken_than_was_said(
     assert max(taken) <= expected
     # Runs of entries are as long as these small groups. Beside what torch hands out, MKL has memory of its own.
     assert slices + expected - count * _RUN_BYTES <= 1.4 * (slices + max(taken))
+
+
+@pytest.mark.parametrize("name", ["regmean", "regmean_pp"])
+def test_gram_matrices_are_what_counts_where_there_are_any(tmp_path: Path, name: str) -> None:
+    """The largest are fc2's; what the rule takes beside the towers' is what it declares, and the plan counts both."""
+    rule, _ = METHODS[name].load()
+    most = 0
+    for m, n in ((1024, 256), (256, 1024)):
+        generator = torch.Generator().manual_seed(m)
+        thetas, x = torch.randn(3, m, n, generator=generator), torch.randn(3, n, n, generator=generator)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as tracer:
+            rule(thetas, x.mT @ x)
+        most = max(most, most_of(tracer) - 3 * 4 * n * n)  # the product is made here
+    gram, copies = 4 * 1024**2, METHODS[name].copies
+    assert most <= copies * gram <= 1.4 * most
+    towers = [write_tower(tmp_path / f"t{i}", i, SIZES) for i in range(3)]
+    card = tmp_path / "task.yaml"
+    card.write_text(
+        '{"id": "a", "title": "A", "dataset": {"repo": "user/a"}, "templates": ["{}"], "classnames": ["x", "y"]}'
+    )
+    expected, slices = said(towers, method=name, tasks=[f"{tower}={card}" for tower in towers])
+    assert expected >= most + 3 * gram and slices == 3 * 4 * 1024 * 256
