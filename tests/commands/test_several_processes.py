@@ -257,7 +257,7 @@ def test_launched_commands_write_what_one_process_writes(zoo: Any, clean_env: di
     assert not (tmp_path / "s2").exists()
     several, one = ([[*swept, f"s{n}"], [*table, f"c{n}"]] for n in (2, 1))
     args = [str(HELPERS / "many_commands.py"), json.dumps(several), json.dumps(one)]
-    done = launched(2, args, tmp_path, env, plain=True, timeout=500)
+    done = launched(2, args, tmp_path, env, plain=True)
     assert done.returncode == 0, done.stderr
     for stage in (
         *("Decomposing", "Measuring 3 points", "Merging with 2 methods"),
