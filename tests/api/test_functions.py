@@ -155,7 +155,7 @@ def test_every_option_of_a_command_is_a_keyword_and_there_is_what_takes_it() -> 
         assert keys == {each.name for each in keywords(command)} and keys <= takes[function.name], function.name
         for name in keys:
             assert f" {name} (" in (getattr(hfcart, function.name).__doc__ or ""), name
-    assert set(options.MergeOptions.__annotations__) == takes["merge"] - {"sources", "coefficients"}
+    assert set(options.MergeOptions.__annotations__) == takes["merge"] - {"sources", "coefficients", "directions"}
 
 
 def test_a_recipe_by_name_by_file_and_by_place(four: list[Path], tmp_path: Path) -> None:

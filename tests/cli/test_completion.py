@@ -111,7 +111,8 @@ def test_what_is_offered(typed: list[str], offered: list[str], asked: Callable[.
 
 def test_options_are_completed(asked: Callable[..., str]) -> None:
     assert asked(**bash(["merge", "a", "--pu"])).split() == ["--push-to"]
-    assert asked(**bash(["merge", "a", "--adapt-"])).split() == ["--adapt-split", "--adapt-per"]
+    adapt = ["--adapt-split", "--adapt-ranks", "--adapt-tensors", "--adapt-per"]
+    assert asked(**bash(["merge", "a", "--adapt-"])).split() == adapt
     assert '"ties":"Keep each task vector' in asked(**zsh(["merge", "--method", "ti"]))
 
 
