@@ -394,7 +394,7 @@ refused("texts", lambda: draft_card("user/texts"))
         "mit",
         True,
     )
-    assert card.classnames == tuple(names) and card.templates == ("a photo of a {}.")
+    assert card.classnames == tuple(names) and card.templates == ("a photo of a {}.",)
     assert (card.dataset.test_split, card.dataset.train_split) == ("validation", "train")
     assert text.count("# check") >= 3
     assert (
