@@ -62,13 +62,17 @@ def merge_apart(fields: dict[str, Any], look: Callable[[], object] = lambda: Non
     # The very modules that are running here, whatever the folder of the call holds.
     code = f"import sys; sys.path[:] = {sys.path!r}; from hfcart.commands.separate_process import main; main()"
     command = [sys.executable, "-P", "-c", code]
-    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, **pipes, text=True, encoding="utf-8", env=alone()) as merging:
-        try:
-            said = _said(merging, json.dumps(fields), look)
-        except BaseException:
-            merging.kill()
-            raise
+    pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    # Not a pipe: what of a long recipe it does not take at once would have to be sent between two looks.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
+        json.dump(fields, told)
+        told.seek(0)
+        with subprocess.Popen(command, stdin=told, **pipes, text=True, encoding="utf-8", env=alone()) as merging:
+            try:
+                said = _said(merging, look)
+            except BaseException:
+                merging.kill()
+                raise
     try:
         found = json.loads(said.splitlines()[-1])
     except (ValueError, IndexError):
@@ -171,14 +175,12 @@ def merge_too(team: Team, work: Merges, path: Path, decides: str, mark: str, env
         pass
 
 
-def _said(merging: subprocess.Popen[str], told: str, look: Callable[[], object]) -> str:
-    """What a process that is told something says until it ends."""
-    left: str | None = told
+def _said(merging: subprocess.Popen[str], look: Callable[[], object]) -> str:
+    """What a process says until it ends."""
     while True:
         try:
-            return merging.communicate(left, timeout=_LOOK)[0]
+            return merging.communicate(timeout=_LOOK)[0]
         except subprocess.TimeoutExpired:
-            left = None  # the rest of it is sent all the same
             look()
 
 

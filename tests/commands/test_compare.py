@@ -19,6 +19,7 @@ from running import LIMIT, TOKEN, Commands, Run
 from three_towers import TOWERS, with_many_images
 from towers import write_tower
 
+from hfcart.commands import separate_process
 from hfcart.commands.compared_methods import offered
 from hfcart.commands.separate_process import merge_apart
 from hfcart.methods import METHODS
@@ -144,14 +145,25 @@ def test_all_is_every_method_that_takes_so_many_sources() -> None:
     assert offered(3, adapted=True) == [*offered(3), "cart++", "adamerging", "adamerging++", "adarank", "adarank_ta"]
 
 
-def test_a_merge_apart_is_the_merge(tmp_path: Path) -> None:
+def test_a_merge_apart_is_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     towers = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2)]
     ballast = bytearray(os.urandom(1 << 20) * 1500)  # 1.5 GB that this process holds, and the merge's does not
     done = merge_apart({"sources": towers, "method": "cart", "out": str(tmp_path / "m")})
     assert done.error is None and done.seconds > 0 and len(ballast) > done.peak > 100_000_000
     recorded = json.loads((tmp_path / "m" / "hfcart.json").read_text())
     assert done.sha256 == recorded["files"]["model.safetensors"]
-    failed = merge_apart({"sources": [towers[0], str(tmp_path)], "method": "cart", "out": str(tmp_path / "n")})
+    # More than a pipe holds, told to a process that has not begun to listen at the first look.
+    empty = [tmp_path / f"{i:0200}" for i in range(400)]
+    for folder in empty:
+        folder.mkdir()
+    monkeypatch.setattr(separate_process, "_LOOK", 0.1)
+    end = time.monotonic() + LIMIT
+
+    def look() -> None:
+        assert time.monotonic() < end
+
+    sources = [towers[0], *map(str, empty)]
+    failed = merge_apart({"sources": sources, "method": "cart", "out": str(tmp_path / "n")}, look)
     assert failed.sha256 is None and "holds no weights" in (failed.error or "")
 
 
