@@ -109,7 +109,8 @@ class WorkFolder:
         with explain_os_errors(self.path):
             self._refuse_foreign()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            # It is written to: what a link of that name leads to is nobody's lock.
+            self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -252,7 +253,7 @@ class WorkFolder:
 
     def _clear(self) -> None:
         for path in self.path.iterdir():
-            if path.name in (_LOCK, _JOURNAL, *self._aside):  # a journal cuts itself
+            if path.name in (_LOCK, *self._aside):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -264,9 +265,10 @@ class WorkFolder:
         path = self.path
         if not path.exists() and not path.is_symlink():
             return
-        known = (_LOCK, _JOURNAL, *self._records, *self._aside)
+        # The journal of another process alone: it noted a last line while the first took the folder away.
+        known = (_LOCK, _JOURNAL, _OTHERS, *self._records, *self._aside)
         ours = path.is_dir() and not path.is_symlink()
-        if not ours or (any(path.iterdir()) and not any((path / name).exists() for name in known)):
+        if not ours or (any(path.iterdir()) and not any(any(path.glob(name)) for name in known)):
             raise OutputError(
                 f"{path} is in the way: it is no unfinished work of hfcart's.", hint="Move it, or give another --out."
             )

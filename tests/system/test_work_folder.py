@@ -16,7 +16,7 @@ import hfcart.system.work_folder
 from hfcart.errors import OutputError
 from hfcart.records import file_names
 from hfcart.system.disk import explain_os_errors
-from hfcart.system.work_folder import WorkFolder, refuse_existing, work_path
+from hfcart.system.work_folder import SharedJournal, WorkFolder, refuse_existing, work_path
 
 RECORDS = ("made.json", "other.json")
 
@@ -107,6 +107,37 @@ def test_who_is_told_that_work_is_kept(tmp_path: Path) -> None:
         with explain_os_errors(folder.path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert str(full.value.hint).endswith(f"What is done so far is kept in {tmp_path / 'full.partial'}.")
+
+
+def test_what_links_in_it_lead_to_stays_as_it_is(tmp_path: Path) -> None:
+    """Somebody else made the folder where the output is to go: its journal and its lock are written to."""
+    mine, made = tmp_path / "mine", tmp_path / "out.partial"
+    mine.write_text("precious")
+    made.mkdir()
+    (made / ".lock").touch()
+    (made / "journal.jsonl").symlink_to(mine)
+    with work(tmp_path / "out") as folder:
+        folder.begin("f")
+        folder.note({"done": 1})
+    assert not (made / "journal.jsonl").is_symlink()
+    (made / ".lock").unlink()
+    (made / ".lock").symlink_to(mine)
+    with pytest.raises(OutputError, match="out.partial cannot be written"), work(tmp_path / "out") as folder:
+        folder.marked()
+    assert mine.read_text() == "precious"
+
+
+def test_what_another_process_notes_last_is_not_in_the_way(tmp_path: Path) -> None:
+    """Nothing was done when the first was stopped, and it took the folder away; another had a tensor in hand."""
+    with pytest.raises(KeyboardInterrupt), work(tmp_path / "out") as folder:
+        folder.begin("f")
+        other = SharedJournal(folder.path, 1, "f", folder.marked())
+        raise KeyboardInterrupt
+    other.note({"done": 1})
+    assert names(tmp_path / "out.partial") == {"journal-1.jsonl"}
+    with work(tmp_path / "out") as folder:
+        folder.begin("f")
+        assert not folder.lines and names(folder.path) == {".lock", "journal.jsonl"}
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
