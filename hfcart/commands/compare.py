@@ -16,7 +16,7 @@ from typing import Any
 
 from hfcart.clip.images import DECODER
 from hfcart.commands.compared_methods import EVERY_DIRECTION, Ref, blind, blind_ones, chosen, needs_of, settings_of
-from hfcart.commands.separate_process import Apart, Merges, merge_too
+from hfcart.commands.separate_process import Apart, Merges, is_there, merge_too
 from hfcart.engine.plan import CONVERTED, Plan, make_plan
 from hfcart.errors import NonFiniteError, UsageError
 from hfcart.methods import ADAPTIVE, RANKED, behind
@@ -324,9 +324,9 @@ def _resume(work: _Comparison) -> None:
     for line in work.journal.lines:
         _take(work, line)
     for line in work.folder.lines:  # what another process merged in the very round in which all were stopped
-        if line["merged"] not in work.merged and (work.towers / line["folder"]).is_dir():
+        if line["merged"] not in work.merged and is_there(work.towers, line):
             _write_line(work, line)
-    gone = [row for row, line in work.merged.items() if not (work.towers / line["folder"]).is_dir()]
+    gone = [row for row, line in work.merged.items() if not is_there(work.towers, line)]
     for row in gone:
         if row not in work.measured:  # it could not be measured: it is made, and told, again
             del work.merged[row]

@@ -152,6 +152,12 @@ class Merges:
         return found, line
 
 
+def is_there(folder: Path, line: Line) -> bool:
+    """Whether the merge that a line of the journal tells of waits in this folder, in one of its own."""
+    name = line["folder"]
+    return "/" not in name and name.startswith(f"{line['merged']}-") and (folder / name).is_dir()
+
+
 def merge_too(team: Team, work: Merges, path: Path, decides: str, mark: str, environment: Environment) -> None:
     """Make what merges the other processes leave. What it notes, `WorkFolder.lines` gives a later run.
 

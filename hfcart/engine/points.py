@@ -68,19 +68,24 @@ class Points:
             HfcartError: a dataset is not what it should be.
         """
         for start in range(0, len(self.todo), self.at_once):
-            some = self.todo[start : start + self.at_once]
-            shared = self._scorers(tensors, some, 0) if self.grid.alike else []
-            lines: list[Line] = [
-                {"rank": index, "scale": scale, "correct": [], "images": [], "right": []} for index, scale in some
-            ]
-            for task, (split, head) in enumerate(zip(self.splits, self.heads, strict=True)):
-                scorers = shared or self._scorers(tensors, some, task)
-                found = count(split, scorers, head, self.machine, _Times(progress, len(some)), team)
-                for line, correct, right in zip(lines, found.correct, found.right, strict=True):
-                    line["correct"].append(correct)
-                    line["images"].append(found.images)
-                    line["right"].append(right)
-            yield lines
+            yield self._measured(tensors, self.todo[start : start + self.at_once], progress, team)
+
+    def _measured(
+        self, tensors: TensorFiles, some: Sequence[Setting], progress: Progress, team: Team | None
+    ) -> list[Line]:
+        shared = self._scorers(tensors, some, 0) if self.grid.alike else []
+        lines: list[Line] = [
+            {"rank": index, "scale": scale, "correct": [], "images": [], "right": []} for index, scale in some
+        ]
+        told = _Times(progress, len(some))
+        for task, (split, head) in enumerate(zip(self.splits, self.heads, strict=True)):
+            # No name is kept of one task's towers: they are gone before the next one's are made.
+            found = count(split, shared or self._scorers(tensors, some, task), head, self.machine, told, team)
+            for line, correct, right in zip(lines, found.correct, found.right, strict=True):
+                line["correct"].append(correct)
+                line["images"].append(found.images)
+                line["right"].append(right)
+        return lines
 
     def _scorers(self, tensors: TensorFiles, some: Sequence[Setting], task: int) -> list[Scorer]:
         towers, fields = self.grid.towers(tensors, some, task, self.machine.device), self.preprocessors[task]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -56,9 +57,15 @@ class SideBySide:
         """
         kept = {name: self._scorer(name, ref) for name, ref in self.towers.items()}
         for split, head, own in zip(self.splits, self.heads, self.own, strict=True):
-            scorers = kept | {name: self._scorer(name, ref) for name, ref in own.items()}
-            some = list(scorers.values())
-            yield list(scorers), count(split, some, head, self.machine, progress, team) if some else None
+            names = [*kept, *own]
+            if not names:
+                yield names, None
+                continue
+            # Nothing here holds a task's own tower: it is gone before the next one's is loaded.
+            found = count(
+                split, [*kept.values(), *starmap(self._scorer, own.items())], head, self.machine, progress, team
+            )
+            yield names, found
 
     def _scorer(self, name: str, ref: Ref) -> Scorer:
         tower = load_tower(ref, Progress())

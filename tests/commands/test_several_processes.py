@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from three_towers import TOWERS
 from hfcart.commands import compare, separate_process, sweep
 from hfcart.commands.compare import run_compare
 from hfcart.commands.merge import merge_folder
-from hfcart.commands.separate_process import Apart
+from hfcart.commands.separate_process import Apart, is_there
 from hfcart.commands.sweep import run_sweep
 from hfcart.errors import HfcartError
 from hfcart.progress import Progress
@@ -243,6 +244,39 @@ def test_what_another_process_has_merged_is_not_lost_with_the_first(
     found = compared(here, clip, tmp_path / "out", "linear", "cart")
     assert merged == ["linear"] and found.processes == 2
     assert [row.correct for row in found.rows] == [row.correct for row in alone.rows]
+
+
+def test_towers_that_are_measured_are_gone_before_the_next_are_made(
+    clip: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    quick: Callable[[str, Callable[[Path], None]], None],
+) -> None:  # fmt: skip
+    """As many as fit are in memory, and no more: adapters, whose towers each task has its own, points, and merges."""
+    alive, most, scorer = weakref.WeakSet[scoring.Scorer](), [0], scoring.Scorer.__init__
+
+    def made(self: scoring.Scorer, *args: Any, **keywords: Any) -> None:
+        alive.add(self)
+        most[0] = max(most[0], len(alive))
+        scorer(self, *args, **keywords)
+
+    monkeypatch.setattr(scoring.Scorer, "__init__", made)
+    monkeypatch.setattr(sweep, "towers_at_once", lambda _: 3)
+    pairs = [f"{here}/t{i}={here}/photos{i}" for i in (1, 2, 3)]
+    for grid in ({"ranks": [1], "adapters": pairs}, {"ranks": [1, 0.5]}):
+        out = tmp_path / str(len(grid))
+        run_sweep(towers(here), measurement(here, clip), out=out, progress=Progress(), **grid)  # type: ignore[arg-type]
+        assert most == [3]
+    most[0] = 0
+    monkeypatch.setattr(compare, "towers_at_once", lambda _: 2)
+    monkeypatch.setattr(compare, "_own_tower", lambda *_: towers(here)[0])
+    compared(here, clip, tmp_path / "out", "average", "cart")
+    assert most == [2]
+
+
+def test_a_line_names_a_folder_of_its_own(tmp_path: Path) -> None:
+    """It is removed once it is measured: what somebody else wrote into the journal removes nothing else."""
+    (tmp_path / "towers" / "cart-x").mkdir(parents=True)
+    for name, there in {"cart-x": True, "cart-y": False, "..": False, "cart-x/..": False, str(tmp_path): False}.items():
+        assert is_there(tmp_path / "towers", {"merged": "cart", "folder": name}) is there
 
 
 def test_launched_commands_write_what_one_process_writes(zoo: Any, clean_env: dict[str, str], tmp_path: Path) -> None:
