@@ -354,13 +354,14 @@ def _record(
     learned: Learned | None,
     selection: SelectionRecord | None,
 ) -> MergeRecord:
-    method = plan.method
+    method, coefficients = plan.method, plan.recipe.coefficients or ()
     tensors = {
         name: TensorRecord(
             name=name,
             shape=plan.shapes[name],
             dtype=plan.dtype,
-            rule=COPIED if group.copied else method.rule_name(matrix=group.matrix),
+            # With a coefficient for each tower another tensor gets what a matrix of full rank does.
+            rule=COPIED if group.copied else method.rule_name(matrix=group.matrix or group.key in coefficients),
             rank=line["rank"],
             full_rank=line["full_rank"],
             energy=None if line["energy"] is None else _rounded(line["energy"]),

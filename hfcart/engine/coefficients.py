@@ -57,14 +57,9 @@ def kept_in(plan: Plan, group: Group) -> tuple[list[int], ...] | None:
 def check_coefficients(plan: Plan) -> None:
     """Raise UsageError if coefficients or directions that are given are not those of the plan's tensors."""
     matrices = {group.key for group in plan.groups if group.matrix and not group.copied}
-    if isinstance(most := plan.recipe.adapt_ranks, int):
-        for group in plan.groups:
-            if group.matrix and most > (full := plan.full_rank(group)):
-                raise UsageError(
-                    f"adapt_ranks {most} is above the size of {group.key}, which has "
-                    f"{plural(full, 'singular direction')}.",
-                    hint=f"Give --adapt-ranks of at most {full}, or a share such as 100%.",
-                )
+    for group in plan.groups:
+        if plan.recipe.adapt_ranks is not None and group.matrix:
+            _check_ranks(plan.recipe.adapt_ranks, plan.recipe.given("rank"), group, plan.full_rank(group))
     if plan.recipe.coefficients is None:
         return
     every = {group.key for group in plan.groups if not group.copied}
@@ -80,6 +75,25 @@ def check_coefficients(plan: Plan) -> None:
             kept_in(plan, group)
         except ValueError as error:
             raise UsageError(f"The directions of {group.key} are none: {error}.", hint=_ANEW) from None
+
+
+def _check_ranks(most: int | float, start: int | float | None, group: Group, full: int) -> None:
+    """Raise UsageError if a matrix has not so many directions, or more are to be on at the start than there are."""
+    for name, asked in (("adapt_ranks", most), ("rank", start)):
+        if isinstance(asked, int) and asked > full:
+            raise UsageError(
+                f"{name} {asked} is above the size of {group.key}, which has {plural(full, 'singular direction')}.",
+                hint=f"Give --{name.replace('_', '-')} of at most {full}, or a share such as 16%.",
+            )
+    from hfcart.maths.low_rank import rank_of
+
+    there = rank_of(most, full, full)
+    if start is not None and (on := rank_of(start, full, full)) > there:
+        raise UsageError(
+            f"rank {start} has {plural(on, 'direction')} of {group.key} on at the start, and adapt_ranks {most} has "
+            f"but {there} to choose from.",
+            hint=f"Give --rank of at most {there}, or a larger --adapt-ranks.",
+        )
 
 
 def _refuse_others(found: set[str], wanted: set[str], what: str, plan: Plan) -> None:

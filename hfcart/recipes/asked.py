@@ -49,7 +49,7 @@ def asked_for(
         "lines",
         "svc",
         "adapt",
-        *(["rank"] if "directions" in recorded else []),
+        *(["rank", "adapt_ranks"] if "directions" in recorded else []),
     }
     if learned_for & set(given) and recorded.pop("coefficients", None):
         progress.note(f"The coefficients in {file} were learned for what it merges: they are left out.")

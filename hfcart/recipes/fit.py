@@ -125,7 +125,7 @@ def _check_directions(recipe: Settings) -> None:
     rank = recipe.given("rank") if "rank" in adaptive.ranked.replaces else None
     if rank is not None and type(rank) is type(recipe.adapt_ranks) and rank > recipe.adapt_ranks:
         raise ValueError(
-            f"rank: {rank} directions cannot be on at the start of {recipe.adapt_ranks}, as adapt_ranks says"
+            f"rank: {rank} cannot be on at the start where adapt_ranks is {recipe.adapt_ranks}: at most as much can"
         )
     if recipe.adapt is None and recipe.directions is None:
         raise ValueError("adapt_ranks says which directions adapt may choose from: give adapt too, such as 8")

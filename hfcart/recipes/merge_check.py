@@ -120,6 +120,7 @@ def _faults_of_directions(record: MergeRecord, directions: dict[str, list[str]])
     from hfcart.maths.low_rank import rank_of  # scipy and torch: not for a record without directions
 
     full = {tensor.name: tensor.full_rank for tensor in record.tensors}
+    start = record.adaptation.rank if record.adaptation else None
     for name, chosen in directions.items():
         count = full.get(name)
         if count is None:
@@ -128,6 +129,8 @@ def _faults_of_directions(record: MergeRecord, directions: dict[str, list[str]])
         try:
             for text in chosen:
                 from_hex(text, rank_of(record.recipe["adapt_ranks"], count, count))
+            if start is not None:
+                rank_of(start, count, count)
         except ValueError as error:
             yield str(error)
             return
@@ -183,7 +186,7 @@ def _faults_of_adapters(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
 def _faults_of_adaptation(adaptation: AdaptationRecord, recipe: Recipe, labels: list[str]) -> Iterator[str]:
     if recipe.adaptive is None or recipe.coefficients is None or adaptation.name != recipe.adaptive.name:
         yield "its adaptation is not that of its method"
-    if (adaptation.rank is None) != (recipe.directions is None) or not 0 < (adaptation.rank or 1) <= MOST:
+    if (adaptation.rank is None) != (recipe.directions is None):
         yield "the rank that its adaptation began with is none"
     if adaptation.per not in ("tensor", "task") or adaptation.part not in PARTS:
         yield "its adaptation is of no known kind"

@@ -38,7 +38,7 @@ from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_place, is_repo_id
 from hfcart.report.accuracy import belongs
 from hfcart.report.adapters_section import adapters_section
-from hfcart.report.directions_section import directions_section
+from hfcart.report.directions_section import directions_section, ends
 from hfcart.report.first_lines import chosen, first_lines
 from hfcart.report.results_section import HUB, accuracy_section, model_index, on_the_hub
 from hfcart.report.template import front_matter as as_yaml
@@ -331,13 +331,15 @@ def _parameters(count: int) -> str:
 
 def _treatment(record: MergeRecord) -> list[dict[str, Any]]:
     """Rows of "what happened to which tensors": tensors of one kind that got the same, in output order."""
-    fused = record.recipe.get("qkv") == "fused"
+    fused, various = record.recipe.get("qkv") == "fused", record.recipe.get("directions") is not None
     rows: dict[tuple[object, ...], list[TensorRecord]] = {}
     for tensor in record.tensors:
         matrix = layer_and_matrix(tensor.name)
-        stacked = bool(matrix and fused and tensor.rank and matrix[1] in ("q_proj", "k_proj", "v_proj"))
+        low = tensor.rank is not None
+        stacked = bool(matrix and fused and low and matrix[1] in ("q_proj", "k_proj", "v_proj"))
         key = (stacked, tensor.shape) if matrix else (_kind(tensor.name),)
-        rows.setdefault((*key, tensor.rule, tensor.rank, tensor.full_rank), []).append(tensor)
+        # Where directions were chosen, each has a rank of its own: a row has the fewest and the most.
+        rows.setdefault((*key, tensor.rule, low if various else tensor.rank, tensor.full_rank), []).append(tensor)
     # Matrices first: they are what the method is about.
     return [
         _treated(tensors, fused=key[0] is True)
@@ -349,16 +351,15 @@ def _treated(tensors: list[TensorRecord], *, fused: bool) -> dict[str, Any]:
     first = tensors[0]
     matrices = _unique(matrix[1] for tensor in tensors if (matrix := layer_and_matrix(tensor.name)))
     energies = [tensor.energy for tensor in tensors if tensor.energy is not None]
-    shape = _shape(first.shape) if matrices or first.rank else ""
+    ranks = [tensor.rank for tensor in tensors if tensor.rank is not None]
+    shape = _shape(first.shape) if matrices or ranks else ""
     return {
         "what": ", ".join(map(code, matrices)) if matrices else _kind(first.name),
         "shape": f"{shape}, fused to {_shape((3 * first.shape[0], first.shape[1]))}" if fused else shape,
         "tensors": len(tensors),
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
         "rule": first.rule,
-        "rank": f"{first.rank}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{first.full_rank}"
-        if first.rank is not None
-        else "",
+        "rank": f"{ends(ranks)}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{first.full_rank}" if ranks else "",
         "energy": f"{percent(min(energies))}–{percent(max(energies))}%" if energies else "",
     }
 

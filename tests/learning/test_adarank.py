@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.clip.tensor_names import canonical
 from hfcart.engine.plan import make_plan
 from hfcart.engine.writing import GroupWriter
-from hfcart.errors import UsageError
+from hfcart.errors import UsageError, VerifyError
 from hfcart.learning.adapt.masks import Masks
 from hfcart.learning.adapt.parts import PartsFile, lay_out_parts, part_bytes, take_apart
 from hfcart.learning.batches import EveryTask
 from hfcart.methods.shared.directions import as_hex, from_hex
 from hfcart.progress import Progress
+from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.merge_recipe import make
 from hfcart.recipes.recipe_files import as_yaml
 from hfcart.sources.preprocessor import clip_default
@@ -288,6 +290,12 @@ def test_chosen_as_the_authors_do_and_repeated_from_the_recipe(
             "Layer by layer",
         ):
             assert words in card, words
+        first = "the strongest 8" if out == "cart" else "all of them"
+        assert f"At the start {first} were on." in card
+        # Every tensor has coefficients; matrices of one shape are one row, with the fewest and the most directions.
+        rows = [line for line in card.splitlines() if re.match(r"\| (`q_proj`|`fc[12]`|biases|layer norms)", line)]
+        assert len(rows) == 5 and all(f"| `{out}` |" in row for row in rows), rows
+        assert re.search(r"\| \d+–\d+\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}32 \|", rows[0]), rows
         assert "directions:\n" not in card and (tmp_path / out / "figures" / "directions.png").is_file()
         with (tmp_path / out / "results" / "adaptation.csv").open() as file:
             shares = [
@@ -314,7 +322,20 @@ def _refused(recipe: dict[str, Any], hub: Any, commands: Commands, tmp_path: Pat
     for name, (changed, _) in wrong.items():
         (tmp_path / f"{name}.yaml").write_text(as_yaml({**recipe, "directions": {**recipe["directions"], **changed}}))
         lines.append(["merge", "--recipe", f"{name}.yaml", "--out", name])
-    for done, (_, words) in zip(commands(hub, lines), wrong.values(), strict=True):
+    told = [words for _, words in wrong.values()]
+    for options, words in (
+        (["--recipe", "cart/recipe.yaml", "--adapt-ranks", "50%"], "give adapt too"),  # of those that there were
+        ([*TOWERS, "--adapt", "8", "--adapt-ranks", "4", "--rank", "50%"], "has but 4 to choose from"),
+        ([*TOWERS, "--adapt", "8", "--adapt-ranks", "100%", "--rank", "33"], "rank 33 is above the size of"),
+    ):
+        lines.append(["merge", *options, "--dry-run"])
+        told.append(words)
+    for rank in (0, 33, 1.5):
+        record = json.loads((tmp_path / "cart" / "hfcart.json").read_text())
+        record["adaptation"]["rank"] = rank
+        with pytest.raises(VerifyError, match="is not in"):
+            read_record(json.dumps(record).encode(), "hfcart.json")
+    for done, words in zip(commands(hub, lines), told, strict=True):
         assert done.returncode == 2 and words in " ".join(done.stderr.split()), done.stderr
         assert "Traceback" not in done.stderr
 

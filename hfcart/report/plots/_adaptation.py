@@ -76,12 +76,15 @@ def draw_directions(record: MergeRecord, grid: Grid) -> Figure:
     scale = Normalize(low, max(high, low + 1))
     heat_map(axes, grid, "cividis", scale, 1 if high < 100 else 0)
     colour_bar(figure, axes, "cividis", scale, "directions")
-    most = max(tensor.full_rank or 0 for tensor in record.tensors)
+    from hfcart.maths.low_rank import rank_of  # scipy: a figure without directions takes none
+
+    full = max(tensor.full_rank or 0 for tensor in record.tensors if layer_and_matrix(tensor.name))
+    most = rank_of(record.recipe["adapt_ranks"], full, full)
     entitle(
         figure,
         axes,
         "Singular directions that stay of each tower, layer by layer",
-        f"mean over a layer's attention and MLP weights, which have {most:,} each",
+        f"mean over a layer's attention and MLP weights, of the {most:,} strongest of each",
     )
     axes.set_xlabel("layer (0 is next to the input)")
     axes.set_xticks(ticks(grid.shape[1]))
