@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from hfcart.api.options import Names
 from hfcart.errors import HfcartError, KeywordError, MismatchError
 from hfcart.progress import AsWarnings, Progress
 
@@ -70,9 +71,9 @@ def texts(names: str | Sequence[Any], what: str) -> list[Any]:
     return [text_of(name) for name in names]
 
 
-def names_of(given: str | Sequence[str]) -> list[str]:
-    """Names of tasks or methods: a text may hold several, with commas."""
-    return [given] if isinstance(given, str) else [str(text_of(name)) for name in given]
+def names_of(given: Names) -> list[str]:
+    """Names of tasks or methods, or paths of cards and folders: a text may hold several, with commas."""
+    return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [os.fspath(name) for name in given]
 
 
 def _caller() -> FrameType:

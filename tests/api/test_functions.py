@@ -32,13 +32,14 @@ from hfcart.zero_shot.measurement import Measurement
 
 ALL = """
 import json, logging, signal, sys
+from pathlib import Path
 import huggingface_hub
 import hfcart
 
 client = logging.getLogger("huggingface_hub")
 before = (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), client.handlers, client.propagate)
 towers, root = sys.argv[1].split(","), sys.argv[2]
-tasks = [f"{root}/images{i}.yaml" for i in (1, 2, 3)]
+tasks = [Path(root, f"images{i}.yaml") for i in (1, 2, 3)]
 
 merged = hfcart.merge(towers, rank=0.25, eval=tasks[:1], push_to="user/pushed", base="user/clip", out="merged")
 results = hfcart.evaluate("merged", tasks, references="measured", base="user/clip", limit=20)

@@ -47,7 +47,7 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 StrPath = str | os.PathLike[str]
-Names = str | Sequence[str]  # a text may hold several, with commas
+Names = StrPath | Sequence[StrPath]  # a text may hold several, with commas
 '''
 
 
