@@ -42,15 +42,8 @@ def asked_for(
         for name in [name for name, fits in taken.items() if not fits]:
             if recorded.pop(name, None) is not None:
                 progress.note(f"{method.name} takes no {name}: the one in {file} is left out.")
-    learned_for = {
-        "sources",
-        "method",
-        "scale",
-        "lines",
-        "svc",
-        "adapt",
-        *(["rank", "adapt_ranks"] if "directions" in recorded else []),
-    }
+    learned_for = {"sources", "method", "scale", "lines", "svc", "adapt", "sweep"}
+    learned_for |= {"rank", "adapt_ranks"} if "directions" in recorded else set()
     if learned_for & set(given) and recorded.pop("coefficients", None):
         progress.note(f"The coefficients in {file} were learned for what it merges: they are left out.")
         if recorded.pop("directions", None) and "adapt" not in given:

@@ -135,3 +135,19 @@ def test_coefficients_were_learned_for_what_was_merged(given: dict[str, object])
     assert asked_for(Path("m"), dict(given), told, recorded=recorded).coefficients is None
     assert "The coefficients in m were learned for what it merges: they are left out." in told.notes
     assert asked_for(Path("m"), {"out": "o"}, told, recorded=recorded).coefficients is not None
+
+
+def test_directions_go_with_their_coefficients(tmp_path: Path) -> None:
+    """Where another rank or a sweep says what is merged, or other directions than those there were to choose from."""
+    recorded = {"sources": ["a", "b", "c"], "method": "cart", "coefficients": {"x": [1.0, 1.0, 1.0]}}
+    recorded |= {"adapt_ranks": 1.0, "directions": {"x": ["f", "0", "1"]}}
+    note = "The coefficients in m were learned for what it merges: they are left out."
+    assert asked_for(Path("m"), {}, Told(), recorded=recorded).directions is not None
+    told = Told()
+    found = asked_for(Path("m"), {"rank": 5}, told, recorded=recorded)
+    assert told.notes == [note] and (found.directions, found.adapt_ranks, found.rank) == (None, None, 5)
+    for given, words in (({"adapt_ranks": 0.5}, "give adapt too"), ({"sweep": str(tmp_path)}, "holds no sweep.json")):
+        told = Told()
+        with pytest.raises(UsageError, match=words):
+            asked_for(Path("m"), given, told, recorded=recorded)
+        assert told.notes == [note]
