@@ -17,6 +17,7 @@ from hfcart.recipes import mergekit
 from hfcart.system.cards_folder import cards_dir
 
 _NAME = re.compile(r"[A-Za-z0-9][\w-]{0,60}", re.ASCII)
+_LONGEST = 1 << 22  # characters; the directions of twenty towers of the largest CLIP take two and a half millions
 
 
 def as_yaml(fields: dict[str, Any]) -> str:
@@ -51,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
             )
         path = cards_dir() / "recipes" / f"{found}.yaml"
     try:
-        fields = safe_yaml.load(path.read_text(encoding="utf-8"))
+        fields = safe_yaml.load(path.read_text(encoding="utf-8"), _LONGEST)
     except OSError as error:
         raise UsageError(f"The recipe {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, ValueError) as error:

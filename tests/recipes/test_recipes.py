@@ -10,10 +10,11 @@ from running import Run
 from towers import write_tower
 
 from hfcart.errors import UsageError
+from hfcart.formats import safe_yaml
 from hfcart.progress import Progress
 from hfcart.recipes.asked import asked_for
 from hfcart.recipes.merge_recipe import make
-from hfcart.recipes.recipe_files import names, read
+from hfcart.recipes.recipe_files import as_yaml, names, read
 from hfcart.system.cards_folder import cards_dir
 from hfcart.tasks.task_cards import read_tasks
 
@@ -115,3 +116,20 @@ def test_another_method_takes_only_the_towers_of_a_recipe() -> None:
         for method in ("average", "model_stock"):
             asked = asked_for(Path(name), {"method": method}, Progress())
             assert asked == make({"sources": asked.sources, "base": asked.base, "qkv": asked.qkv, "method": method})
+
+
+def test_as_many_directions_as_twenty_large_towers_have_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A choice among all 1,024 of each matrix of ViT-L/14; and no file without an end is read."""
+    matrices = [f"vision_model.encoder.layers.{layer}.self_attn.{i}.weight" for layer in range(24) for i in range(6)]
+    recipe = {"method": "cart", "adapt_ranks": 1.0, "coefficients": {"a": [2.3] * 20}}
+    recipe |= {"directions": {name: [f"{number:0256x}" for number in range(20)] for name in matrices}}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(as_yaml(recipe))
+    assert read(file) == recipe
+    monkeypatch.setattr(safe_yaml, "_MOST", 99)
+    for text, words in (("#" * ((1 << 22) + 1), "expected at most"), ("- a\n" * 100, "more than 99 values")):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=words):
+            read(file)
