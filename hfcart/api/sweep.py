@@ -80,7 +80,7 @@ def sweep(
         from hfcart.zero_shot.measurement import Measurement, split_options
 
         how, rest = split_options({"part": "validation", **plain(options)})
-        adapters = names_of(tasks) if rest.pop("adapters", False) else ()
+        adapters = names_of(tasks) if how.pop("adapters", False) else ()  # of a Measurement they are others
         measurement = Measurement([] if adapters else read_tasks(names_of(tasks)), **how)
         rest.pop("out", None)
         record = run_sweep(

@@ -19,6 +19,7 @@ from teams import in_team, launched
 from test_own_images import write_photos
 from three_towers import TOWERS
 
+import hfcart
 from hfcart.commands import compare, separate_process, sweep
 from hfcart.commands.compare import run_compare
 from hfcart.commands.merge import merge_folder
@@ -111,6 +112,15 @@ def test_a_sweep_is_the_same_in_several_processes(
         assert told.done == told.total
         assert told.stages[0] == f"Decomposing in {number} processes"
         assert told.stages[1].startswith("Measuring ") and told.stages[1].endswith(f"points in {number} processes")
+
+
+def test_python_sweeps_adapters(clip: Path, here: Path, tmp_path: Path) -> None:
+    """What are adapters here is another option of a measurement."""
+    pairs = [f"{here}/t{i}={here}/photos{i}" for i in (1, 2, 3)]
+    how: dict[str, Any] = {"base": clip, "part": "test", "limit": 1, "rank": [1], "out": tmp_path / "out"}
+    found = hfcart.sweep(towers(here), pairs, adapters=True, adapters_carry="matrices", **how)
+    assert found.adapters is not None and found.adapters.carry == "matrices"
+    assert set(found.adapters.owners) == {"t1", "t2", "t3"} and len(found.tasks) == 3
 
 
 def test_a_sweep_that_was_stopped_goes_on_in_as_many_processes_as_it_then_has(
