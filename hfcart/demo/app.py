@@ -50,3 +50,4 @@ def run_app(folder: Path, environment: Mapping[str, str]) -> None:
             app.wait(_LONG)
         except subprocess.TimeoutExpired:
             app.kill()
+            app.wait()
