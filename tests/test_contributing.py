@@ -34,7 +34,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text(body)
     settings = folder / "hfcart" / "recipes" / "merge_recipe.py"
     (field,) = FIELD.findall(text)
-    before, mark, after = settings.read_text().partition("    coefficients: dict")
+    before, mark, after = settings.read_text().partition("    out: Annotated[")
+    assert mark
     settings.write_text(before + field + mark + after)
     for i in (1, 2, 3):
         write_tower(folder / f"t{i}", i)

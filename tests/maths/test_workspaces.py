@@ -23,9 +23,11 @@ def test_the_same_memory_again_but_another_in_another_thread() -> None:
 
 def test_what_a_rule_gives_is_not_in_them() -> None:
     one, other = (torch.randn(3, 20, 12, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
-    before, taken = cart(one, rank=2).tensor, parts(one, rank=2)
-    kept, held = before.clone(), [part.clone() for part in taken if part is not None]
+    before, given = cart(one, rank=2).tensor, parts(one, rank=2)
+    assert given.right is not None
+    taken = [given.anchor, given.left, given.right]
+    kept, held = before.clone(), [part.clone() for part in taken]
     cart(other, rank=2)
     parts(other, rank=2)
     assert torch.equal(before, kept)
-    assert all(torch.equal(part, old) for part, old in zip(taken, held, strict=True) if part is not None)
+    assert all(torch.equal(part, old) for part, old in zip(taken, held, strict=True))
