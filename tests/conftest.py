@@ -15,8 +15,9 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 # Every annotated shape in the numerical modules is checked on every call of every test.
+NUMERICAL = ("block_iteration", "low_rank", "low_rank_batch", "moments", "thin_svd", "thin_svd_batch")
 _HOOK = install_import_hook(
-    ["hfcart.maths.low_rank", "hfcart.maths.low_rank_batch", "hfcart.maths.moments", "hfcart.methods"],
+    [*(f"hfcart.maths.{name}" for name in NUMERICAL), "hfcart.methods"],
     "beartype.beartype",
 )
 

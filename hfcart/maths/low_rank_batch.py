@@ -1,12 +1,8 @@
 """Truncated low-rank approximation of many matrices at once, for a device on which one small step costs a launch.
 
-The contract is that of hfcart.maths.low_rank; the means are others. On a GPU a decomposition takes tens of milliseconds
-and a product of large matrices almost nothing, so the leading eigenvectors of the Gram matrices AᵀA come from block
-subspace iteration, filtered by Chebyshev polynomials (Zhou and Saad, SIAM J. Matrix Anal. Appl. 29, 2007), orthogonal
-by Cholesky factors (shifted first: Fukaya et al., SIAM J. Sci. Comput. 42, 2020), and end in one small eigenproblem a
-matrix. Everything is in float64, which such devices multiply as fast as full float32, and which no setting for
-TF32 touches. The residuals tell how far the vectors are from what they stand for; whatever fails that test is done
-again from the whole Gram matrix.
+The contract is that of hfcart.maths.low_rank; the means are others: float64 Gram matrices, their leading eigenvectors
+by hfcart.maths.block_iteration, and a certificate by the residuals. Whatever fails that test is done again from the
+whole Gram matrix.
 
 What the host must know (is it finite? did it pass? how much does it keep?) comes over in one transfer for all of them.
 """
@@ -14,7 +10,6 @@ What the host must know (is it finite? did it pass? how much does it keep?) come
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
 
@@ -23,15 +18,14 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from hfcart.maths.block_iteration import TINY, block_width, leading
 from hfcart.maths.low_rank import LowRank, rank_of, truncated_svd
 
 log = logging.getLogger("hfcart")
 
 NAME = "block-iteration"
-DIRECT = 128  # below this size the whole eigenproblem costs no more than the small one
-STAGES, DEGREE = 3, 8  # filters, and the highest degree of one
+STAGES = 3  # filters
 SHARE = 4  # of the device's memory, one part in this many for the temporaries of one batch
-_TINY = 1e-300
 
 
 def is_batched(device: torch.device) -> bool:
@@ -76,17 +70,15 @@ def room_of(device: torch.device) -> int | None:
 
 def _solved(stack: Float[Tensor, "batch m n"], k: int) -> list[LowRank]:
     _, m, n = stack.shape
-    peaks = torch.linalg.vector_norm(stack, ord=torch.inf, dim=(1, 2)).double()
-    exponents = torch.frexp(peaks)[1].clamp(-126, 126)
-    scales = torch.ldexp(torch.ones_like(peaks), exponents)[:, None, None]  # powers of two: nothing is rounded
+    peaks, scales = peaks_and_scales(stack)
     tall = stack.double() / scales
     tall = tall if m >= n else tall.mT
     grams = tall.mT @ tall
     totals = grams.diagonal(dim1=1, dim2=2).sum(1)
-    p = k + grams.shape[1] // 8
     try:
-        if grams.shape[1] > DIRECT and 2 * p <= grams.shape[1]:
-            vectors, passed = _iterated(grams, totals, k, p)
+        if p := block_width(grams.shape[1], k):
+            found = leading(grams, k, p, STAGES)
+            vectors, passed = found.vectors, found.straight & _certified(found.values, found.residuals, totals, k)
         else:
             vectors, passed = _direct(grams, k)
         projected = tall @ vectors
@@ -115,6 +107,15 @@ def _solved(stack: Float[Tensor, "batch m n"], k: int) -> list[LowRank]:
     ]
 
 
+def peaks_and_scales(
+    stack: Float[Tensor, "batch m n"],
+) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, "batch 1 1"]]:
+    """The largest entry of each matrix (NaN if any is), and the power of two to divide it by, which rounds nothing."""
+    peaks = torch.linalg.vector_norm(stack, ord=torch.inf, dim=(1, 2)).double()
+    exponents = torch.frexp(peaks)[1].clamp(-126, 126)
+    return peaks, torch.ldexp(torch.ones_like(peaks), exponents)[:, None, None]
+
+
 def _alone(matrix: Float[Tensor, "m n"], k: int) -> LowRank:
     log.warning("no solution for a %d × %d matrix beside others; float64 SVD takes over", *matrix.shape)
     return dataclasses.replace(truncated_svd(matrix, k, solver="svd"), fallback=True)
@@ -129,33 +130,6 @@ def _direct(grams: Float64[Tensor, "batch n n"], k: int) -> tuple[Float64[Tensor
     """The k leading eigenvectors by a full decomposition, and True for each: float64 needs no certificate."""
     vectors = torch.linalg.eigh(torch.nan_to_num(grams))[1][:, :, -k:].flip(2)
     return vectors, torch.ones(len(grams), dtype=torch.bool, device=grams.device)
-
-
-def _iterated(
-    grams: Float64[Tensor, "batch n n"], totals: Float64[Tensor, " batch"], k: int, p: int
-) -> tuple[Float64[Tensor, "batch n k"], Bool[Tensor, " batch"]]:
-    """The k leading eigenvectors by iteration on p > k of them, and which of them are certified."""
-    n = grams.shape[1]
-    start = _random(n, p, grams.device)
-    block = _orthonormal(grams @ (grams @ start))
-    steps = torch.full_like(totals, 2.0)
-    for stage in range(STAGES):
-        if stage < 2:  # after that they hardly move
-            low, high = _ends(block.mT @ (grams @ block))
-        degrees = _degrees(high / low, steps)
-        block = _orthonormal(_filtered(grams, block, degrees, low))
-        steps = steps + degrees
-    image = grams @ block
-    small = block.mT @ image
-    # One that broke down must not break the decomposition of the others: it fails the test below by its residual.
-    small = torch.nan_to_num(small, nan=0.0, posinf=0.0, neginf=0.0)
-    values, rotation = torch.linalg.eigh(small)
-    values, rotation = values.flip(1), rotation.flip(2)
-    vectors = block @ rotation
-    residuals = torch.linalg.vector_norm(image @ rotation - vectors * values[:, None], dim=1)
-    skew = block.mT @ block - torch.eye(p, dtype=block.dtype, device=block.device)
-    straight = skew.abs().amax((1, 2)) < 1e-10
-    return vectors[:, :, :k].contiguous(), straight & _certified(values, residuals, totals, k)
 
 
 def _certified(
@@ -181,68 +155,14 @@ def _certified(
     squares = 4 * residuals.square()  # each counts double
     kept, cut, own = values[:, :k], values[:, k:], squares[:, :k]
     outside = cut[:, cut.shape[1] // 2, None]
-    distance = (kept - outside).clamp(min=_TINY)
+    distance = (kept - outside).clamp(min=TINY)
     lost = (own / distance).sum(1)
     first = ((kept + outside) * own / distance.square()).sum(1)
     through = (own / distance.square())[:, :, None] * squares[:, None, k:]
-    between = (kept[:, :, None] - cut[:, None]).clamp(min=_TINY)
+    between = (kept[:, :, None] - cut[:, None]).clamp(min=TINY)
     second = ((kept[:, :, None] + cut[:, None]) * through / between.square()).sum((1, 2))
     left_out = (totals - kept.sum(1)).clamp(min=0)
     roots = values.clamp(min=0).sqrt()
     degenerate = roots[:, k - 1] - roots[:, k] < 0.99e-3 * roots[:, 0]
     enough = lost <= 2e-6 * (totals * left_out).sqrt() + 1e-13 * totals
     return enough & (degenerate | ((first + second).sqrt() <= 0.9e-5 * totals.sqrt()))
-
-
-def _ends(small: Float64[Tensor, "batch p p"]) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, " batch"]]:
-    """Something like the smallest and the largest eigenvalue, without a decomposition: power means M₋₄ and M₈ · p^⅛."""
-    factor, _ = torch.linalg.cholesky_ex(small)
-    eye = torch.eye(small.shape[1], dtype=small.dtype, device=small.device).expand_as(small)
-    root = torch.linalg.solve_triangular(factor, eye, upper=False)
-    inverse = root.mT @ root
-    low = ((inverse @ inverse).square().sum((1, 2)) / small.shape[1]) ** -0.25
-    square = small @ small
-    return low, (square @ square).square().sum((1, 2)) ** 0.125
-
-
-def _degrees(ratio: Float64[Tensor, " batch"], steps: Float64[Tensor, " batch"]) -> Float64[Tensor, " batch"]:
-    """The degree each filter may have, 1..DEGREE, so that the columns stay far enough from dependent.
-
-    The largest eigenvalue grows (4 · ratio)^degree times as much as the smallest. What a column still has of the
-    largest one's vector has sunk to ratio^−steps by the steps taken so far, and to rounding at best.
-    """
-    sunk = (steps * ratio.log()).clamp(max=37.0)  # ln 2⁵³
-    return torch.nan_to_num((14.0 + sunk) / (4 * ratio).log(), nan=1.0).floor().clamp(1, DEGREE)
-
-
-def _filtered(
-    grams: Float64[Tensor, "batch n n"],
-    block: Float64[Tensor, "batch n p"],
-    degrees: Float64[Tensor, " batch"],
-    bound: Float64[Tensor, " batch"],
-) -> Float64[Tensor, "batch n p"]:
-    """T_degree(2 G / bound − 1) times a block: eigenvalues up to the bound stay within 1, those above it grow."""
-    twice, own = (2 / bound)[:, None, None], degrees[:, None, None]
-    before, now = block, (grams @ block) * twice - block
-    found = now
-    for degree in range(2, DEGREE + 1):
-        before, now = now, (grams @ now) * (2 * twice) - 2 * now - before
-        found = torch.where(own >= degree, now, found)
-    return found
-
-
-def _orthonormal(block: Float64[Tensor, "batch n p"]) -> Float64[Tensor, "batch n p"]:
-    """The same span with orthonormal columns, by two Cholesky factorisations, of which the first is shifted."""
-    p = block.shape[2]
-    eye = torch.eye(p, dtype=block.dtype, device=block.device)
-    for shift in (1e-14 * p, 0.0):
-        block = block / torch.linalg.vector_norm(block, dim=1, keepdim=True).clamp(min=_TINY)
-        factor, _ = torch.linalg.cholesky_ex(block.mT @ block + shift * eye)
-        block = torch.linalg.solve_triangular(factor.mT, block, upper=True, left=False)
-    return block
-
-
-@functools.lru_cache(maxsize=8)
-def _random(n: int, p: int, device: torch.device) -> Float64[Tensor, "n p"]:
-    """The block that every iteration starts from: the same numbers each time, and on every device."""
-    return torch.randn(n, p, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(device)

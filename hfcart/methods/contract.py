@@ -215,8 +215,8 @@ class Method:
         exactly: the number of sources it is defined for; 0 for any.
         fewest: with fewer sources than this (and more than one) it gives their plain average, whatever its parameters.
         decomposes: whether each tower's matrices go through an SVD.
-        batched: whether its rule has all towers' matrices decomposed at once where that is faster, as on CUDA; for what
-            a plan says of the device's memory.
+        batched: whether its rule has all towers' matrices decomposed at once where that is faster, as on CUDA, and not
+            their sum alone; for what a plan says of the device's memory.
         any_matrix: whether its rule for attention and MLP weights means as much for any other matrix, such as the
             position embedding.
         published: mean accuracy over the eight tasks of CART's tables in per cent, (ViT-B/32, ViT-L/14), as that paper

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfcart.maths.low_rank import thin_svd
+from hfcart.maths.thin_svd_batch import thin_svds
 from hfcart.methods.shared.task_vectors import onto, task_vector
 
 
@@ -28,7 +28,7 @@ def calibrated(
         merged: what a method made of them, θ_m.
         least: α, above 0: below it, no tower's s counts as less.
     """
-    found = thin_svd(task_vector(merged, base), overwrite=True)
+    [found] = thin_svds([task_vector(merged, base)], None, base.device)
     counted = torch.zeros_like(found.values)
     for theta in thetas:
         own = found.left.T @ task_vector(theta, base)

@@ -1,6 +1,6 @@
 """What a GPU makes of a merge: CART's decompositions against the plain way, and whole merges, with where seconds go.
 
-    python tests/bench/device.py [--seconds 280] [--folder FOLDER] [--stages solvers,waits,merges] [--device cuda]
+    python tests/bench/device.py [--seconds 280] [--folder FOLDER] [--stages solvers,methods,…] [--device cuda]
 
 Towers are made on the device: a shared base, and task vectors whose singular values fall like i^-0.6 beside noise. Each
 stage prints as soon as it is done, ratios first, and no merge begins for which too little time is left; a failure
@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device_methods import decomposing, measured
 from measuring import say_ratio
 from models import B32, L14
 from safetensors.torch import save_file
 from spectra import errors
 from towers import config, shapes
 
-from hfcart.maths import low_rank_batch
+from hfcart.maths import block_iteration, low_rank_batch
 from hfcart.maths.low_rank import LowRank, rank_of, truncated_svd
 from hfcart.maths.low_rank_batch import truncated_svds
 from hfcart.methods.cart import rule as cart_rule
@@ -184,16 +185,16 @@ def stages_of_one(device: torch.device) -> None:
         tall = stack.double()
         grams = tall.mT @ tall
         p = k + d // 8
-        start = low_rank_batch._random(d, p, device)
-        block = low_rank_batch._orthonormal(grams @ start)
+        start = block_iteration.start(d, p, device)
+        block = block_iteration.orthonormal(grams @ start)
         small = block.mT @ (grams @ block)
-        low, _ = low_rank_batch._ends(small)
-        degrees = torch.full_like(low, float(low_rank_batch.DEGREE))
+        low, _ = block_iteration.ends(small)
+        degrees = torch.full_like(low, float(block_iteration.DEGREE))
         parts = {
             "Gram": lambda tall=tall: tall.mT @ tall,
-            "one filter": lambda g=grams, b=block, n=degrees, s=low: low_rank_batch._filtered(g, b, n, s),
-            "one orthogonalisation": lambda b=block: low_rank_batch._orthonormal(b),
-            "the ends": lambda s=small: low_rank_batch._ends(s),
+            "one filter": lambda g=grams, b=block, n=degrees, s=low: block_iteration.filtered(g, b, n, s),
+            "one orthogonalisation": lambda b=block: block_iteration.orthonormal(b),
+            "the ends": lambda s=small: block_iteration.ends(s),
             "small eigh": lambda s=small: torch.linalg.eigh(s),
             "all": lambda stack=stack, k=k: truncated_svds(stack, k),
             "mean": lambda stack=stack: cart_rule.mean_of(stack),
@@ -208,7 +209,7 @@ def waits(device: torch.device) -> None:
     generator = torch.Generator(device).manual_seed(7)
     stack = torch.stack([task_vector((768, 768), generator) for _ in range(8)])
     for name, batched in (("batch", True), ("one at a time", False)):
-        with one_at_a_time(not batched), warnings.catch_warnings(record=True) as found:
+        with decomposing(batched), warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
@@ -219,14 +220,24 @@ def waits(device: torch.device) -> None:
         say(f"Waits in CART on eight 768×768, {name}: {len(seen)} (cuSOLVER's own are not seen)")
 
 
-@contextlib.contextmanager
-def one_at_a_time(yes: bool = True) -> Iterator[None]:
-    batched = cart_rule.is_batched
-    cart_rule.is_batched = (lambda _: False) if yes else batched
-    try:
-        yield
-    finally:
-        cart_rule.is_batched = batched
+def methods(device: torch.device) -> None:
+    """Every method without statistics; in small where it is only tried out."""
+    shape = (B32["hidden_size"], B32["intermediate_size"]) if device.type == "cuda" else (160, 320)
+    rows = []
+    for row in measured(*shape, device, task_vector):
+        if isinstance(row, str):
+            say(row)
+        elif row.before is None:
+            rows.append(f"| {row.name} | – | – | {row.now:.2f} | – |")
+        else:
+            ratio = row.before / row.now
+            say_ratio(
+                ratio, f"a group by {row.name}: one matrix at a time / now ({row.before:.1f} and {row.now:.1f} ms)"
+            )
+            rows.append(f"| {row.name} | {ratio:.1f}× | {row.before:.2f} | {row.now:.2f} | {row.difference:.0e} |")
+    say(f"\nEight towers, one block of width {shape[0]} and {shape[1]}: the mean over its six matrices.\n")
+    say("| method | one matrix at a time / now | ms a group, one matrix at a time | ms a group, now | difference |")
+    say("|---" * 5 + "|\n" + "\n".join(rows))
 
 
 class Seconds:
@@ -313,7 +324,7 @@ def merges(device: torch.device, folder: Path, seconds: float) -> None:
         for _ in range(runs):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            with one_at_a_time(way != "batch"):
+            with decomposing(way == "batch"):
                 whole, parts = one_merge(sources, folder / "merged", device, workers)
             peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
             where = ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
@@ -330,7 +341,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=280, help="begin nothing after this long")
     parser.add_argument("--folder", type=Path, help="where the towers go, 30 GB; a temporary folder by default")
-    parser.add_argument("--stages", default="solvers,stages,waits,merges")
+    parser.add_argument("--stages", default="solvers,stages,methods,waits,merges")
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -344,6 +355,7 @@ def main() -> None:
         stages: dict[str, Callable[[], None]] = {
             "solvers": lambda: solvers(device),
             "stages": lambda: stages_of_one(device),
+            "methods": lambda: methods(device),
             "waits": lambda: waits(device),
             "merges": lambda: merges(device, arguments.folder or Path(temporary), arguments.seconds),
         }

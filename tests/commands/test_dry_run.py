@@ -125,7 +125,8 @@ def test_the_plan_as_json(towers: EmbeddedHub, commands: Commands, tmp_path: Pat
         # 64 × 32 and 32 × 64 are the largest: 8 · (2 · 2048 + 5 · 1024) bytes each; a quarter of the memory is theirs.
         ("cart", 10**6, "cuda, 3 matrices at once in 221.2 kB of the 250.0 kB that a batch may take"),
         ("cart", 6 * 10**5, "cuda, 2 matrices at once in 147.5 kB of the 150.0 kB that a batch may take"),
-        ("tsv_m", 10**6, "cuda"),  # one after another
+        ("tsv_m", 10**6, "cuda, 3 matrices at once in 221.2 kB of the 250.0 kB that a batch may take"),
+        ("iso_c", 10**6, "cuda"),  # the towers' sum alone
     ],
 )
 def test_the_plan_says_what_a_batch_takes_of_a_gpu(
@@ -143,6 +144,6 @@ def test_the_plan_says_what_a_batch_takes_of_a_gpu(
     text, _, plain = capsys.readouterr().out.partition("{")
     assert re.search(r"^device +(.*?) *$", text, re.MULTILINE)[1] == told
     found = json.loads("{" + plain)
-    assert found["device"] == "cuda" and (found["batch"] is None) == (method != "cart")
+    assert found["device"] == "cuda" and (found["batch"] is None) == (method == "iso_c")
     if batch := found["batch"]:
         assert batch["bytes"] == 73_728 * batch["matrices"] and batch["most_bytes"] == memory // 4

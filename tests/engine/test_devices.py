@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
@@ -22,15 +23,20 @@ from hfcart.engine import reading
 from hfcart.engine.loop import driving
 from hfcart.engine.merging import GroupRules
 from hfcart.errors import NonFiniteError
+from hfcart.maths import thin_svd_batch
 from hfcart.methods import METHODS
+from hfcart.methods.task_arithmetic.rule import ranked_parts
 from hfcart.system.device import full_float32
 
 CPU = torch.device("cpu")
 SMALL = {**TINY, "num_hidden_layers": 1}
 ALONE = [name for name, method in METHODS.items() if method.statistics is None]
 # How often the host may wait for the device, for each group: its result, its distances, and what else it must know.
+# That is one look at each batch of decompositions; DC-Merge also asks where each tower's largest coordinates are.
 RESULT = 2
 WAITS = {"cart": 1, "average": 0, "linear": 0, "task_arithmetic": 0}
+WAITS |= {"tsv_m": 2, "iso_c": 1, "iso_cts": 3, "dc_merge": 2 + 3}
+MATRIX = re.compile(r"\.(self_attn\.\w+_proj|mlp\.fc\d)\.weight$")
 
 
 @pytest.fixture
@@ -63,7 +69,8 @@ def test_every_method_merges_there_as_on_the_cpu(
         assert line["energy"] == pytest.approx(other["energy"], abs=1e-6)
         assert torch.allclose(torch.tensor(line["spread"]), torch.tensor(other["spread"]), rtol=1e-5)
     if device == PRETENDED and name in WAITS:
-        matrices = sum(line["rank"] is not None for line in lines)
+        matrices = sum(bool(MATRIX.search(line["group"])) for line in lines)
+        assert matrices == 6
         assert sum(waits.values()) == RESULT * len(lines) + WAITS[name] * matrices
 
 
@@ -79,6 +86,42 @@ def test_cart_in_all_its_forms(tmp_path: Path, device: torch.device, fields: dic
         rounding = 1e-7 if tensor.dtype == torch.float32 else 1e-3
         error = (tensor.double() - found[name].double()).norm()
         assert error <= 1e-4 * (tensor.double() - mean).norm() + rounding * mean.norm(), name
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("fields", [{"method": "tsv_m"}, {"method": "iso_cts", "qkv": "fused"}, {"svc": 1.0}])
+def test_singular_vectors_of_a_device_are_those_of_the_cpu(
+    tmp_path: Path, device: torch.device, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large enough to iterate; and no matrix is decomposed alone."""
+    big = {**TINY, "hidden_size": 160, "intermediate_size": 320, "num_hidden_layers": 1}
+    towers = [write_tower(tmp_path / f"t{i}", i, big) for i in range(1, 9)]
+    fields = {"method": "task_arithmetic", **fields, "base": str(write_tower(tmp_path / "t0", 0, big))}
+    expected, _, _ = merged_on(CPU, towers, tmp_path / "cpu", **fields)
+    monkeypatch.setattr(thin_svd_batch, "thin_svd", None)
+    monkeypatch.setattr(thin_svd_batch, "polar", None)
+    found, waits, lines = merged_on(device, towers, tmp_path / "device", **fields)
+    start = weights(0, big)
+    for name, tensor in expected.items():
+        update = tensor.double() - start[name].double()
+        assert (tensor.double() - found[name].double()).norm() <= 1e-6 * update.norm() + 6e-8 * start[name].norm(), name
+    if device == PRETENDED and "svc" in fields:
+        assert sum(waits.values()) == RESULT * len(lines) + 6
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_the_directions_to_choose_from_are_one_batch(device: torch.device) -> None:
+    """AdaRank's parts of task arithmetic."""
+    thetas = torch.randn(4, 200, 160, generator=torch.Generator().manual_seed(1))
+    base = torch.randn(200, 160, generator=torch.Generator().manual_seed(2))
+    expected = ranked_parts(thetas, base=base, rank=13)
+    with working(device) as waits:
+        found = ranked_parts(thetas.to(device), base=base.to(device), rank=13)
+        assert device != PRETENDED or sum(waits.values()) == 1
+        products = found.left.cpu() @ found.right.cpu().mT
+    for one, other in zip(expected.left @ expected.right.mT, products, strict=True):
+        assert (one - other).norm() <= 2e-5 * one.norm()
+    assert found.energies == pytest.approx(expected.energies, abs=1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)

@@ -203,7 +203,8 @@ def _batch(plan: Plan) -> _Batch | None:
     from hfcart.system.device import choose_device
 
     device = choose_device(plan.recipe.device)
-    if not ((plan.method.batched or plan.adapters) and is_batched(device)):
+    batched = plan.method.batched or plan.adapters or plan.recipe.adapt_ranks is not None
+    if not (batched and is_batched(device)):
         return None
     tensors = [[plan.shapes[name] for name in group.names] for group in plan.groups if group.matrix]
     m, n = max(((sum(m for m, _ in each), each[0][1]) for each in tensors), key=lambda shape: bytes_each(*shape))

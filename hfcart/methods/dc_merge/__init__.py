@@ -41,6 +41,7 @@ METHOD = Method(
     citation=_PAPER,
     task_vectors=True,
     decomposes=True,
+    batched=True,
     any_matrix=True,
     copies=16,
     note="Its authors choose α on validation images, from a grid up to 3. On their towers (fine-tuned 92.8, "

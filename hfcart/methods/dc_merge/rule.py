@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hfcart.maths.low_rank import polar, thin_svd
+from hfcart.maths.thin_svd_batch import thin_svds
 from hfcart.methods.contract import Merged
+from hfcart.methods.shared.singular_vectors import orthogonal_sides
 from hfcart.methods.shared.task_vectors import onto, task_vector
 
 
@@ -30,9 +31,8 @@ def dc_merge(
     k = full // tasks
     if k == 0:  # more towers than directions: none has one to itself
         return Merged(base)
-    parts = [thin_svd(task_vector(theta, base), k, overwrite=True) for theta in thetas]
-    left = polar(torch.cat([p.left for p in parts], 1), overwrite=True)
-    right = polar(torch.cat([p.right for p in parts], 1), overwrite=True)
+    parts = list(thin_svds((task_vector(theta, base) for theta in thetas), k, base.device))
+    left, right = orthogonal_sides(parts)
     agreed = _Agreement(tasks * k, left.device)
     count = max(1, int(kept * full**2))
     for p in parts:

@@ -46,6 +46,7 @@ METHOD = Method(
     task_vectors=True,
     statistics="gram",
     decomposes=True,
+    batched=True,
     copies=60,
     note="Its authors choose α on validation images. On towers of their own (fine-tuned 92.8, 90.9, 91.3 for 8, 14, 20 "
     "tasks) it has 88.6, 83.9, 82.3 for ViT-B/32: not to be held against figures of other towers. Their code fuses q, "

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hfcart.maths.low_rank import ThinSvd, thin_svd
 from hfcart.maths.moments import double_home
+from hfcart.maths.thin_svd_batch import polars, thin_svds
 from hfcart.methods.contract import Measure, Merged
 from hfcart.methods.shared.task_vectors import onto, task_vector
 from hfcart.methods.tsv_m.rule import orthogonal_sum
@@ -89,24 +89,26 @@ def _update(
     norms = torch.stack([torch.linalg.norm(task_vector(theta, base)) for theta in thetas])
     mean = norms.mean().clamp(min=torch.finfo(torch.float64).tiny)
     left, right = [], []
-    for theta, gram, norm in zip(thetas, grams, norms, strict=True):
-        tau = task_vector(theta, base)  # again: all of them at once are twice the towers' own memory
-        shift = _principal(tau, gram, min(k, m, n))
+    # Task vectors are made again and again: all of them at once are twice the towers' own memory.
+    shifts = (_shift(task_vector(theta, base), gram) for theta, gram in zip(thetas, grams, strict=True))
+    found = thin_svds(shifts, min(k, m, n), base.device)
+    for theta, shift, norm in zip(thetas, found, norms, strict=True):
         weights = shift.values.square()  # eigenvalues of the outputs' covariance, but for a factor
         weights = (weights / weights.sum().clamp(min=torch.finfo(torch.float64).tiny)) ** _POWER
         weights = weights * (k / weights.sum()) if bool(weights.any()) else weights
         left.append(shift.left * weights)
-        right.append((shift.left.T @ tau) * (weights * (norm / mean) ** 2)[:, None])
+        right.append((shift.left.T @ task_vector(theta, base)) * (weights * (norm / mean) ** 2)[:, None])
     stacked = torch.cat(right)
     columns = torch.linalg.vector_norm(stacked, dim=0)
     stacked *= (columns / columns.mean().clamp(min=torch.finfo(torch.float64).tiny)) ** 2
     # Directions that are not there count as zeros in the means: m/T of each tower were asked for.
-    one, other = thin_svd(torch.cat(left, 1), overwrite=True), thin_svd(stacked, overwrite=True)
-    size = one.values.sum() / min(m, tasks * k) * (other.values.sum() / min(tasks * k, n))
+    one, other = polars([torch.cat(left, 1), stacked], base.device)
+    size = one.total / min(m, tasks * k) * (other.total / min(tasks * k, n))
     return (one.left @ (one.right.T @ other.left)) @ other.right.T * (2 * size)
 
 
-def _principal(tau: Float64[Tensor, "m n"], gram: Float[Tensor, "n n"], k: int) -> ThinSvd:
-    """The k leading left singular vectors of τ Xᵀ and their singular values, from XᵀX."""
+def _shift(tau: Float64[Tensor, "m n"], gram: Float[Tensor, "n n"]) -> Float64[Tensor, "m n"]:
+    """A matrix with the left singular vectors of τ Xᵀ and its singular values, from XᵀX."""
     values, vectors = torch.linalg.eigh(gram.to(double_home(gram.device)).double())
-    return thin_svd((tau @ vectors).mul_(values.clamp(min=0).sqrt()), k, overwrite=True)
+    found: Tensor = (tau @ vectors).mul_(values.clamp(min=0).sqrt())
+    return found

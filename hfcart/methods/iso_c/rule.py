@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from hfcart.maths.low_rank import thin_svd
+from hfcart.maths.thin_svd_batch import polars
 from hfcart.methods.contract import Merged
 from hfcart.methods.shared.task_vectors import onto, summed
 
@@ -20,5 +20,6 @@ def iso_c(thetas: Float[Tensor, "task m n"], *, base: Float[Tensor, "m n"], scal
         base: the pretrained version θ_0.
         scale: α, any finite number.
     """
-    found = thin_svd(summed(thetas, base), overwrite=True)
-    return Merged(onto(base, (found.left * found.values.mean().mul_(scale)) @ found.right.T))
+    [found] = polars([summed(thetas, base)], base.device)
+    mean = found.total / min(base.shape)
+    return Merged(onto(base, (found.left * mean.mul_(scale)) @ found.right.T))

@@ -33,6 +33,7 @@ METHOD = Method(
     citation=MARCZAK,
     task_vectors=True,
     decomposes=True,
+    batched=True,
     any_matrix=True,
     copies=15,
     note="The paper's α for 8, 14, 20 tasks: ViT-B/32 1.5, 1.2, 1.1; ViT-L/14 1.9, 1.5, 1.2. Every 2-D tensor "

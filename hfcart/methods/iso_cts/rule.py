@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfcart.maths.low_rank import ThinSvd, polar, thin_svd
+from hfcart.maths.thin_svd import ThinSvd
+from hfcart.maths.thin_svd_batch import thin_svds
 from hfcart.methods.contract import Merged
+from hfcart.methods.shared.singular_vectors import orthogonal_sides
 from hfcart.methods.shared.task_vectors import onto, summed, task_vector
 
 
@@ -37,15 +41,17 @@ def iso_cts(
         return turned._replace(tensor=turned.tensor.T.contiguous())
     full, tasks = min(base.shape), len(thetas)
     own = min(round((full - int(common * full)) / tasks), full // tasks)  # directions of each task
-    shared = thin_svd(summed(thetas, base), full - own * tasks, overwrite=True) if own * tasks < full else None
-    parts = [_beside(shared, task_vector(theta, base), own) for theta in thetas] if own else []
-    parts += [shared] if shared else []
-    left = polar(torch.cat([p.left for p in parts], 1), overwrite=True)
-    right = polar(torch.cat([p.right for p in parts], 1), overwrite=True)
+    rest = full - own * tasks
+    shared = list(thin_svds([summed(thetas, base)], rest, base.device)) if rest else []
+    beside = (_beside(shared, task_vector(theta, base)) for theta in thetas)
+    parts = [*thin_svds(beside, own, base.device), *shared] if own else shared
+    left, right = orthogonal_sides(parts)
     mean = torch.cat([p.values for p in parts]).mean()
     return Merged(onto(base, (left * (scale * mean)) @ right.T))
 
 
-def _beside(shared: ThinSvd | None, tau: Float[Tensor, "m n"], k: int) -> ThinSvd:
-    """The k leading singular triplets of what a task vector has outside the common left singular vectors."""
-    return thin_svd(tau if shared is None else tau - shared.left @ (shared.left.T @ tau), k, overwrite=True)
+def _beside(shared: Sequence[ThinSvd], tau: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """What a task vector has outside the common left singular vectors."""
+    for common in shared:
+        tau = tau - common.left @ (common.left.T @ tau)
+    return tau

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfcart.maths.low_rank import rank_of, truncated_svd
+from hfcart.maths.low_rank_batch import is_batched, truncated_svds
 from hfcart.maths.moments import mean_of
 from hfcart.methods.contract import Merged, Parts
 from hfcart.methods.shared.factors import factored
@@ -61,4 +62,6 @@ def ranked_parts(thetas: Float[Tensor, "task m n"], *, base: Float[Tensor, "m n"
     """
     k = rank_of(rank, *base.shape)
     taus = (task_vector(theta, base).to(base.device, base.dtype) for theta in thetas)
+    if is_batched(base.device):
+        return factored(base, truncated_svds(torch.stack(list(taus)), k))
     return factored(base, (truncated_svd(tau, k, overwrite=True) for tau in taus))

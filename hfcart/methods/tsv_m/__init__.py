@@ -31,6 +31,7 @@ METHOD = Method(
     citation=_PAPER,
     task_vectors=True,
     decomposes=True,
+    batched=True,
     any_matrix=True,
     copies=13,
     note="Its authors' code takes the position embedding for a matrix as well: --matrices all-2d.",

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hfcart.maths.low_rank import polar, thin_svd
+from hfcart.maths.thin_svd_batch import thin_svds
 from hfcart.methods.contract import Merged
+from hfcart.methods.shared.singular_vectors import orthogonal_sides
 from hfcart.methods.shared.task_vectors import onto, task_vector
 
 
@@ -32,8 +33,7 @@ def orthogonal_sum(
 ) -> tuple[Float64[Tensor, "m n"], int, float]:
     """(Û diag(S) V̂ᵀ, the k kept of each task vector, the share of their squares that those keep)."""
     k = max(1, min(base.shape) // len(thetas))
-    parts = [thin_svd(task_vector(theta, base), k, overwrite=True) for theta in thetas]
-    left = polar(torch.cat([p.left for p in parts], 1), overwrite=True)
-    right = polar(torch.cat([p.right for p in parts], 1), overwrite=True)
+    parts = list(thin_svds((task_vector(theta, base) for theta in thetas), k, base.device))
+    left, right = orthogonal_sides(parts)
     values = torch.cat([p.values for p in parts])
     return (left * values) @ right.T, k, sum(p.energy for p in parts) / len(parts)
