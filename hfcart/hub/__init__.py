@@ -6,6 +6,8 @@ The only package that imports huggingface_hub.
 from hfcart.hub._assets import assets, write_whole
 from hfcart.hub._benchmarks import BenchmarkTask, benchmark_result, benchmark_tasks
 from hfcart.hub._calls import is_offline
+from hfcart.hub._card import validate_card
+from hfcart.hub._commit import Published, publish_files
 from hfcart.hub._datasets import (
     PinnedDataset,
     cache_folder,
@@ -17,11 +19,11 @@ from hfcart.hub._datasets import (
     read_dataset_file,
 )
 from hfcart.hub._fetch import cached, fetch, read_small
-from hfcart.hub._files import publish_files
 from hfcart.hub._http import end_with, reset_notifier, set_notifier
-from hfcart.hub._publish import Published, Target, check_target, publish, publishable, push_command, validate_card
+from hfcart.hub._publish import publish, publishable, push_command
 from hfcart.hub._read import Snapshot, is_open, read_into, resolve, split_ref
 from hfcart.hub._store import HubStore, open_repo
+from hfcart.hub._target import Target, check_target
 from hfcart.hub._tree import RepoFile
 
 __all__ = [

@@ -9,13 +9,20 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub import errors as client
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    httpx,
+)
 
 from hfcart.errors import (
     AGAIN,
@@ -23,11 +30,15 @@ from hfcart.errors import (
     HfcartError,
     HubError,
     OutputError,
+    PublishError,
     RepoNotFoundError,
     RevisionNotFoundError,
     SourceError,
+    UsageError,
+    next_step,
 )
-from hfcart.hub._http import GaveUp, asked_wait, detail, pause, pause_after, root, status_of, stopped, tries_of, working
+from hfcart.hub._failures import GaveUp, asked_wait, detail, pause_after, root, status_of, tries_of
+from hfcart.hub._http import pause, stopped, working
 from hfcart.system.addresses import clean_errors
 from hfcart.system.patience import MAX_WAIT, TRIES
 
@@ -73,6 +84,30 @@ def call(what: str, fn: Callable[[], T], *, repo: str = "", stop: threading.Even
                     raise meaning(what, error, repo, max(attempt, tries_of(error))) from cause
                 pause(error, wait, attempt)
             attempt += 1
+
+
+@contextmanager
+def publishing(again: str | None = None) -> Iterator[None]:
+    """No bars or warnings of the client's own, and every HfcartError but a UsageError a PublishError.
+
+    Args:
+        again: ends the error's hint.
+    """
+    bars = not are_progress_bars_disabled()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            if bars:
+                disable_progress_bars()
+            yield
+    except UsageError:
+        raise
+    except HfcartError as error:
+        raise PublishError(
+            error.message, hint=next_step(error.hint, again) if again else error.hint
+        ) from error.__cause__
+    finally:
+        if bars:
+            enable_progress_bars()
 
 
 def is_offline() -> bool:

@@ -15,8 +15,8 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 from hfcart.errors import HfcartError, HubError
 from hfcart.hub._assets import assets, write_whole
 from hfcart.hub._calls import API, call, meaning, unreachable
+from hfcart.hub._failures import GaveUp, tries_of
 from hfcart.hub._fetch import read_small
-from hfcart.hub._http import GaveUp, tries_of
 from hfcart.hub._read import Snapshot, naming_what_is_kept, split_ref
 from hfcart.hub._tree import kept, listing
 from hfcart.records.check import is_commit
