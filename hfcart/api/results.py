@@ -63,7 +63,7 @@ class Published(_Of):
         return f"Published: {self.pull_request or self.url}, commit {self.commit[:12]}"
 
     def _repr_html_(self) -> str:
-        from hfcart.report.html import shown
+        from hfcart.api._html import shown
 
         pull = [("pull request", self.pull_request)] if self.pull_request else []
         title = "Published" if self.changed else "Published already: nothing was sent"
@@ -108,8 +108,8 @@ class Evaluated(_Of, EvalRecord):
         return f"{self.tower} on {_count(self.results, 'task')}: {mean}"
 
     def _repr_html_(self) -> str:
+        from hfcart.api._html import shown
         from hfcart.report.eval_table import columns, remarks, rows
-        from hfcart.report.html import shown
 
         return shown(self._title(), columns=columns(self), rows=rows(self), remarks=remarks(self))
 
@@ -151,7 +151,7 @@ class Merged(_Of, MergeRecord):
         return "OpenCLIP" if self.recipe.get("format") == "open_clip" else self.model_class
 
     def _repr_html_(self) -> str:
-        from hfcart.report.html import shown
+        from hfcart.api._html import shown
 
         sources = [(s.label, "the Hub" if s.repo else "a folder", (s.commit or s.sha256)[:12]) for s in self.sources]
         facts = [
@@ -216,7 +216,7 @@ class Swept(_Of, SweepRecord):
         return f"Sweep of {self.method} over {_count(self.points, 'point')}: best {100 * self.mean:.1f} % with {said}"
 
     def _repr_html_(self) -> str:
-        from hfcart.report.html import shown
+        from hfcart.api._html import shown
         from hfcart.report.sweep_table import columns, remarks, rows
 
         return shown(self._title(), columns=columns(self), rows=rows(self), remarks=remarks(self))
@@ -254,8 +254,8 @@ class Compared(_Of, CompareRecord):
         return f"{_count(self.rows, 'row')} compared on {_count(self.tasks, 'task')}{found}"
 
     def _repr_html_(self) -> str:
+        from hfcart.api._html import shown
         from hfcart.report.compare_table import cells, columns, evidence, explain
-        from hfcart.report.html import shown
 
         failed = [f"{row.name} failed: {row.error}" for row in self.rows if row.error]
         table = [cells(self, row) for row in self.rows]
@@ -287,7 +287,7 @@ class Finetuned(_Of, FinetuneRecord):
         return f"{base} fine-tuned on {tasks}, {losses}: {self.folder}"
 
     def _repr_html_(self) -> str:
-        from hfcart.report.html import shown
+        from hfcart.api._html import shown
 
         online = [("online", self.published.pull_request or self.published.url)] if self.published else []
         rows = [(task.task, task.title, f"{task.images:,}") for task in self.tasks]
@@ -321,7 +321,7 @@ class Verified(_Of):
         return self.sentence
 
     def _repr_html_(self) -> str:
-        from hfcart.report.html import shown
+        from hfcart.api._html import shown
 
         rows = [(name, f"{a:.3g}", f"{r:.3g}") for name, (a, r) in self.differences.items()]
         return shown(self.sentence, columns=["tensor", "largest difference", "relative"] * bool(rows), rows=rows)

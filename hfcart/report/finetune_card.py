@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from typing import Any
 
 from hfcart.errors import UsageError
-from hfcart.formats.markdown import code, text
+from hfcart.formats.markdown import code
 from hfcart.recipes.finished_finetuning import FROZEN
 from hfcart.records import DatasetRecord, EvalRecord, FinetuneRecord, FolderRecord, ImagesRecord, SourceRecord
-from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import belongs, described
-from hfcart.report.merge_card import HUB_LICENSES, LINK
-from hfcart.report.results_section import HUB, accuracy_section, images, model_index
+from hfcart.report.licences import license_fields
+from hfcart.report.links import images, page_of, pinned
+from hfcart.report.results_section import accuracy_section, model_index
 from hfcart.report.template import front_matter as as_yaml
 from hfcart.report.template import render
 from hfcart.tasks.task_cards import GROUPS
@@ -110,30 +109,16 @@ def _validation(record: FinetuneRecord) -> dict[str, Any] | None:
     }
 
 
-def license_fields(base: SourceRecord) -> dict[str, str | None]:
-    """A model's licence, where its card states one that the Hub knows, or names and links one of its own."""
-    facts = base.facts
-    if facts.license == "other":
-        link = facts.license_link if LINK.fullmatch(facts.license_link or "") else None
-        name = re.sub(r"[^a-z0-9.-]+", "-", (facts.license_name or "other").lower()).strip("-.")
-        return {"license": "other", "license_name": name[:120] or "other", "license_link": link}
-    return {"license": facts.license} if facts.license in HUB_LICENSES else {}
-
-
 def _source(source: SourceRecord) -> str:
-    if source.repo and is_repo_id(source.repo) and is_commit(source.commit):
-        page = f"{HUB}/{source.repo}"
-        return f"[{text(source.repo)}]({page}) at [`{(source.commit or '')[:7]}`]({page}/tree/{source.commit})"
+    if source.repo and page_of(source.repo, source.commit):
+        return pinned(source.repo, source.commit, between="at")
     return f"{code(source.label)} (a local folder whose weights have sha256 {code(source.sha256[:12])})"
 
 
 def _dataset(dataset: ImagesRecord) -> str:
     if isinstance(dataset, FolderRecord):
         return f"{images(dataset)}, split {code(dataset.split)}"
-    name = code(dataset.repo)
-    if is_repo_id(dataset.repo) and is_commit(dataset.commit):
-        page = f"{HUB}/datasets/{dataset.repo}"
-        name = f"[{text(dataset.repo)}]({page}) at [`{dataset.commit[:7]}`]({page}/tree/{dataset.commit})"
+    name = pinned(dataset.repo, dataset.commit, "datasets/", between="at")
     return name + (f", config {code(dataset.config)}" if dataset.config else "") + f", split {code(dataset.split)}"
 
 

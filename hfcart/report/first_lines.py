@@ -12,7 +12,8 @@ from hfcart.records import EvalRecord, MergeRecord, Reference, SourceRecord, Tas
 from hfcart.records.check import is_commit
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference
-from hfcart.report.results_section import HUB, OTHERS, PUBLISHED, pinned
+from hfcart.report.links import HUB, dataset_link, pinned
+from hfcart.report.results_section import OTHERS, PUBLISHED
 from hfcart.report.template import some
 
 _MOST_TASKS = 10  # named in the first lines
@@ -103,7 +104,7 @@ def _how(name: str, value: object, record: MergeRecord) -> str:
 def _link(base: KnownBase) -> str:
     if base.repo and base.stated:
         return f"[{text(base.repo)}]({HUB}/{base.repo})"
-    return pinned(base.label, base.commit, "")
+    return pinned(base.label, base.commit)
 
 
 def _tasks(record: MergeRecord, results: EvalRecord | None) -> list[str]:
@@ -115,7 +116,7 @@ def _tasks(record: MergeRecord, results: EvalRecord | None) -> list[str]:
     if titles:
         return [words(title) for title in dict.fromkeys(titles)]
     names = dict.fromkeys(name for source in record.sources for name in source.facts.datasets)
-    return [f"[{text(name)}]({HUB}/datasets/{name})" if is_repo_id(name) else code(name, 60) for name in names]
+    return list(map(dataset_link, names))
 
 
 def _accuracy(results: Sequence[TaskResult]) -> dict[str, Any] | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfcart.formats.markdown import code, one_line, text, words
+from hfcart.formats.markdown import code, one_line, words
 from hfcart.quoting import plural
-from hfcart.records import DatasetRecord, EarlierResults, EvalRecord, FolderRecord, ImagesRecord, Reference, TaskResult
-from hfcart.records.check import is_commit
-from hfcart.records.repo_id import is_repo_id
+from hfcart.records import DatasetRecord, EarlierResults, EvalRecord, FolderRecord, Reference, TaskResult
 from hfcart.report.accuracy import (
     Mean,
     accuracy,
@@ -20,8 +18,8 @@ from hfcart.report.accuracy import (
     whole_test_split,
     wilson,
 )
+from hfcart.report.links import HUB, images, on_the_hub, pinned
 
-HUB = "https://huggingface.co"
 TASK_TYPE = "zero-shot-image-classification"
 SOURCE = "hfcart"  # names our results among others'
 PUBLISHED = "†"
@@ -102,7 +100,7 @@ def accuracy_section(record: EvalRecord) -> dict[str, Any]:
         "partial": [(words(r.title), r.n + r.undecodable, r.rows) for r in results if r.partial],
         "undecodable": [(words(r.title), r.undecodable) for r in results if r.undecodable],
         "held_out": [(words(r.title), r.part) for r in results if r.part != "test"],
-        "base": pinned(record.base, record.base_commit, ""),
+        "base": pinned(record.base, record.base_commit),
         "precision": code(record.precision),
         "environment": record.environment,
         "earlier": [_earlier(setting, results) for setting in record.earlier],
@@ -113,7 +111,7 @@ def accuracy_section(record: EvalRecord) -> dict[str, Any]:
 def _earlier(setting: EarlierResults, results: tuple[TaskResult, ...]) -> dict[str, Any]:
     return {
         "titles": ", ".join(words(result.title) for result in results if result.task in setting.tasks),
-        "base": pinned(setting.base, setting.base_commit, ""),
+        "base": pinned(setting.base, setting.base_commit),
         "precision": code(setting.precision),
         "environment": setting.environment,
     }
@@ -154,32 +152,12 @@ def _percent(mean: Mean) -> str:
     return "" if mean.value is None else f"{100 * mean.value:.1f}"
 
 
-def on_the_hub(dataset: ImagesRecord) -> bool:
-    """Whether images are of a dataset on the Hub, at a commit."""
-    return isinstance(dataset, DatasetRecord) and is_repo_id(dataset.repo) and is_commit(dataset.commit)
-
-
 def _dataset(result: TaskResult) -> str:
     dataset, part = result.dataset, result.part
     parts = [words(dataset.config)] if isinstance(dataset, DatasetRecord) and dataset.config else []
     parts.append(f"{words(dataset.split)} split" + (f" ({words(part)} part)" if part != "test" else ""))
     beside = f", as {code(f'tasks/{result.task}.yaml')} says" if isinstance(dataset, FolderRecord) else ""
     return f"{images(dataset)}, {', '.join(parts)}{beside}"
-
-
-def images(dataset: ImagesRecord) -> str:
-    """Where images are from: a dataset at its commit, linked; a folder by its name and the digest of its content."""
-    if isinstance(dataset, DatasetRecord):
-        return pinned(dataset.repo, dataset.commit, "datasets/")
-    return f"a folder {code(dataset.folder)} with sha256 {code(dataset.sha256[:12])}"
-
-
-def pinned(repo: str, commit: str | None, kind: str) -> str:
-    """A repo at its commit, linked; by its name alone where it is none of the Hub's."""
-    if not (commit and is_repo_id(repo) and is_commit(commit)):
-        return code(repo)
-    page = f"{HUB}/{kind}{repo}"
-    return f"[{text(repo)}]({page}) @ [`{commit[:7]}`]({page}/tree/{commit})"
 
 
 def _alt(results: tuple[TaskResult, ...], mean: Mean) -> str:

@@ -12,8 +12,8 @@ from hfcart.formats.markdown import code, text
 from hfcart.quoting import plural
 from hfcart.records import FinetuneRecord, MergeRecord, SourceRecord, SpaceRecord
 from hfcart.records.file_names import AVERAGE
-from hfcart.report.finetune_card import license_fields
-from hfcart.report.results_section import HUB
+from hfcart.report.licences import license_fields
+from hfcart.report.links import HUB, pinned
 from hfcart.report.template import front_matter, render
 from hfcart.system.cards_folder import cards_dir
 
@@ -69,9 +69,9 @@ def render_space_card(
         about=record.about,
         others=" and ".join(text(tower.title) for tower in record.towers[1:]),
         rows=[
-            {"what": what, "pin": f"[{text(name)}]({HUB}/{name}) at [`{commit[:7]}`]({HUB}/{name}/tree/{commit})"}
+            {"what": what, "pin": pinned(name, commit, between="at")}
             for what, name, commit in (
-                ("the tower", repo, record.towers[0].commit or ""),
+                ("the tower", repo, record.towers[0].commit),
                 ("its base", base["repo"], base["commit"]),
             )
         ],

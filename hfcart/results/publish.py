@@ -15,7 +15,8 @@ from hfcart.recipes.finished_finetuning import read_any
 from hfcart.records import ClassScore, DatasetRecord, Environment, EvalRecord, FolderRecord, ImagesRecord, TaskResult
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.report.accuracy import belongs
-from hfcart.report.results_section import HUB, SOURCE, index_entry, metric_name, reported, share
+from hfcart.report.links import HUB
+from hfcart.report.results_section import SOURCE, index_entry, metric_name, reported, share
 from hfcart.results.combine import combine, lesser, warn_of_lesser
 from hfcart.results.confusion import Confusion, confusion_name, matrices_among, max_size, read_confusion
 from hfcart.results.files import (

@@ -46,9 +46,10 @@ from hfcart.errors import UsageError
 from hfcart.formats import markdown
 from hfcart.methods import METHODS
 from hfcart.records import CardFacts, DatasetRecord, Reference
-from hfcart.report import merge_card as card
 from hfcart.report.accuracy import accuracy, mean_interval, wilson
-from hfcart.report.merge_card import HUB_LICENSES, front_matter, render_card
+from hfcart.report.licences import HUB_LICENSES
+from hfcart.report.links import HUB
+from hfcart.report.merge_card import front_matter, render_card
 from hfcart.system.cards_folder import cards_dir
 
 
@@ -274,7 +275,7 @@ def test_the_first_lines_name_the_base_as_it_is_known():
     used = hub_source("user/clip")
     measured = make_results(make_record())
     link = "[user/clip](https://huggingface.co/user/clip)"
-    openai = f"[openai/clip-vit-base-patch32]({card.HUB}/openai/clip-vit-base-patch32) @ [`{digest('base')[:7]}`]"
+    openai = f"[openai/clip-vit-base-patch32]({HUB}/openai/clip-vit-base-patch32) @ [`{digest('base')[:7]}`]"
     agree = tuple(hub_source(f"a/x{i}", told("user/clip")) for i in range(2))
     for record, results, line in (
         (make_record(), None, "not known; the towers' cards name none."),
@@ -360,7 +361,7 @@ def test_the_accuracy_table_holds_the_counts():
     assert where["SVHN"] == "ufldl/svhn @ 5555555, cropped_digits, test split"
     assert f"https://huggingface.co/datasets/ufldl/svhn/tree/{'5' * 40}" in text
     section = paragraph(text, "Accuracy")
-    assert f"CLIP model [openai/clip-vit-base-patch32]({card.HUB}/openai/clip-vit-base-patch32) @ " in section
+    assert f"CLIP model [openai/clip-vit-base-patch32]({HUB}/openai/clip-vit-base-patch32) @ " in section
     assert "† are published ones and were not measured here" in section
     ratio = 100 * (0.7 / 0.99 + 0.75 / 0.875) / 2
     assert f"**{ratio:.1f}%**, over 2 of 2 tasks, against published figures for 1 of the individual" in section
@@ -638,7 +639,7 @@ def test_any_value_in_results(value):
 
 def test_our_own_words_keep_their_meaning():
     words = r"Σ_t *not bold* `no code` <b>no tag</b> [no](link) a|b \ ~~x~~ $$y$$ &amp;"
-    rendered = MarkdownIt("commonmark").enable("table").parse(card.text(words))[1].children
+    rendered = MarkdownIt("commonmark").enable("table").parse(markdown.text(words))[1].children
     assert "".join(t.content for t in rendered) == words
     assert {t.type for t in rendered} <= {"text", "text_special"}
 
