@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hfcart.formats.state_dict import Odd, Refused, Stand, Tensor, Value
+from hfcart.formats.pickled_objects import Odd, Refused, Stand, Tensor, Value
 
 # Under which of their keys checkpoints keep a model, in the order in which they are looked for.
 _KEYS = ("state_dict", "model_state_dict", "model", "module", "image_encoder", "net")

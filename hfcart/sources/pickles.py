@@ -13,8 +13,9 @@ import torch
 
 from hfcart.errors import CorruptFileError
 from hfcart.formats.pickled_model import state_of
+from hfcart.formats.pickled_objects import Refused, Storage, Tensor
 from hfcart.formats.safetensors_file import MAX_HEADER
-from hfcart.formats.state_dict import Refused, Storage, Tensor, load
+from hfcart.formats.state_dict import load
 from hfcart.system.disk import explain_os_errors
 
 _LARGEST = 8 << 20  # bytes of the pickle itself; a state dict of a thousand tensors has 100,000
