@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hfcart.methods.contract import Method, Parameter
-from hfcart.methods.shared.parameters import EXAMPLES, SEED_OF_GATHERING
+from hfcart.methods.contract import Method
+from hfcart.methods.shared.parameters import EXAMPLES, SEED_OF_GATHERING, off_diagonal
 
 _PAPER = """@inproceedings{jin2023dataless,
   title     = {Dataless Knowledge Fusion by Merging Weights of Language Models},
@@ -24,18 +24,7 @@ METHOD = Method(
     r" \qquad G_t = X_t^\top X_t,\ \tilde G_t = \alpha\, G_t + (1 - \alpha)\, \mathrm{diag}(G_t)",
     matrix_rule=f"{__name__}.rule:regmean",
     other_rule="hfcart.methods.average.rule:average",
-    parameters=(
-        Parameter(
-            "off_diagonal",
-            0.9,
-            "Factor off the Gram diagonal. All other entries of Gram matrices are multiplied by it. In [0, 1].",
-            least=0.0,
-            most=1.0,
-            symbol="α",
-        ),
-        EXAMPLES,
-        SEED_OF_GATHERING,
-    ),
+    parameters=(off_diagonal(0.9), EXAMPLES, SEED_OF_GATHERING),
     needs_base=False,
     arxiv="2212.09849",
     citation=_PAPER,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hfcart.methods.contract import Method, Parameter
-from hfcart.methods.shared.parameters import EXAMPLES, SEED_OF_GATHERING
+from hfcart.methods.contract import Method
+from hfcart.methods.shared.parameters import EXAMPLES, SEED_OF_GATHERING, off_diagonal
 
 _PAPER = """@article{nguyen2025regmeanpp,
   title   = {{RegMean++}: Enhancing Effectiveness and Generalization of Regression Mean for Model Merging},
@@ -26,18 +26,7 @@ METHOD = Method(
     r"\ \tilde G = \alpha\, G + (1 - \alpha)\, \mathrm{diag}(G)",
     matrix_rule=f"{__name__}.rule:regmean_pp",
     other_rule="hfcart.methods.average.rule:average",
-    parameters=(
-        Parameter(
-            "off_diagonal",
-            0.95,
-            "Factor off the Gram diagonal. All other entries of Gram matrices are multiplied by it. In [0, 1].",
-            least=0.0,
-            most=1.0,
-            symbol="α",
-        ),
-        EXAMPLES,
-        SEED_OF_GATHERING,
-    ),
+    parameters=(off_diagonal(0.95), EXAMPLES, SEED_OF_GATHERING),
     needs_base=False,
     arxiv="2508.03121",
     citation=_PAPER,

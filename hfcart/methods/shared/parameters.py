@@ -17,6 +17,12 @@ def scale(default: float, symbol: str = "λ") -> Parameter:
     return Parameter("scale", default, "λ, the factor before the sum of task vectors. α in some papers.", symbol=symbol)
 
 
+def off_diagonal(default: float) -> Parameter:
+    """What Gram matrices are scaled by beside their diagonal."""
+    told = "Factor off the Gram diagonal. All other entries of Gram matrices are multiplied by it. In [0, 1]."
+    return Parameter("off_diagonal", default, told, least=0.0, most=1.0, symbol="α")
+
+
 SEED = Parameter("seed", 0, "Of random draws.", kind="whole", least=0.0, most=2.0**53)
 EXAMPLES = Parameter(
     "examples",
