@@ -17,7 +17,8 @@ from typing import Any
 from hfcart.clip.images import DECODER
 from hfcart.commands.compared_methods import EVERY_DIRECTION, Ref, blind, blind_ones, chosen, needs_of, settings_of
 from hfcart.commands.separate_process import Apart, Merges, is_there, merge_too
-from hfcart.engine.plan import CONVERTED, Plan, make_plan
+from hfcart.engine.plan import CONVERTED, Plan
+from hfcart.engine.planning import make_plan
 from hfcart.errors import NonFiniteError, UsageError
 from hfcart.methods import ADAPTIVE, RANKED, behind
 from hfcart.progress import Progress

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hfcart.clip.tensor_names import COPIED
 from hfcart.commands.merge_adapters import finish_adapters
 from hfcart.engine.described import describing_files, read_describing_back, refuse_undescribable
-from hfcart.engine.plan import CONVERTED, TORCH_NAME, Plan, make_plan
+from hfcart.engine.plan import CONVERTED, TORCH_NAME, Plan
+from hfcart.engine.planning import make_plan
 from hfcart.errors import DistantError, OutputError
 from hfcart.formats.shard_layout import INDEX
 from hfcart.maths.similarity import compare

@@ -15,7 +15,8 @@ from hfcart.clip.images import DECODER
 from hfcart.commands.merge import preprocessor_of
 from hfcart.engine.adapters.grid import AdapterGrid
 from hfcart.engine.grid import Grid, MergeGrid, take_apart
-from hfcart.engine.plan import CONVERTED, Plan, make_plan
+from hfcart.engine.plan import CONVERTED, Plan
+from hfcart.engine.planning import make_plan
 from hfcart.engine.points import Points, measure_too, take_apart_too
 from hfcart.engine.taking_part import hear_of_all
 from hfcart.engine.writing import GroupWriter

@@ -1,4 +1,4 @@
-"""The plan of a merge: sources pinned and proven alike, what will be computed, and what it will cost."""
+"""The plan of a merge: its sources, what will be computed, and what that will cost."""
 
 from __future__ import annotations
 
@@ -7,45 +7,30 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hfcart.clip.architecture import expected_shapes
-from hfcart.clip.tensor_names import Group, groups
-from hfcart.clip.to_open_clip import lay_out_open_clip, model_cfg
-from hfcart.engine.adaptation_tasks import AdaptationTask, adaptation_tasks, objective_of
-from hfcart.engine.adapters.layout import Adapters, plan_adapters, together
-from hfcart.engine.adapters.names import adapter_names
-from hfcart.engine.coefficients import check_coefficients
+from hfcart.clip.tensor_names import Group
+from hfcart.engine.adaptation_tasks import AdaptationTask
+from hfcart.engine.adapters.layout import Adapters
 from hfcart.engine.memory import peak_bytes
-from hfcart.errors import UsageError
-from hfcart.formats.shard_layout import Layout, lay_out
-from hfcart.methods import ADAPTING, METHODS, Method
+from hfcart.formats.shard_layout import Layout
+from hfcart.methods import ADAPTING, Method
 from hfcart.progress import Progress
-from hfcart.quoting import plural
-from hfcart.recipes.fields import parse_size
 from hfcart.recipes.merge_check import name_of
 from hfcart.recipes.merge_recipe import Recipe, recorded
 from hfcart.recipes.named import AdapterSource, LocalSource, SourceTask
 from hfcart.records import Architecture, SourceData
-from hfcart.sources.full_clip import BaseParts, read_base_parts
-from hfcart.sources.headers import read_headers
-from hfcart.sources.lineage import infer_base, remember_bases
-from hfcart.sources.one_architecture import check_alike, describe
+from hfcart.sources.full_clip import BaseParts
+from hfcart.sources.lineage import infer_base
 from hfcart.sources.order import OrderedTowers
-from hfcart.sources.own_tasks import match
-from hfcart.sources.places import pin, pin_all
-from hfcart.sources.stores import LocalStore
 from hfcart.sources.towers import Reopened, Tower, with_bases
 
 if TYPE_CHECKING:
     from torch import Tensor, device
 
-    from hfcart.hub import Target
 
 CONVERTED = "converted"  # what the folder of converted pickles is called in a work folder
 TORCH_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_SAFE_NAME = {name: dtype for dtype, name in TORCH_NAME.items()}
 
 
 class Statistics(Protocol):
@@ -85,6 +70,7 @@ class Plan:
         dtype: safetensors dtype of the output.
         layout: every offset of the output, of the adapters too.
         parts: what is copied from the base to make a whole CLIPModel; None for a tower alone.
+        learns: the tasks that coefficients are learned on; () without adaptation.
     """
 
     recipe: Recipe
@@ -277,123 +263,3 @@ class Plan:
             out["base"] = name_of(self.base.source)
         settled = {"dtype": TORCH_NAME[self.dtype], "full_clip": self.parts is not None}
         return out | recorded(self.recipe, settled)
-
-
-def make_plan(
-    recipe: Recipe, converted: Path, progress: Progress, target: Target | None = None, beneath: str | None = None
-) -> Plan:
-    """Resolve, read headers, check; nothing of the weights is fetched (pickles excepted: they have no header).
-
-    Args:
-        recipe: what was asked.
-        converted: folder for converted pickles; CONVERTED of a work folder.
-        progress: told of each stage.
-        target: where the result is to be published, if the push is to replace what is there.
-        beneath: the base of adapters that name none, where the recipe has no base of its own.
-
-    Raises:
-        PublishError: the target may not be replaced by this merge.
-        HfcartError: whatever is wrong with the sources or the recipe.
-    """
-    method = METHODS[recipe.method]
-    towers = pin_all(recipe.sources, progress, recipe.base or beneath)
-    remember_bases(towers)
-    tasks, learns = _tasks(recipe, towers), adaptation_tasks(recipe, towers)
-    objective_of(recipe, learns)  # refused before anything is fetched
-    base_ref = recipe.base
-    if base_ref is None and (method.needs_base or method.heads or recipe.full_clip):
-        base_ref = infer_base(towers, progress)
-        progress.note(f"Base model: {base_ref} (give --base to choose another).")
-    base = _shared(pin(base_ref, progress, recipe.base or beneath), towers) if base_ref else None
-    if target is not None:
-        from hfcart.sources.replacing import merge_of, refuse_replacing  # as the Hub's client, only for who publishes
-
-        refuse_replacing(target, merge_of(towers, base), overwrite=recipe.overwrite, progress=progress)
-    read_headers([*towers, *([base] if base else [])], converted, progress)
-    describe(towers, base, recipe.activation)
-    architecture = check_alike(towers, base, projection=recipe.with_projection)
-    shapes = expected_shapes(architecture, projection=recipe.with_projection)
-    also = {name for name, shape in shapes.items() if len(shape) == 2} if recipe.matrices == "all-2d" else ()
-    to_do = groups(shapes, recipe.qkv, also)
-    dtype = _SAFE_NAME[recipe.dtype] if recipe.dtype else _widest(towers)
-    parts = read_base_parts(base) if recipe.full_clip and base else None
-    if parts and base:
-        architecture = dataclasses.replace(architecture, projection_dim=base.architecture.projection_dim)
-        base.tensors |= parts.tensors
-        shapes |= {name: spec.shape for name, spec in parts.tensors.items()}
-        to_do += [Group((name,), matrix=False, copied=True) for name in parts.tensors]
-    adapters = None
-    if recipe.adapters is not None:
-        adapters = plan_adapters(
-            adapter_names(towers),
-            recipe.adapters,
-            to_do,
-            shapes,
-            dtype=dtype,
-            flat=not (parts or recipe.with_projection),  # as the class of transformers 5 that loads the tower has it
-            all_tensors=recipe.adapters_carry == "all",
-        )
-    plan = Plan(
-        recipe,
-        method,
-        OrderedTowers.as_given(towers),
-        base,
-        architecture,
-        shapes,
-        tuple(to_do),
-        dtype,
-        together(_layout(recipe, shapes, dtype), adapters),
-        parts,
-        tasks,
-        adapters=adapters,
-        learns=learns,
-    )
-    if parts and recipe.format == "open_clip":
-        model_cfg(architecture, parts.text_config)  # refused before anything is fetched
-    _check_rank(plan)
-    check_coefficients(plan)
-    return plan
-
-
-def _shared(base: Tower, towers: list[Tower]) -> Tower:
-    """The base; the very tower that adapters among the sources belong to if it is that one, which is opened once."""
-
-    def place(tower: Tower) -> object:
-        return tower.store.ref or (isinstance(tower.store, LocalStore) and tower.store.opened.resolve())
-
-    return next((tower.base for tower in towers if tower.base and place(tower.base) == place(base)), base)
-
-
-def _tasks(recipe: Recipe, towers: list[Tower]) -> tuple[SourceTask, ...]:
-    """The task of each source, in the order given; () if the recipe names none."""
-    told = [task for task in recipe.tasks or () if isinstance(task, SourceTask)]
-    entries = [task for task in recipe.tasks or () if isinstance(task, str)]
-    if not entries:
-        return tuple(told)
-    return tuple(SourceTask.of(task, None) for task in match(towers, recipe.sources, entries))
-
-
-def _layout(recipe: Recipe, shapes: dict[str, tuple[int, ...]], dtype: str) -> Layout:
-    if recipe.format == "open_clip":
-        return lay_out_open_clip(shapes, dtype)
-    return lay_out(shapes, dtype, parse_size(recipe.max_shard_size))
-
-
-def _widest(towers: list[Tower]) -> str:
-    """The narrowest dtype that holds every input's values: float16 beside bfloat16 needs float32."""
-    found = {spec.dtype for tower in towers for spec in tower.tensors.values()}
-    return found.pop() if len(found) == 1 else "F32"
-
-
-def _check_rank(plan: Plan) -> None:
-    rank = plan.recipe.parameters.get("rank")
-    if not isinstance(rank, int):
-        return
-    for group in plan.groups:
-        if group.matrix:
-            full = plan.full_rank(group)
-            if rank > full:
-                raise UsageError(
-                    f"rank {rank} is above the size of {group.key}, which has {plural(full, 'singular direction')}.",
-                    hint=f"Give --rank of at most {full}, or a fraction in (0, 1].",
-                )

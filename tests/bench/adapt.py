@@ -38,7 +38,7 @@ def peak() -> int:
 
 def ours(towers: list[str], tasks: list[str]) -> list[tuple[float, float]]:
     """When each step of hfcart's own loop ended, from the first on."""
-    from hfcart.engine.plan import make_plan
+    from hfcart.engine.planning import make_plan
     from hfcart.learning.adapt.loop import adapt
     from hfcart.progress import Progress
     from hfcart.recipes.merge_recipe import make

@@ -15,7 +15,7 @@ from towers import TINY, config, shapes, write_tower
 from typer.testing import CliRunner
 
 from hfcart.cli import app
-from hfcart.engine.plan import make_plan
+from hfcart.engine.planning import make_plan
 from hfcart.errors import HfcartError, MismatchError
 from hfcart.progress import Progress
 from hfcart.quoting import MOST, MOST_ROWS, printable, quoted, some

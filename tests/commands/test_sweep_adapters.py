@@ -18,7 +18,7 @@ from towers import write_tower
 from hfcart.clip.tensor_names import is_matrix
 from hfcart.engine.adapters.grid import AdapterGrid
 from hfcart.engine.grid import take_apart
-from hfcart.engine.plan import make_plan
+from hfcart.engine.planning import make_plan
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import VerifyError
 from hfcart.progress import Progress

@@ -18,7 +18,8 @@ from towers import TINY, write_tower
 
 import hfcart
 from hfcart.engine.merging import merge_groups
-from hfcart.engine.plan import Plan, make_plan
+from hfcart.engine.plan import Plan
+from hfcart.engine.planning import make_plan
 from hfcart.engine.taking_part import hear_of_all, merge_part
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import HfcartError, NonFiniteError, OutputError, UsageError

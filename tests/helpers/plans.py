@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hfcart.engine.plan import Plan, make_plan
+from hfcart.engine.plan import Plan
+from hfcart.engine.planning import make_plan
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import make
 from hfcart.sources.towers import fetch_all

@@ -31,7 +31,7 @@ from towers import write_tower
 from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from hfcart.clip.pixels import normalised, to_pixels
-from hfcart.engine.plan import make_plan
+from hfcart.engine.planning import make_plan
 from hfcart.engine.writing import GroupWriter
 from hfcart.learning.adapt.objective import MeanPredictions, entropy, log_predictions
 from hfcart.learning.adapt.parts import PartsFile, lay_out_parts, take_apart

@@ -12,7 +12,7 @@ from clips import image, png
 from towers import write_tower
 from work import counted
 
-from hfcart.engine.plan import make_plan
+from hfcart.engine.planning import make_plan
 from hfcart.engine.writing import GroupWriter
 from hfcart.learning.adapt.parts import PartsFile, lay_out_parts, take_apart
 from hfcart.learning.batches import AHEAD, EveryTask, Loader

@@ -28,7 +28,7 @@ from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModel
 from hfcart.clip.models import vision_model
 from hfcart.clip.pixels import normalised, to_pixels
 from hfcart.clip.tensor_names import canonical
-from hfcart.engine.plan import make_plan
+from hfcart.engine.planning import make_plan
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import UsageError, VerifyError
 from hfcart.learning.adapt.masks import Masks

@@ -18,7 +18,7 @@ from towers import write_tower
 
 import hfcart
 from hfcart.commands.compare import _plain, _sources
-from hfcart.engine.plan import make_plan
+from hfcart.engine.planning import make_plan
 from hfcart.errors import SourceError
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import make
