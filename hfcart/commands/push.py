@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hfcart import hub
@@ -23,23 +24,21 @@ from hfcart.records import (
 )
 from hfcart.records.file_names import RECORD
 from hfcart.report.accuracy import belongs
-from hfcart.results.combine import combine, lesser, warn_of_lesser
+from hfcart.results.benchmarks import BENCHMARKS, benchmark_files, files_of
+from hfcart.results.card import CARD, Record, fresh_card, render_any
+from hfcart.results.combine import combined
 from hfcart.results.confusion import confusion_name, is_confusion_of, max_size
 from hfcart.results.files import (
-    CARD,
     FIGURE,
     MAX_RESULTS,
     RESULTS,
-    Record,
     believed,
-    fresh_card,
     read_results,
     refuse_links,
-    render_any,
     replace,
     results_in,
 )
-from hfcart.results.publish import BENCHMARKS, accuracy_figure, benchmark_files, files_of, publish_results_of
+from hfcart.results.publish import accuracy_figure, publish_results_of
 from hfcart.sources.replacing import artefact_of, refuse_replacing
 from hfcart.system.disk import explain_os_errors
 from hfcart.tasks.copies import copies_in, copy_name
@@ -186,11 +185,13 @@ def _with_online(
         if there is not None and results is None:
             progress.warn(f"{target.repo} has a {RESULTS} of other weights than the folder's: it goes.")
         return results, {}
-    warn_of_lesser([] if overwrite or results is None else lesser(online, results), target.repo, progress)
-    shown = online if results is None else combine(online, results, overwrite=overwrite)
-    measured = [] if results is None else results.results
+    shown: EvalRecord = online
+    stay: Sequence[TaskResult] = online.results
+    if results is not None:
+        found = combined(online, results, target.repo, progress, overwrite=overwrite)
+        shown, stay = found.record, found.kept
     kept = {}
-    for result in [result for result in shown.results if result not in measured]:
+    for result in stay:
         matrix, entry = files_of(result.task)
         for name, limit in ((matrix, max_size(result)), (entry, MAX_RESULTS), (copy_name(result.task), MAX_RESULTS)):
             if name in there.files and there.files[name].size <= limit:

@@ -12,7 +12,7 @@ from hfcart.quoting import some
 from hfcart.records.file_names import AVERAGE, SPACE_RECORD
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.space_card import APP, REQUIREMENTS
-from hfcart.results.files import CARD
+from hfcart.results.card import CARD
 from hfcart.system.disk import explain_os_errors
 
 _OWN = (APP, REQUIREMENTS, CARD, SPACE_RECORD)

@@ -25,7 +25,8 @@ from hfcart.records import FinetuneRecord, MergeRecord, SpaceRecord, SpaceTask, 
 from hfcart.records.file_names import AVERAGE, MAX_RECORD, RECORD, RECORDS, SPACE_RECORD
 from hfcart.records.repo_id import is_repo_id
 from hfcart.report.space_card import APP, REQUIREMENTS, about, render_space_card, shipped
-from hfcart.results.files import CARD, MAX_RESULTS, RESULTS, read_results
+from hfcart.results.card import CARD
+from hfcart.results.files import MAX_RESULTS, RESULTS, read_results
 from hfcart.sources.preprocessor import read_preprocessor
 from hfcart.sources.stores import LocalStore
 from hfcart.system.disk import explain_os_errors

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from hfcart.progress import Progress
 from hfcart.records import EarlierResults, EvalRecord, TaskResult
 from hfcart.report.accuracy import whole_test_split
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Results together with those that a place had of the same weights.
+
+    Attributes:
+        record: all of them.
+        less: the tasks of which the new ones say less than the earlier ones, which stay.
+        kept: the earlier results that stay.
+    """
+
+    record: EvalRecord
+    less: Sequence[str]
+    kept: Sequence[TaskResult]
+
+
+def combined(
+    earlier: EvalRecord | None, new: EvalRecord, where: str, progress: Progress, *, overwrite: bool
+) -> Combined:
+    """Put new results together with those that a place has, as `combine`; say which of the new ones are left out."""
+    less = [] if overwrite else lesser(earlier, new)
+    if less:
+        progress.warn(
+            f"{where} has results of more than a sample for {', '.join(less)}: those stay. "
+            "With --overwrite the new ones take their place."
+        )
+    record, measured = combine(earlier, new, overwrite=overwrite), {result.task for result in new.results} - set(less)
+    return Combined(record, less, [result for result in record.results if result.task not in measured])
 
 
 def combine(earlier: EvalRecord | None, new: EvalRecord, *, overwrite: bool = False) -> EvalRecord:
@@ -49,15 +78,6 @@ def lesser(earlier: EvalRecord | None, new: EvalRecord) -> list[str]:
         return []
     had = {result.task: _extent(result) for result in earlier.results}
     return [result.task for result in new.results if _extent(result) < had.get(result.task, 0)]
-
-
-def warn_of_lesser(tasks: Iterable[str], where: str, progress: Progress) -> None:
-    """Say which new results are left out for earlier ones."""
-    if names := ", ".join(tasks):
-        progress.warn(
-            f"{where} has results of more than a sample for {names}: those stay. "
-            "With --overwrite the new ones take their place."
-        )
 
 
 def _extent(result: TaskResult) -> int:

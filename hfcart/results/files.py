@@ -6,7 +6,6 @@ results.json may be anybody's: `read_results` believes nothing of it that it can
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,28 +16,21 @@ from hfcart.formats.markdown import one_line
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import read_any
-from hfcart.records import RECORD_FORMAT, EvalRecord, FinetuneRecord, MergeRecord
+from hfcart.records import RECORD_FORMAT, EvalRecord
 from hfcart.records.file_names import MAX_RECORD, RECORD
-from hfcart.records.repo_id import is_repo_id
 from hfcart.report.accuracy import belongs
-from hfcart.report.finetune_card import render_finetune_card
-from hfcart.report.merge_card import render_card
+from hfcart.results.card import CARD, Record, fresh_card
 from hfcart.results.check import faults
-from hfcart.results.combine import combine, lesser, warn_of_lesser
+from hfcart.results.combine import Combined, combined
 from hfcart.results.confusion import FOLDER, Confusion, confusion_csv, confusion_name, matrices_among
 from hfcart.system.disk import explain_os_errors
 from hfcart.tasks.copies import FOLDER as CARDS
 from hfcart.tasks.copies import copy_name
 
-Record = MergeRecord | FinetuneRecord
-
 RESULTS = "results.json"
 FIGURE = "figures/accuracy.png"
-CARD = "README.md"
 _UPDATE = "Update hfcart: pip install -U hfcart"
 MAX_RESULTS = 20_000_000  # bytes; twenty tasks of a thousand classes take two millions
-# Where a card speaks of its own repo: how to load the tower, or to repeat the merge.
-_CARD_OF = re.compile(r'^tower = "([^"\s]{3,200})"$|^hf download (\S{3,200}) recipe\.yaml ', re.MULTILINE)
 
 
 def read_results(data: bytes, where: str) -> EvalRecord:
@@ -71,22 +63,26 @@ def read_results(data: bytes, where: str) -> EvalRecord:
     return record
 
 
-def results_files(record: EvalRecord, confusions: Mapping[str, Confusion]) -> dict[str, bytes]:
-    """results.json and the confusion matrices, by their names relative to the folder.
+def results_files(
+    found: Combined, confusions: Mapping[str, Confusion], cards: Mapping[str, bytes] | None
+) -> dict[str, bytes]:
+    """results.json, the confusion matrices and the task cards, by their names relative to the folder.
 
     Args:
-        record: the evaluation.
+        found: the new results, put together with those that are there.
         confusions: task -> its confusion matrix; tasks that are left out get no file.
+        cards: copies of the new results' task cards, by their file.
 
     Raises:
         ValueError: a matrix that does not agree with the record.
     """
     matrices = {
         confusion_name(result.task): confusion_csv(result, confusions[result.task])
-        for result in record.results
-        if result.task in confusions
+        for result in found.record.results
+        if result.task in confusions and result.task not in found.less
     }
-    return {RESULTS: record.to_json().encode(), **matrices}
+    copied = {name: card for name, card in (cards or {}).items() if name not in map(copy_name, found.less)}
+    return {RESULTS: found.record.to_json().encode(), **matrices, **copied}
 
 
 def write_results(
@@ -125,16 +121,11 @@ def write_results(
     progress = progress or Progress()
     refuse_links(folder)
     before = _earlier_in(folder)
-    less = [] if overwrite else lesser(before, record)
-    warn_of_lesser(less, str(folder), progress)
+    found = combined(before, record, str(folder), progress, overwrite=overwrite)
     if before and before.weights_sha256 != record.weights_sha256:
         progress.warn(f"{folder} had results of other weights ({one_line(before.tower, 100)}): they are replaced.")
-    shown = combine(before, record, overwrite=overwrite)
-    files = results_files(shown, {task: matrix for task, matrix in confusions.items() if task not in less})
-    files |= {name: card for name, card in (cards or {}).items() if name not in map(copy_name, less)}
-    results = files.pop(RESULTS)
-    measured = {result.task for result in record.results} - set(less)
-    kept = {confusion_name(result.task) for result in shown.results if result.task not in measured}
+    shown, files = found.record, results_files(found, confusions, cards)
+    results, kept = files.pop(RESULTS), {confusion_name(result.task) for result in found.kept}
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in matrices_among(f"{FOLDER}/{path.name}" for path in (folder / FOLDER).glob("*.csv")):
@@ -251,41 +242,6 @@ def record_in(folder: Path) -> Record | None:
         return read_any(path.read_bytes(), RECORD) if path.stat().st_size <= MAX_RECORD else None
     except (OSError, VerifyError):
         return None
-
-
-def fresh_card(
-    card: str | None,
-    record: Record,
-    results: EvalRecord | None,
-    earlier: Sequence[EvalRecord | None] = (),
-    repo: str | None = None,
-) -> str | None:
-    """The card written anew with these results, if the one that is there is hfcart's own.
-
-    Args:
-        card: the README.md that is there, None if there is none.
-        record: of the merge or the fine-tuning.
-        results: what the new card shows.
-        earlier: results that the old card may show.
-        repo: the Hub repo the new card speaks of; without it, the one that the old card speaks of, if any.
-
-    Returns:
-        The new card, or None if somebody has edited the old one.
-    """
-    if card is None:
-        return render_any(record, repo=repo, results=results)
-    found = _CARD_OF.search(card)
-    named = (found[1] or found[2]) if found else ""
-    spoken = named if is_repo_id(named, namespace=True) else None
-    known = {render_any(record, repo=spoken, results=shown) for shown in (None, results, *earlier)}
-    return render_any(record, repo=repo or spoken, results=results) if card in known else None
-
-
-def render_any(record: Record, *, repo: str | None, results: EvalRecord | None) -> str:
-    """The card of whatever hfcart made."""
-    if isinstance(record, FinetuneRecord):
-        return render_finetune_card(record, repo=repo, results=results)
-    return render_card(record, repo=repo, results=results)
 
 
 def refuse_other_weights(where: str, measured: str, found: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hfcart import __version__, hub
-from hfcart.errors import CorruptFileError, HfcartError, PublishError, VerifyError
-from hfcart.formats.front_matter import with_results
+from hfcart.errors import CorruptFileError, PublishError, VerifyError
 from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.recipes.finished_finetuning import read_any
@@ -16,17 +15,15 @@ from hfcart.records import ClassScore, DatasetRecord, Environment, EvalRecord, F
 from hfcart.records.file_names import MAX_RECORD, RECORD
 from hfcart.report.accuracy import belongs
 from hfcart.report.links import HUB
-from hfcart.report.results_section import SOURCE, index_entry, metric_name, reported, share
-from hfcart.results.combine import combine, lesser, warn_of_lesser
+from hfcart.results.benchmarks import BENCHMARKS, benchmark_files, files_of
+from hfcart.results.card import CARD, Record, new_card
+from hfcart.results.combine import combined
 from hfcart.results.confusion import Confusion, confusion_name, matrices_among, max_size, read_confusion
 from hfcart.results.files import (
-    CARD,
     FIGURE,
     MAX_RESULTS,
     RESULTS,
-    Record,
     believed,
-    fresh_card,
     read_results,
     refuse_links,
     refuse_other_weights,
@@ -35,11 +32,9 @@ from hfcart.results.files import (
 )
 from hfcart.sources.places import pin
 from hfcart.sources.towers import Tower, content_of
-from hfcart.tasks.copies import copies_in, copy_name
+from hfcart.tasks.copies import copies_in
 from hfcart.tasks.dataset_ref import DatasetRef
 from hfcart.tasks.task_cards import TaskCard
-
-BENCHMARKS = ".eval_results/hfcart-"  # and the task; other names are other people's
 
 
 def check_results_target(
@@ -119,22 +114,18 @@ def publish_results(
     gone: list[str] = []
     if made is not None and belongs(record, made):
         earlier = _earlier(tower)
-        less = [] if overwrite else lesser(earlier, record)
-        warn_of_lesser(less, repo, progress)
-        shown = combine(earlier, record, overwrite=overwrite)
-        files = benchmark_files(record, repo, progress, leave=less)
-        files |= results_files(shown, {task: matrix for task, matrix in confusions.items() if task not in less})
-        files |= accuracy_figure(shown)
-        files |= {name: card for name, card in (cards or {}).items() if name not in map(copy_name, less)}
-        measured = {result.task for result in record.results} - set(less)
-        kept = {name for result in shown.results if result.task not in measured for name in files_of(result.task)}
+        found = combined(earlier, record, repo, progress, overwrite=overwrite)
+        shown = found.record
+        files = benchmark_files(record, repo, progress, leave=found.less)
+        files |= results_files(found, confusions, cards) | accuracy_figure(shown)
+        kept = {name for result in found.kept for name in files_of(result.task)}
         stale = [name for name in there.files if name.startswith(BENCHMARKS)] + matrices_among(there.files)
         stale += [FIGURE] if FIGURE in there.files else []
         gone = [name for name in stale if name not in files and name not in kept]
     else:
         made, shown = None, record
         files = benchmark_files(shown, repo, progress)
-    text, edited = _new_card(card, repo, made, shown, earlier)
+    text, edited = new_card(card, repo, made, shown, earlier)
     if edited:
         progress.warn(f"The card of {repo} was edited after hfcart wrote it: only its model-index is brought up.")
     if text is not None:
@@ -219,16 +210,6 @@ def _existing(repo: str, create_pr: bool) -> hub.Target:
     return target
 
 
-def _new_card(
-    card: str | None, repo: str, made: Record | None, results: EvalRecord, earlier: EvalRecord | None
-) -> tuple[str | None, bool]:
-    """The card with the results, None if there is nothing to change; and whether somebody has edited hfcart's own."""
-    fresh = None if made is None else fresh_card(card, made, results, [earlier], repo=repo)
-    if fresh is not None:
-        return fresh, False
-    return _with_model_index(card or "", repo, results), made is not None
-
-
 def _try_card(tower: Tower, repo: str, trial: EvalRecord, progress: Progress) -> None:
     """Put made-up results into the card that main has, and ask the Hub what it would say to that.
 
@@ -237,7 +218,7 @@ def _try_card(tower: Tower, repo: str, trial: EvalRecord, progress: Progress) ->
     """
     card, made = _card_of(tower), _record_of(tower)
     made = made if made is not None and belongs(trial, made) else None
-    text, _ = _new_card(card, repo, made, trial, _earlier(tower))
+    text, _ = new_card(card, repo, made, trial, _earlier(tower))
     if text is None:
         raise _nothing_to_publish(repo)
     progress.step(f"Trying whether the card of {repo} takes results")
@@ -305,51 +286,3 @@ def _earlier(tower: Tower) -> EvalRecord | None:
         return None if data is None else read_results(data, f"{tower.label}/{RESULTS}")
 
     return believed(read)
-
-
-def _with_model_index(card: str, repo: str, record: EvalRecord) -> str | None:
-    """The card with the results in its model-index; None if none is to be reported."""
-    entries = [index_entry(result, f"{HUB}/{repo}") for result in reported(record)]
-    if not entries:
-        return None
-    try:
-        return with_results(card, repo.partition("/")[2], entries, SOURCE)
-    except ValueError as error:
-        raise PublishError(
-            f"The results cannot be put into the front matter of {repo}/{CARD}: {error}.",
-            hint=f"Put it right at {HUB}/{repo}/edit/main/{CARD}, then publish again.",
-        ) from None
-
-
-def files_of(task: str) -> tuple[str, str]:
-    """Where a repo has the confusion matrix of a task, and its entry for a benchmark."""
-    return confusion_name(task), f"{BENCHMARKS}{task}.yaml"
-
-
-def benchmark_files(record: EvalRecord, repo: str, progress: Progress, leave: Collection[str] = ()) -> dict[str, bytes]:
-    """A file for every result whose dataset, at the commit read, declares a task on that configuration and split.
-
-    Args:
-        record: the evaluation.
-        repo: where it is going to be, `user/name`.
-        progress: told of datasets that cannot be looked at.
-        leave: tasks that get no file.
-    """
-    files = {}
-    for result in [result for result in reported(record) if result.task not in leave]:
-        data = result.dataset
-        assert isinstance(data, DatasetRecord)  # `reported`
-        try:
-            tasks = hub.benchmark_tasks(data.repo, data.commit)
-        except HfcartError as error:
-            progress.warn(f"Whether {data.repo} is a benchmark could not be found out: {error.message}")
-            continue
-        same = [task for task in tasks if (task.config, task.split) == (data.config or "default", data.split)]
-        if len(same) != 1:  # of two tasks on the same images it is not known which one this is
-            continue
-        notes = f"zero-shot {metric_name(result)}, a share of 1"
-        page = f"{HUB}/{repo}"
-        files[files_of(result.task)[1]] = hub.benchmark_result(
-            data.repo, same[0].id, data.commit, share(result), page=page, notes=notes
-        )
-    return files
