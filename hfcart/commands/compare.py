@@ -67,7 +67,6 @@ class _Comparison:
     folder: WorkFolder
     progress: Progress
     environment: Environment
-    decides: str = ""
     team: Team | None = None
     journal: Journal | None = None
     merged: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -148,9 +147,9 @@ def run_compare(
                 environment=current_environment(machine.device),
                 team=team,
             )
-            work.decides = _fingerprint(work, settings)
-            folder.begin(work.decides)
-            work.journal = Journal(folder.path / _JOURNAL, work.decides)
+            decides = _fingerprint(work, settings)
+            folder.begin(decides)
+            work.journal = Journal(folder.path / _JOURNAL, decides)
             _resume(work)
             _run(work)
             record = _record(work, settings)
@@ -198,8 +197,7 @@ def _merge(work: _Comparison, names: Sequence[str]) -> None:
         return
     merges = Merges(tuple(fields), tuple(fields.values()), work.towers.absolute(), work.measurement.device)
     if work.team is not None:
-        path, mark = work.folder.path.absolute(), work.folder.marked()
-        work.team.call(merge_too, merges, path, work.decides, mark, work.environment)
+        work.team.call(merge_too, merges, work.folder.shared(), work.environment)
     for name, found, line in merges.made(lambda line: _write_line(work, line), work.progress, work.team):
         for warning in found.warnings:
             work.warn(warning)

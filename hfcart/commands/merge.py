@@ -135,15 +135,13 @@ def _merge_into(
             plan = plan.informed(gather(plan, device, workers, progress))
         if looked := plan.gathered.data if plan.gathered else selection.sources if selection else ():
             cards = copies(zip(own, (seen.dataset for seen in looked), strict=True))
-        decides = _fingerprint(plan, environment)
-        folder.begin(decides)
+        folder.begin(_fingerprint(plan, environment))
         with TensorFiles(folder.path, plan.layout) as tensors:
             writer = GroupWriter(plan, folder, tensors)
             if writer.done:
                 progress.note(f"Resuming: {len(writer.done)} of {plural(len(plan.groups), 'group')} done already.")
             if team is not None:
-                place, mark = folder.path.absolute(), folder.marked()
-                team.call(merge_part, plan, place, decides, mark, environment, writer.done, writer.facts)
+                team.call(merge_part, plan, folder.shared(), environment, writer.done, writer.facts)
             merge_groups(plan, writer, device, workers, progress, team)
         if team is not None:
             hear_of_all(team, writer)

@@ -27,7 +27,7 @@ from hfcart.system.disk import explain_os_errors
 from hfcart.system.journal import Line
 from hfcart.system.processes import Team, alone
 from hfcart.system.shared_progress import SharedProgress, shared_label
-from hfcart.system.work_folder import SharedJournal
+from hfcart.system.work_folder import SharedFolder, SharedJournal
 
 _STATUS = Path("/proc/self/status")
 _LOOK = 1.0  # seconds between two looks at what else happens
@@ -158,15 +158,13 @@ def is_there(folder: Path, line: Line) -> bool:
     return "/" not in name and name.startswith(f"{line['merged']}-") and (folder / name).is_dir()
 
 
-def merge_too(team: Team, work: Merges, path: Path, decides: str, mark: str, environment: Environment) -> None:
+def merge_too(team: Team, work: Merges, folder: SharedFolder, environment: Environment) -> None:
     """Make what merges the other processes leave. What it notes, `WorkFolder.lines` gives a later run.
 
     Args:
         team: of this process.
         work: of the first.
-        path: its work folder.
-        decides: the work's fingerprint.
-        mark: of the folder.
+        folder: its work folder.
         environment: of the first.
 
     Raises:
@@ -177,7 +175,7 @@ def merge_too(team: Team, work: Merges, path: Path, decides: str, mark: str, env
     from hfcart.system.environment import refuse_another_kind
 
     refuse_another_kind(team, choose_device(work.device), environment)
-    for _ in work.made(SharedJournal(path, team.place, decides, mark).note, Progress(), team):
+    for _ in work.made(SharedJournal(folder, team.place).note, Progress(), team):
         pass
 
 

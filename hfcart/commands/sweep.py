@@ -129,7 +129,7 @@ def run_sweep(
             decides = _fingerprint(grid, splits, bound, machine.precision, environment)
             folder.begin(decides)
             journal = Journal(folder.path / _POINTS, decides)
-            _take_apart(grid, folder, decides, machine, measurement.device, environment, progress, team)
+            _take_apart(grid, folder, machine, measurement.device, environment, progress, team)
             points = _points(grid, journal, splits, bound, machine, progress)
             with TensorFiles(folder.path, grid.layout(), made=True) as tensors:
                 if team is not None:
@@ -198,14 +198,13 @@ def _fingerprint(grid: Grid, splits: Sequence[Split], base: Base, precision: str
 
 
 def _take_apart(
-    grid: Grid, folder: WorkFolder, decides: str, machine: Machine, device: str, environment: Environment,
-    progress: Progress, team: Team | None,
+    grid: Grid, folder: WorkFolder, machine: Machine, device: str, environment: Environment, progress: Progress,
+    team: Team | None,
 ) -> None:  # fmt: skip
     with TensorFiles(folder.path, grid.layout()) as tensors:
         writer = GroupWriter(grid.plan, folder, tensors)
         if team is not None:
-            place, mark = folder.path.absolute(), folder.marked()
-            team.call(take_apart_too, grid, place, decides, mark, machine, device, environment, writer.done)
+            team.call(take_apart_too, grid, folder.shared(), machine, device, environment, writer.done)
         take_apart(grid, writer, machine, progress, team)
     if team is not None:
         hear_of_all(team, writer)

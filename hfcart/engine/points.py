@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from hfcart.engine.grid import Grid, Setting, take_apart
-from hfcart.engine.taking_part import hear_of_all
-from hfcart.engine.writing import GroupWriter
+from hfcart.engine.taking_part import shared_writer
 from hfcart.progress import Progress, Within
 from hfcart.records import Environment
 from hfcart.system.device import Machine
@@ -22,7 +21,7 @@ from hfcart.system.environment import machine_here
 from hfcart.system.journal import Line
 from hfcart.system.processes import Team
 from hfcart.system.tensor_files import TensorFiles
-from hfcart.system.work_folder import SharedJournal
+from hfcart.system.work_folder import SharedFolder
 from hfcart.tasks.data import Split
 from hfcart.zero_shot.counting import count
 from hfcart.zero_shot.scoring import Scorer
@@ -107,17 +106,15 @@ class _Times(Within):
 
 
 def take_apart_too(
-    team: Team, grid: Grid, path: Path, decides: str, mark: str, machine: Machine, device: str,
-    environment: Environment, done: Mapping[str, Line],
+    team: Team, grid: Grid, folder: SharedFolder, machine: Machine, device: str, environment: Environment,
+    done: Mapping[str, Line],
 ) -> None:  # fmt: skip
     """Take apart what groups the other processes leave, into the files that the first has made.
 
     Args:
         team: of this process.
         grid: the first's.
-        path: its work folder.
-        decides: the work's fingerprint.
-        mark: of the folder.
+        folder: its work folder.
         machine: of the first.
         device: what was asked for.
         environment: of the first.
@@ -130,12 +127,8 @@ def take_apart_too(
     """
     try:
         machine = machine_here(team, machine, device, environment)
-        journal = SharedJournal(path, team.place, decides, mark)
-        with TensorFiles(path, grid.layout(), made=True) as tensors:
-            writer = GroupWriter(grid.plan, journal, tensors)
-            writer.done = dict(done)
+        with shared_writer(team, grid.plan, folder, grid.layout(), done) as writer:
             take_apart(grid, writer, machine, Progress(), team)
-        hear_of_all(team, writer)  # once the files are closed: a shared disk has them then
     finally:
         grid.plan.close()
 

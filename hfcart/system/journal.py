@@ -21,6 +21,7 @@ class Journal:
 
     Attributes:
         path: the file; the first append makes it, and its folder.
+        fingerprint: of the work.
         lines: what was noted so far, earlier runs included.
         foreign: whether the file holds other work; nothing of it is in `lines`, and the next append replaces it.
     """
@@ -33,7 +34,7 @@ class Journal:
             fingerprint: digest of all that decides the lines; those under another are not believed.
             synced: whether a line must be on the disk before it counts. Not where each line is proven by other bytes.
         """
-        self.path = path
+        self.path, self.fingerprint = path, fingerprint
         self._header = {"fingerprint": fingerprint}
         self._synced = synced
         found, length = whole_lines(path)

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hfcart.errors import OutputError, together
@@ -30,29 +31,41 @@ def work_path(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
+@dataclass(frozen=True)
+class SharedFolder:
+    """A work folder that the first process of a launch has begun, as the others are told of it.
+
+    Attributes:
+        path: where the work is done.
+        fingerprint: of the work.
+        mark: a word in the folder that nobody else knows: who reads it there sees the same folder.
+    """
+
+    path: Path
+    fingerprint: str
+    mark: str
+
+
 class SharedJournal:
     """What another process of the same launch notes in a work folder that the first has begun."""
 
-    def __init__(self, path: Path, place: int, fingerprint: str, mark: str) -> None:
+    def __init__(self, folder: SharedFolder, place: int) -> None:
         """Find the folder.
 
         Args:
-            path: where the work is done.
+            folder: as the first process tells of it.
             place: of this process, from 1.
-            fingerprint: of the work.
-            mark: what `WorkFolder.marked` gave the first process.
 
         Raises:
             OutputError: it is not the first process's folder.
         """
-        lock = path / _LOCK
-        if not lock.is_file() or lock.read_text() != mark:
+        self.path, lock = folder.path, folder.path / _LOCK
+        if not lock.is_file() or lock.read_text() != folder.mark:
             raise OutputError(
-                f"{path} on {socket.gethostname()} is not the folder that the first process writes to.",
+                f"{self.path} on {socket.gethostname()} is not the folder that the first process writes to.",
                 hint="Processes on several hosts need an --out on a disk that all of them share.",
             )
-        self.path = path
-        self._journal = Journal(path / _OTHERS.replace("*", str(place)), fingerprint, synced=False)
+        self._journal = Journal(self.path / _OTHERS.replace("*", str(place)), folder.fingerprint, synced=False)
 
     @property
     def lines(self) -> list[Line]:
@@ -177,14 +190,15 @@ class WorkFolder:
             self._others = [line for path in paths for line in Journal(path, fingerprint, synced=False).lines]
         self._journal = journal
 
-    def marked(self) -> str:
-        """A word that nobody knows, in the folder: who reads it there sees the same folder."""
+    def shared(self) -> SharedFolder:
+        """This folder, once it is begun, for the other processes of the launch."""
+        assert self._journal is not None  # begun
         word = secrets.token_hex(16)
         with explain_os_errors(self.path):
             os.ftruncate(self._lock, 0)
             write_all(self._lock, word.encode(), 0)
             os.fsync(self._lock)
-        return word
+        return SharedFolder(self.path.absolute(), self._journal.fingerprint, word)
 
     @property
     def lines(self) -> list[Line]:

@@ -68,9 +68,7 @@ def groups_of(plan: Plan, out: Path, team: Team | None = None, progress: Progres
         with TensorFiles(folder.path, plan.layout) as tensors:
             writer = GroupWriter(plan, folder, tensors)
             if team is not None:
-                team.call(
-                    merge_part, plan, folder.path, "same", folder.marked(), environment, writer.done, writer.facts
-                )
+                team.call(merge_part, plan, folder.shared(), environment, writer.done, writer.facts)
             merge_groups(plan, writer, CPU, 1, progress or Progress(), team)
             if team is not None:
                 hear_of_all(team, writer)
@@ -173,11 +171,12 @@ def test_errors_keep_their_class_their_hint_and_their_exit_code() -> None:
 
 def test_another_folder_another_machine_or_another_disk_is_refused(four_small: list[str], tmp_path: Path) -> None:
     with WorkFolder(tmp_path / "m", (), overwrite=False) as folder:
-        mark = folder.marked()
-        SharedJournal(folder.path, 1, "f", mark)
-        for path, word in ((folder.path, "another"), (tmp_path / "elsewhere", mark)):
+        folder.begin("f")
+        shared = folder.shared()
+        SharedJournal(shared, 1)
+        for other in ({"mark": "another"}, {"path": tmp_path / "elsewhere"}):
             with pytest.raises(OutputError, match="not the folder that the first process writes to") as error:
-                SharedJournal(path, 1, "f", word)
+                SharedJournal(dataclasses.replace(shared, **other), 1)
             assert "disk that all of them share" in (error.value.hint or "")
     environment = current_environment(CPU)
     with teams(2) as (_, second):

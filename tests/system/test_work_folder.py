@@ -123,7 +123,7 @@ def test_what_links_in_it_lead_to_stays_as_it_is(tmp_path: Path) -> None:
     (made / ".lock").unlink()
     (made / ".lock").symlink_to(mine)
     with pytest.raises(OutputError, match="out.partial cannot be written"), work(tmp_path / "out") as folder:
-        folder.marked()
+        folder.shared()
     assert mine.read_text() == "precious"
 
 
@@ -131,7 +131,7 @@ def test_what_another_process_notes_last_is_not_in_the_way(tmp_path: Path) -> No
     """Nothing was done when the first was stopped, and it took the folder away; another had a tensor in hand."""
     with pytest.raises(KeyboardInterrupt), work(tmp_path / "out") as folder:
         folder.begin("f")
-        other = SharedJournal(folder.path, 1, "f", folder.marked())
+        other = SharedJournal(folder.shared(), 1)
         raise KeyboardInterrupt
     other.note({"done": 1})
     assert names(tmp_path / "out.partial") == {"journal-1.jsonl"}
