@@ -37,7 +37,7 @@ def sweep(
 
     Options:
         Basics:
-            method (str): cart; task_arithmetic and consensus have scales only. Default: cart.
+            method (str): cart, or another with a scale, such as tsv_m. Default: cart.
             rank (numbers): Such as 0.02,8%,1.0 or 2%:50%:10. Default: 2, 4, 8, 16, 32, 100 %.
             scale (numbers): Such as 1,1.5,2 or 0.5:2.5:9. Default: the method's usual ones.
             base (path): The CLIP model with the text tower. Default: by cards or shape.

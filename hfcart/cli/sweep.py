@@ -38,7 +38,10 @@ def sweep(
     method: Annotated[
         str,
         typer.Option(
-            metavar="METHOD", help="cart; task_arithmetic and consensus have scales only.", rich_help_panel=BASICS
+            metavar="METHOD",
+            help="cart, or another with a scale, such as tsv_m.\fAny that adds λ times something to the base and "
+            "looks at no images; those have scales only.",
+            rich_help_panel=BASICS,
         ),
     ] = "cart",
     rank: Annotated[
@@ -55,7 +58,8 @@ def sweep(
         typer.Option(
             metavar="SCALES",
             help="Such as 1,1.5,2 or 0.5:2.5:9. Default: the method's usual ones.\f1,1.5,2 names them; 0.5:2.5 is "
-            "five of them evenly apart, 0.5:2.5:9 nine. The usual ones: 1 to 2.5 for cart, 0.1 to 0.6 for the others.",
+            "five of them evenly apart, 0.5:2.5:9 nine. The usual ones: 1 to 2.5 for cart; for others a third to twice "
+            "their default.",
             rich_help_panel=BASICS,
         ),
     ] = None,

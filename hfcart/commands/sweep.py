@@ -161,10 +161,10 @@ def _recipe(
     qkv: str,
     reverse: bool,
 ) -> Recipe:
-    able = [name for name, line in METHODS.items() if line.updates]
+    able = [name for name, line in METHODS.items() if line.swept]
     if method not in able:
         raise UsageError(
-            f"A sweep takes {', '.join(able)}; {quoted(method)} is not anchor + λ · update.",
+            f"A sweep takes {', '.join(able)}: what is anchor + λ · update, without images; {quoted(method)} is not.",
             hint="`hfcart methods` lists all.",
         )
     takes_rank = any(p.name == "rank" for p in METHODS[method].parameters)

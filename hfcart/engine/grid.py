@@ -1,13 +1,14 @@
 """The points of a sweep: towers taken apart once, and every point put together again from what then lies on disk.
 
 A method that is anchor + λ · update(k) is taken apart to the largest rank: the anchor and one update a rank are kept,
-and a point is one multiplication and one addition away.
+and a point is one multiplication and one addition away. One that adds λ times something to the base is run once, at 1.
 """
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from hfcart.clip.tensor_names import Group
 from hfcart.engine.loop import workers
+from hfcart.engine.merging import GroupRules, whole_tower_facts
 from hfcart.engine.plan import Plan
 from hfcart.engine.reading import GroupReader, Held
 from hfcart.engine.sharing import SharedWorkers
 from hfcart.engine.writing import GroupWriter
 from hfcart.formats.shard_layout import Layout, lay_out
+from hfcart.maths.moments import double_home
 from hfcart.methods import function, keywords_of
 from hfcart.progress import Progress
 from hfcart.system.device import Machine, full_float32, one_blas_thread
@@ -78,8 +81,10 @@ class Grid(ABC):
         """What is kept of a group beside its anchor: name -> shape."""
 
     @abstractmethod
-    def parts(self, group: Group, thetas: Tensor, base: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """A group taken apart: its anchor, and what `slots` names."""
+    def parts(
+        self, group: Group, thetas: Tensor, base: Tensor | None, made: Callable[[Group, Tensor, Tensor | None], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A group taken apart: its anchor, and what `slots` names; `made` is what the method makes of it at scale 1."""
 
     @abstractmethod
     def tensors(
@@ -136,17 +141,24 @@ class MergeGrid(Grid):
 
     def slots(self, group: Group) -> Shapes:
         """One update a rank, for those groups to whose anchor the method adds something."""
-        if not (group.matrix or self.plan.method.alike):
+        if self.plan.method.updates and not (group.matrix or self.plan.method.alike):
             return {}
         return {f"update{i}.{group.key}": self.shape(group) for i in range(max(1, len(self.ranks)))}
 
-    def parts(self, group: Group, thetas: Tensor, base: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def parts(
+        self, group: Group, thetas: Tensor, base: Tensor | None, made: Callable[[Group, Tensor, Tensor | None], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The anchor, and what each rank adds to it at scale 1."""
         names = self.slots(group)
         if not names:
-            _, other_rule = self.plan.method.load()
-            return other_rule(thetas).tensor, {}
-        apart = function(self.plan.method.updates or "")
+            return made(group, thetas, base), {}
+        if not self.plan.method.updates:
+            assert base is not None  # `Method.swept`
+            # In float64: the update is a small difference of large numbers.
+            exact = base.to(double_home(base.device), torch.float64)
+            update = made(group, thetas, exact) - exact
+            return base, {name: update.float() for name in names}
+        apart = function(self.plan.method.updates)
         offered = {**self.plan.settings, "ranks": self.ranks, "reverse": self.reverse, "base": base}
         anchor, updates = apart(thetas, **keywords_of(apart, offered))
         return anchor, dict(zip(names, updates, strict=True))
@@ -171,18 +183,21 @@ def take_apart(grid: Grid, writer: GroupWriter, machine: Machine, progress: Prog
         team: the processes that share the groups: each of them calls this, with the same groups done.
     """
     reader = GroupReader(grid.plan, machine.device)
+    rules = GroupRules(grid.plan, reader, machine.device)
 
-    def apart(group: Group, held: Held) -> dict[str, Tensor]:
-        anchor, parts = grid.parts(group, *held.to(machine.device))
+    def apart(known: dict[str, Any], group: Group, held: Held) -> dict[str, Tensor]:
+        made = functools.partial(rules.made, {**known, "scale": 1.0})
+        anchor, parts = grid.parts(group, *held.to(machine.device), made)
         return {name: part.cpu() for name, part in {f"anchor.{group.key}": anchor, **parts}.items()}
 
     def work(group: Group) -> None:
         digests: dict[str, str] = {}
         with reader.held(group) as held:
-            for name, part in pool.drive(apart, group, held).items():
+            for name, part in pool.drive(apart, known, group, held).items():
                 digests |= writer.write_whole(name, part)
         writer.note({"group": group.key, "sha256": digests})
 
     with workers(machine.workers, machine.device, reader, progress) as alone:
         pool = alone if team is None else SharedWorkers(alone, team)
+        known = whole_tower_facts(rules, writer, pool)
         pool.each("Decomposing", *writer.to_do(), work)

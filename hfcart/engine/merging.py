@@ -145,7 +145,7 @@ class GroupRules:
     def merged(self, group: Group, held: Held, known: dict[str, Any]) -> tuple[Merged, list[list[float]]]:
         """What becomes of a group, and the inner products of the towers' distances from the centre; on the CPU."""
         thetas, base = held.to(self._device)
-        merged = self._made(group, thetas, base, known)
+        merged = self._merged(group, thetas, base, known)
         beta = self.plan.recipe.lines
         if beta is not None and base is not None:
             by = factor(group.key, self.plan.architecture.num_hidden_layers, known["alpha"], beta)
@@ -162,9 +162,15 @@ class GroupRules:
         """A group's part of the norms that LiNeS compares: of the summed task vectors, and of the merged one."""
         thetas, base = held.to(self._device)
         assert base is not None  # a method of task vectors has one
-        return norms(thetas, base, self._made(group, thetas, base, known).tensor)
+        return norms(thetas, base, self._merged(group, thetas, base, known).tensor)
 
-    def _made(self, group: Group, thetas: torch.Tensor, base: torch.Tensor | None, known: dict[str, Any]) -> Merged:
+    def made(
+        self, known: dict[str, Any], group: Group, thetas: torch.Tensor, base: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What the group's rule makes of it, with parameters and facts in `known` in place of the recipe's."""
+        return self._rule(group)(thetas, **self._keywords(group, base, known)).tensor
+
+    def _merged(self, group: Group, thetas: torch.Tensor, base: torch.Tensor | None, known: dict[str, Any]) -> Merged:
         """What the group's rule makes of it, calibrated if that is asked for."""
         if (apart := self._apart(group)) is not None:
             return self._put_together(apart, group, thetas, base)

@@ -199,7 +199,7 @@ class Method:
         citation: its BibTeX.
         updates: "package.module:function" that takes the method apart for a sweep: (thetas, and what it names of
             ranks, base and the parameters) to an anchor and what each rank adds to it at scale 1. None if the result is
-            not anchor + scale × update.
+            not anchor + scale × update, or if it is that for every tensor with the base as anchor: see `swept`.
         fit: "package.module:function" that gathers what the rules must know of all tensors together, by streaming them
             first: a generator function of those parameters that it names. It yields a `Measure` for each pass, is sent
             the measures' sum over all groups, and returns keyword arguments of the rules, as JSON has them. None if the
@@ -278,6 +278,12 @@ class Method:
     def alike(self) -> bool:
         """Whether every tensor gets what the attention and MLP weights get."""
         return self.matrix_rule == self.other_rule
+
+    @property
+    def swept(self) -> bool:
+        """Whether a sweep takes it: it is anchor + scale × update, by `updates` or with the base; without images."""
+        of_base = self.task_vectors and self.parameter("scale") is not None
+        return (self.updates is not None or of_base) and self.statistics is None
 
     def load(self) -> tuple[Callable[..., Merged], Callable[..., Merged]]:
         """Import and return (matrix rule, other rule): functions (thetas, **keywords) -> Merged."""

@@ -7,8 +7,8 @@ from hfcart.quoting import quoted
 from hfcart.recipes.fields import number
 
 _RANKS = (0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
-_OF_SUMS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-_SCALES = {"cart": (1.0, 1.5, 2.0, 2.5), "task_arithmetic": _OF_SUMS, "consensus": _OF_SUMS}
+_OF_CART = (1.0, 1.5, 2.0, 2.5)
+_THIRDS = range(1, 7)  # of every other method's default
 
 
 def usual_ranks(method: str) -> tuple[float, ...]:
@@ -18,7 +18,11 @@ def usual_ranks(method: str) -> tuple[float, ...]:
 
 def usual_scales(method: str) -> tuple[float, ...]:
     """Values of λ, where none are asked for."""
-    return _SCALES.get(method, (1.0,))
+    usual = METHODS[method].parameter("scale") if method in METHODS else None
+    default = usual.default if usual else None
+    if method == "cart" or not isinstance(default, float):
+        return _OF_CART
+    return tuple(float(f"{default * third / 3:.2g}") for third in _THIRDS)
 
 
 def numbers(text: str, *, ratios: bool) -> list[int | float]:

@@ -11,21 +11,30 @@ import pytest
 import torch
 from card_text import paragraph, table
 from clips import write_clip
+from devices import merged_on
+from plans import fetched_plan
 from running import Commands
 from three_towers import TOWERS
-from towers import TINY
+from towers import TINY, write_tower
 
 from hfcart.cli.sweep import _numbers
+from hfcart.clip.tensor_names import is_matrix
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
+from hfcart.engine.grid import MergeGrid, take_apart
+from hfcart.engine.writing import GroupWriter
 from hfcart.errors import VerifyError
 from hfcart.methods import METHODS
 from hfcart.methods.cart.rule import cart, updates
-from hfcart.methods.task_arithmetic.rule import task_arithmetic
-from hfcart.methods.task_arithmetic.rule import updates as arithmetic_updates
+from hfcart.progress import Progress
 from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.finished_sweep import read_sweep
 from hfcart.records import Environment, SweepPoint, SweepRecord
 from hfcart.report.sweep_table import remarks, rows
+from hfcart.system.device import Machine
+from hfcart.system.tensor_files import TensorFiles
+from hfcart.system.work_folder import WorkFolder
+
+SMALL = {**TINY, "num_hidden_layers": 1}
 
 
 def thetas(tasks: int = 3, m: int = 20, n: int = 14) -> torch.Tensor:
@@ -69,13 +78,29 @@ def test_reverse_keeps_the_lowest_directions() -> None:
         assert torch.allclose(update.double(), right, atol=1e-5)
 
 
-def test_task_arithmetic_taken_apart() -> None:
-    towers = thetas()
-    base = towers.mean(dim=0) + 0.01
-    anchor, (update,) = arithmetic_updates(towers, base=base)
-    for scale in (0.1, 0.3, 1.0):
-        whole = task_arithmetic(towers, base=base, scale=scale).tensor
-        assert torch.allclose(anchor + scale * update, whole, atol=1e-6)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.swept and name != "cart"])
+def test_a_scale_of_one_run_is_the_merge_with_that_scale(tmp_path: Path, method: str) -> None:
+    """What adds λ times something to the base, entry by entry, whatever it must know of the whole towers."""
+    folders = [write_tower(tmp_path / f"t{i}", i, SMALL) for i in (1, 2, 3)]
+    fields = {"method": method, "base": str(write_tower(tmp_path / "t0", 0, SMALL))}
+    scales = (0.3, 2.5)
+    plan = fetched_plan(folders, **fields)
+    grid = MergeGrid(plan, (), scales, reverse=False)
+    machine = Machine(torch.device("cpu"), "float32", 3, 16)
+    with WorkFolder(tmp_path / "grid", (), overwrite=False) as folder:
+        folder.begin("work")
+        with TensorFiles(folder.path, grid.layout()) as tensors:
+            take_apart(grid, GroupWriter(plan, folder, tensors), machine, Progress())
+            base, *found = (tower.state_dict() for tower in grid.towers(tensors, grid.points, 0, machine.device))
+    plan.close()
+    for scale, tower in zip(scales, found, strict=True):
+        expected, _, _ = merged_on(machine.device, folders, tmp_path / f"m{scale}", **fields, scale=scale)
+        for name, tensor in expected.items():
+            short = name.removeprefix("vision_model.")
+            update = tensor.double() - base[short].double()
+            error = (tensor.double() - tower[short].double()).norm()
+            assert error <= 1e-6 * update.norm() + 1e-7 * base[short].double().norm(), name
+            assert update.norm() > 0 or not is_matrix(name), name
 
 
 @pytest.mark.parametrize(
@@ -205,7 +230,7 @@ def test_a_stranger_s_sweep_is_not_believed(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[list[str], int, list[str]]] = [
-    (["--method", "average"], 2, ["A sweep takes cart, consensus, task_arithmetic;"]),
+    (["--method", "average"], 2, ["A sweep takes cart, breadcrumbs,", "'average' is not"]),
     (["--rank", "0.5:0.1"], 2, ["neither a list nor low:high"]),
     (["--rank", "2.0"], 2, ["--rank", "not in (0, 1]"]),
     (["--rank", "500"], 2, ["--rank", "1..32"]),
@@ -227,7 +252,8 @@ def test_errors(zoo, commands: Commands, tmp_path: Path) -> None:
 
 
 def test_methods_that_can_be_swept_say_how() -> None:
-    assert [name for name, method in METHODS.items() if method.updates] == ["cart", "consensus", "task_arithmetic"]
+    swept = {name for name, method in METHODS.items() if method.swept}
+    assert swept == {name for name, method in METHODS.items() if method.parameter("scale")} - {"esm"}  # it needs images
 
 
 def sweep_of(*points: SweepPoint, best: int = 1, scales: tuple[float, ...] = (1.0, 2.0), **more: object) -> SweepRecord:

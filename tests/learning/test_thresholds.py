@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, CLIPVi
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
 from hfcart.errors import UsageError
 from hfcart.methods import METHODS
-from hfcart.methods.consensus.rule import consensus, masked, updates
+from hfcart.methods.consensus.rule import masked
 from hfcart.recipes.merge_recipe import make
 from hfcart.tasks.task_cards import TaskCard
 
@@ -52,16 +52,6 @@ def test_a_candidate_is_its_formula(threshold: float, shape: tuple[int, ...]) ->
         found = masked(thetas, base=base, task=task, threshold=threshold)
         assert torch.allclose(found.double(), base.double() + torch.from_numpy(total * keep), atol=3e-7)
     assert torch.equal(masked(thetas[:1], base=base, task=0, threshold=threshold), thetas[0])  # alone it is that tower
-
-
-@pytest.mark.parametrize("settings", [{}, {"threshold": (1.5, 0.9, 2.0), "agree": 1}])
-def test_consensus_taken_apart(settings: dict[str, Any]) -> None:
-    thetas, base = stack(2, 3, 80, 60)
-    anchor, (update,) = updates(thetas, base=base, **settings)
-    assert torch.equal(anchor, base) and 0.02 < float((update != 0).double().mean()) < 0.98
-    for scale in (0.1, 0.3, 1.0):
-        whole = consensus(thetas, base=base, scale=scale, **settings).tensor
-        assert torch.allclose(anchor + scale * update, whole, atol=1e-6)
 
 
 def test_of_equal_candidates_the_nearest_to_the_default_wins() -> None:

@@ -7,7 +7,7 @@ the first k columns of two factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,12 +87,13 @@ class AdapterGrid(Grid):
             found |= {f"left{t}.{group.key}": (m, most), f"right{t}.{group.key}": (n, most)}
         return found
 
-    def parts(self, group: Group, thetas: Tensor, base: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def parts(
+        self, group: Group, thetas: Tensor, base: Tensor | None, made: Callable[[Group, Tensor, Tensor | None], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The average, and the factors of each θ_t − θ̄."""
         slots = self.slots(group)
         if not slots:
-            _, other_rule = self.plan.method.load()
-            return other_rule(thetas).tensor, {}
+            return made(group, thetas, base), {}
         adaptive = self.plan.method.adaptive
         assert adaptive is not None  # of CART
         found = function(adaptive.parts)(thetas, rank=next(iter(slots.values()))[1])

@@ -40,7 +40,6 @@ METHOD = Method(
     needs_base=True,
     arxiv="2405.07813",
     citation=_PAPER,
-    updates=f"{__name__}.rule:updates",
     task_vectors=True,
     note="Its paper has 75.2 for ViT-B/32 and these tasks, λ and α by validation, with towers of its own: not to "
     "be held against the others' figures. The defaults here are nobody's optimum: --tasks chooses each λ, and "

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfcart.methods.contract import Merged
-from hfcart.methods.shared.task_vectors import chunks_of, merge_chunks
+from hfcart.methods.shared.task_vectors import merge_chunks
 
 
 def consensus(
@@ -30,20 +30,6 @@ def consensus(
         agree: how many masks must hold, at least 1.
     """
     return Merged(merge_chunks(thetas, base, lambda taus, _: scale * _agreed(taus, threshold, agree)))
-
-
-def updates(
-    thetas: Float[Tensor, " task *shape"],
-    *,
-    base: Float[Tensor, " *shape"],
-    threshold: float | Sequence[float] = 0.4,
-    agree: int = 2,
-) -> tuple[Float[Tensor, " *shape"], list[Float[Tensor, " *shape"]]]:
-    """The base, and the entries agreed on: consensus(scale) is the first plus scale times the second."""
-    update = torch.empty_like(base).reshape(-1)
-    for taus, part in chunks_of(thetas, base):
-        update[part] = _agreed(taus, threshold, agree)
-    return base, [update.reshape(base.shape)]
 
 
 def masked(

@@ -65,7 +65,6 @@ METHOD = Method(
     needs_base=True,
     arxiv="2212.04089",
     citation=_PAPER,
-    updates=f"{__name__}.rule:updates",
     task_vectors=True,
     published=(69.1, 84.5),
     adaptive=ADAPTIVE,

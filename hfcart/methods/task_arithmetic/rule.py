@@ -40,14 +40,6 @@ def task_arithmetic(
     return Merged(torch.where(update == 0, base, base + update))
 
 
-def updates(
-    thetas: Float[Tensor, " task *shape"], *, base: Float[Tensor, " *shape"]
-) -> tuple[Float[Tensor, " *shape"], list[Float[Tensor, " *shape"]]]:
-    """The base, and the sum of the task vectors: task_arithmetic(scale) is the first plus scale times the second."""
-    high, low = mean_of(thetas)
-    return base, [(high - base).add_(low).mul_(len(thetas))]
-
-
 def parts(thetas: Float[Tensor, " task *shape"], *, base: Float[Tensor, " *shape"]) -> Parts:
     """The base, and each task vector."""
     taus = [task_vector(theta, base).to(base.device, base.dtype) for theta in thetas]
