@@ -3,7 +3,7 @@
 On the CPU, and on mps, these are `thin_svd` and `polar` of each matrix, when it is asked for. On a device, where a
 product costs almost nothing and a decomposition does not: few leading triplets come from hfcart.maths.block_iteration;
 a polar factor from Newton–Schulz steps, products alone, with the scaling of Chen and Chow (A stable scaling of
-Newton–Schulz, Argonne preprint ANL/MCS-P5059, 2014); and all triplets from A = P H, with P the polar factor and
+Newton–Schulz, preprint ANL/MCS-P5059-0114, 2014); and all triplets from A = P H, with P the polar factor and
 H = Pᵀ A = V diag(σ) Vᵀ (Higham and Papadimitriou, Parallel Computing 20, 1994). None of these squares the condition
 number of A but the first, which is not taken where that counts. Each has a certificate; the matrices that fail it,
 and no others, are decomposed as on the CPU.
