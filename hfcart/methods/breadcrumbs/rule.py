@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfcart.methods.contract import Merged
-from hfcart.methods.shared.task_vectors import magnitudes, magnitudes_of, merge_chunks
+from hfcart.methods.shared.task_vectors import magnitudes, magnitudes_of, merge_chunks, ranked
 
 
 def breadcrumbs(
@@ -29,18 +29,18 @@ def breadcrumbs(
         beta: share of the smallest entries that goes, in [0, 1).
         gamma: share above which the largest ones go, in (0, 1]. If it is not above β nothing stays but the base.
     """
-    bounds = torch.tensor([_bounds(magnitudes_of(theta, base), beta, gamma) for theta in thetas], dtype=torch.float64)
+    edges = torch.stack([_bounds(magnitudes_of(theta, base), beta, gamma) for theta in thetas])
 
     def rule(taus: Tensor, _: slice) -> Tensor:
-        size, edges = magnitudes(taus), bounds.to(taus.device)
+        size = magnitudes(taus)
         return scale * (taus * ((size >= edges[:, :1]) & (size <= edges[:, 1:]))).sum(0)
 
     return Merged(merge_chunks(thetas, base, rule))
 
 
-def _bounds(sizes: Float[Tensor, " entry"], beta: float, gamma: float) -> tuple[float, float]:
+def _bounds(sizes: Float[Tensor, " entry"], beta: float, gamma: float) -> Float[Tensor, " 2"]:
     """The smallest and the largest magnitude kept: of ranks ⌊βn⌋ to ⌈γn⌉ − 1, counted from the smallest."""
     low, high = math.floor(beta * len(sizes)), math.ceil(gamma * len(sizes)) - 1
     if low > high:
-        return math.inf, -math.inf
-    return sizes.kthvalue(low + 1).values.item(), sizes.kthvalue(high + 1).values.item()
+        return sizes.new_tensor([math.inf, -math.inf])
+    return ranked(sizes, low, high)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hfcart.methods.contract import Merged
-from hfcart.methods.shared.task_vectors import generator_of, merge_chunks
+from hfcart.methods.shared.task_vectors import draws, generator_of, merge_chunks
 
 
 def dare(
@@ -32,7 +31,7 @@ def dare(
     streams = [generator_of(seed, key, task) for task in range(len(thetas))]
 
     def rule(taus: Tensor, _: slice) -> Tensor:
-        mask = torch.stack([torch.rand(taus.shape[1], generator=stream) < density for stream in streams])
-        return scale * (taus * mask.to(taus.device)).sum(0) / density
+        mask = draws(streams, taus.shape[1], taus.device) < density
+        return scale * (taus * mask).sum(0) / density
 
     return Merged(merge_chunks(thetas, base, rule))

@@ -13,6 +13,7 @@ from hfcart.methods.contract import Merged
 from hfcart.methods.shared.task_vectors import (
     agreeing,
     disjoint_mean,
+    draws,
     generator_of,
     magnitudes,
     onto,
@@ -63,12 +64,14 @@ def _pruned(
     taus: Sequence[Float64[Tensor, "row column"]], streams: Sequence[torch.Generator], density: float, epsilon: float
 ) -> Float64[Tensor, "task row column"]:
     out = []
-    for tau, stream in zip(taus, streams, strict=True):
+    numbers = draws(streams, taus[0].numel(), taus[0].device)
+    for tau, own in zip(taus, numbers, strict=True):
         columns = tau.shape[1]
-        # Twice sorted is the rank; equal magnitudes keep their order.
+        # Equal magnitudes keep their order.
         order = magnitudes(tau).argsort(dim=1, descending=True, stable=True)
-        rank = order.argsort(dim=1, stable=True).double()
+        places = torch.arange(columns, dtype=torch.float64, device=tau.device)
+        rank = torch.empty_like(tau).scatter_(1, order, places.expand_as(tau))
         stay = (density + epsilon / 2 - epsilon * rank / columns).clamp_(0, 1)
-        drawn = torch.rand(tau.shape, generator=stream).to(tau.device) < stay
+        drawn = own.view_as(tau) < stay
         out.append(torch.where(drawn, tau / stay.clamp(min=torch.finfo(torch.float64).tiny), 0.0))
     return torch.stack(out)

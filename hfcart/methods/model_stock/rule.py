@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfcart.maths.moments import double_home
 from hfcart.methods.contract import Merged
 from hfcart.methods.shared.task_vectors import chunks_of, merge_chunks
 
@@ -27,9 +28,10 @@ def _ratio(thetas: Float[Tensor, " task *shape"], base: Float[Tensor, " *shape"]
     tasks = len(thetas)
     if tasks == 1:
         return 1.0
-    products = torch.zeros(tasks, tasks, dtype=torch.float64)
+    products = torch.zeros(tasks, tasks, dtype=torch.float64, device=double_home(base.device))
     for taus, _ in chunks_of(thetas, base):
-        products += (taus @ taus.T).cpu()
+        products += taus @ taus.T
+    products = products.cpu()
     inverse = torch.where(products.diagonal() > 0, products.diagonal().rsqrt(), 0.0)
     cosines = products * inverse[:, None] * inverse
     cosine = ((cosines.sum() - cosines.diagonal().sum()) / (tasks * (tasks - 1))).clamp(0, 1).item()

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfcart.maths.moments import double_home
 from hfcart.methods.contract import Merged
 from hfcart.methods.shared.task_vectors import agreeing, chunks_of, kth_largest, merge_chunks
 
@@ -21,7 +22,7 @@ def sce(thetas: Float[Tensor, " task *shape"], *, base: Float[Tensor, " *shape"]
         base: the pretrained version θ_0.
         density: share of the entries selected, in (0, 1].
     """
-    least = 0.0
+    least = torch.zeros(())
     if density < 1:
         least = kth_largest(torch.cat([taus.var(0, correction=0) for taus, _ in chunks_of(thetas, base)]), density)
 
@@ -29,9 +30,9 @@ def sce(thetas: Float[Tensor, " task *shape"], *, base: Float[Tensor, " *shape"]
         variance = taus.var(0, correction=0)
         return taus if density == 1 else taus * ((variance >= least) & (variance > 0))
 
-    energy = torch.zeros(len(thetas), 1, dtype=torch.float64)
+    energy = torch.zeros(len(thetas), 1, dtype=torch.float64, device=double_home(base.device))
     for taus, _ in chunks_of(thetas, base):
-        energy += selected(taus).square().sum(1, keepdim=True).cpu()
+        energy += selected(taus).square().sum(1, keepdim=True)
     if not energy.sum() > 0:
         return Merged(base.clone())
     weights = energy / energy.sum()
@@ -39,8 +40,8 @@ def sce(thetas: Float[Tensor, " task *shape"], *, base: Float[Tensor, " *shape"]
     def rule(taus: Tensor, _: slice) -> Tensor:
         kept = selected(taus)
         majority = torch.where(kept.sum(0) >= 0, 1.0, -1.0).double()
-        kept, own = agreeing(kept, majority), weights.to(kept.device)
-        share = (own * (kept != 0)).sum(0)
-        return (own * kept).sum(0) / torch.where(share > 0, share, 1.0)
+        kept = agreeing(kept, majority)
+        share = (weights * (kept != 0)).sum(0)
+        return (weights * kept).sum(0) / torch.where(share > 0, share, 1.0)
 
     return Merged(merge_chunks(thetas, base, rule))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from hfcart.maths.moments import double_home, run_of
+from hfcart.system.threads import in_parallel
 
 
 def task_vector(theta: Float[Tensor, " *shape"], base: Float[Tensor, " *shape"]) -> Float64[Tensor, " *shape"]:
@@ -70,16 +71,42 @@ def magnitudes_of(theta: Float[Tensor, " *shape"], base: Float[Tensor, " *shape"
     return torch.cat([magnitudes(taus)[0] for taus, _ in chunks_of(theta[None], base)])
 
 
-def kth_largest(values: Float[Tensor, " entry"], share: float) -> float:
-    """The smallest of the share of the entries that are largest: max(1, ⌊share · n⌋ of them)."""
+def ranked(values: Float[Tensor, " entry"], *ranks: int) -> Float[Tensor, " rank"]:
+    """The entries of these ranks, 0 is the smallest; left on their device."""
+    if values.device.type == "cpu":
+        return torch.stack([values.kthvalue(rank + 1).values for rank in ranks])
+    ordered = values.sort().values  # once for all ranks; and CUDA's kthvalue keeps one of its many processors busy
+    return torch.stack([ordered[rank] for rank in ranks])
+
+
+def kth_largest(values: Float[Tensor, " entry"], share: float) -> Float[Tensor, ""]:
+    """The smallest of the share of the entries that are largest: max(1, ⌊share · n⌋ of them). On its device."""
     keep = max(1, int(share * len(values)))
-    return values.kthvalue(len(values) - keep + 1).values.item()
+    return ranked(values, len(values) - keep)[0]
 
 
 def generator_of(seed: int, key: str, task: int) -> torch.Generator:
     """A stream of random numbers that depends on the seed, the group's name and the tower's place, and nothing else."""
     digest = hashlib.sha256(f"{seed}:{task}:{key}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def draws(streams: Sequence[torch.Generator], count: int, device: torch.device) -> Float32[Tensor, "stream entry"]:
+    """The next numbers of each stream, uniform in [0, 1). The CPU draws them: every device drops the same entries.
+
+    On the CPU the worker threads draw for a group each; with a device its one thread would, a stream after another.
+    """
+    out = torch.empty(len(streams), count, pin_memory=device.type == "cuda")
+
+    def draw(place: int) -> None:
+        torch.rand(count, generator=streams[place], out=out[place])
+
+    if device.type == "cpu":
+        for place in range(len(streams)):
+            draw(place)
+    else:
+        in_parallel(draw, range(len(streams)))
+    return out.to(device, non_blocking=True)
 
 
 def agreeing(taus: Float64[Tensor, "task entry"], signs: Float64[Tensor, " entry"]) -> Float64[Tensor, "task entry"]:

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int32, Int64
 from torch import Tensor
 
+from hfcart.maths.moments import double_home
 from hfcart.methods.contract import Measure, Merged, Parts
 from hfcart.methods.shared.task_vectors import (
     agreeing,
@@ -113,26 +114,42 @@ def _find(counts: Int64[Tensor, " bin"], k: int) -> tuple[int, int]:
 
 
 def _patterns(taus: Float64[Tensor, "task entry"]) -> Tensor:
-    return magnitudes(taus).cpu().view(torch.int32)
+    return magnitudes(taus).view(torch.int32)
 
 
 def _upper_counts(thetas: Float[Tensor, " task *shape"], base: Float[Tensor, " *shape"]) -> Int64[Tensor, "task bin"]:
-    counts = torch.zeros(len(thetas), _BINS, dtype=torch.int64)
+    counts = torch.zeros(len(thetas), _BINS, dtype=torch.int64, device=double_home(base.device))
     for taus, _ in chunks_of(thetas, base):
         for row, bits in zip(counts, _patterns(taus), strict=True):
-            row += (bits >> _LOW_BITS).bincount(minlength=_BINS)
-    return counts
+            if bits.device.type == "cpu":
+                row += (bits >> _LOW_BITS).bincount(minlength=_BINS)
+            else:
+                row += _counts_on_device(bits, 0, 1 << _LOW_BITS, _BINS)
+    return counts.cpu()
 
 
 def _lower_counts(
     thetas: Float[Tensor, " task *shape"], base: Float[Tensor, " *shape"], bins: Sequence[int]
 ) -> Int64[Tensor, "task value"]:
     size = 1 << _LOW_BITS
-    counts = torch.zeros(len(thetas), size, dtype=torch.int64)
+    counts = torch.zeros(len(thetas), size, dtype=torch.int64, device=double_home(base.device))
     for taus, _ in chunks_of(thetas, base):
         for row, bits, place in zip(counts, _patterns(taus), bins, strict=True):
-            row += (bits[bits >> _LOW_BITS == place] & (size - 1)).bincount(minlength=size)
-    return counts
+            if bits.device.type == "cpu":
+                row += (bits[bits >> _LOW_BITS == place] & (size - 1)).bincount(minlength=size)
+            else:
+                row += _counts_on_device(bits, place << _LOW_BITS, 1, size)
+    return counts.cpu()
+
+
+def _counts_on_device(bits: Int32[Tensor, " entry"], first: int, width: int, bins: int) -> Int64[Tensor, " bin"]:
+    """How many patterns lie in each of so many bins, each of `width` patterns, the first beginning at `first`.
+
+    By sorting: a device counts slowly where many fall into few bins, and would have to be waited for.
+    """
+    edges = first + width * torch.arange(bins + 1, device=bits.device)
+    edges = edges.clamp(max=torch.iinfo(torch.int32).max).int()  # no magnitude has that pattern
+    return torch.searchsorted(bits.sort().values, edges).diff()
 
 
 def _sign_sum(
@@ -142,26 +159,30 @@ def _sign_sum(
     density: float,
 ) -> Int64[Tensor, ""]:
     least = thresholds if thresholds is not None else _own_thresholds(thetas, base, density)
-    total = torch.zeros((), dtype=torch.int64)
+    total = torch.zeros((), dtype=torch.int64, device=double_home(base.device))
     for taus, _ in chunks_of(thetas, base):
-        total += _trimmed(taus, least).sum(0).sign().sum().cpu().long()
-    return total
+        total += _trimmed(taus, least).sum(0).sign().sum().long()
+    return total.cpu()
 
 
 def _own_thresholds(
     thetas: Float[Tensor, " task *shape"], base: Float[Tensor, " *shape"], density: float
-) -> list[float]:
-    return [kth_largest(magnitudes_of(theta, base), density) for theta in thetas]
+) -> Float[Tensor, " task"]:
+    return torch.stack([kth_largest(magnitudes_of(theta, base), density) for theta in thetas])
 
 
 def _elected(
-    taus: Float64[Tensor, "task entry"], least: Sequence[float], majority: int
+    taus: Float64[Tensor, "task entry"], least: Sequence[float] | Float[Tensor, " task"], majority: int
 ) -> Float64[Tensor, "task entry"]:
     kept = _trimmed(taus, least)
     sign = kept.sum(0).sign()
     return agreeing(kept, torch.where(sign == 0, float(majority), sign))
 
 
-def _trimmed(taus: Float64[Tensor, "task entry"], least: Sequence[float]) -> Float64[Tensor, "task entry"]:
-    edges = torch.tensor(least, dtype=torch.float32, device=taus.device)
+def _trimmed(
+    taus: Float64[Tensor, "task entry"], least: Sequence[float] | Float[Tensor, " task"]
+) -> Float64[Tensor, "task entry"]:
+    edges = least
+    if not isinstance(edges, Tensor):
+        edges = torch.tensor(edges, dtype=torch.float32, device=taus.device)
     return taus * (magnitudes(taus) >= edges[:, None])
