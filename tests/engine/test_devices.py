@@ -36,6 +36,9 @@ ALONE = [name for name, method in METHODS.items() if method.statistics is None]
 RESULT = 2
 WAITS = {"cart": 1, "average": 0, "linear": 0, "task_arithmetic": 0}
 WAITS |= {"tsv_m": 2, "iso_c": 1, "iso_cts": 3, "dc_merge": 2 + 3}
+# And for each group of any kind: what a rule must know before it goes on, and the passes before the merge.
+WHOLE = {"breadcrumbs": 0, "consensus": 0, "dare": 0, "della": 0, "karcher": 1, "model_stock": 1, "sce": 1, "slerp": 1}
+WHOLE |= {"ties": 3}
 MATRIX = re.compile(r"\.(self_attn\.\w+_proj|mlp\.fc\d)\.weight$")
 
 
@@ -68,6 +71,8 @@ def test_every_method_merges_there_as_on_the_cpu(
         assert line["rank"] == other["rank"] and line["fallback"] == other["fallback"]
         assert line["energy"] == pytest.approx(other["energy"], abs=1e-6)
         assert torch.allclose(torch.tensor(line["spread"]), torch.tensor(other["spread"]), rtol=1e-5)
+    if device == PRETENDED and name in WHOLE:
+        assert sum(waits.values()) == (RESULT + WHOLE[name]) * len(lines)
     if device == PRETENDED and name in WAITS:
         matrices = sum(bool(MATRIX.search(line["group"])) for line in lines)
         assert matrices == 6
