@@ -44,6 +44,18 @@ def batch_for(device: torch.device) -> int:
     return 16 if device.type == "cpu" else 256
 
 
+def batch_of(images: int, most: int) -> int:
+    """Images a forward pass, where there are so many in all: so few that each of eight workers has some to decode.
+
+    It must not depend on the workers that there are: processes that share images cut them alike.
+
+    Args:
+        images: that a process has.
+        most: images a pass, at least 1; 16 or fewer stay.
+    """
+    return min(most, max(16, -(-images // 8)))
+
+
 def precision_for(name: str, device: torch.device) -> str:
     """float32 or bfloat16; auto is bfloat16 where the device has instructions of its own for it."""
     if name != "auto":
@@ -63,7 +75,7 @@ class Machine:
         device: where the forward pass runs.
         precision: of its first pass, float32 or bfloat16.
         workers: threads that decode and run it; changes no number.
-        batch_size: images a pass; changes no number.
+        batch_size: images a pass, at most; changes no number.
     """
 
     device: torch.device

@@ -37,7 +37,7 @@ class Measurement:
             images for the base, for the plain average and for each task's own tower, if the tower is a merge.
         adapters: of a merge that has an adapter for a task, measure it with that adapter, too.
         streaming: read the images over the network; False keeps each split in the cache.
-        batch_size: images a forward pass, at least 1; changes no number. Default: 16 on a CPU, 256 elsewhere.
+        batch_size: images a forward pass at most, at least 1; changes no number. Default: 16 on a CPU, 256 elsewhere.
         workers: threads, at least 1; changes no number. Default: one a core, at most eight, shared among the
             processes of a machine.
         precision: float32, bfloat16, or auto: bfloat16 where the device computes with it.

@@ -24,7 +24,7 @@ from hfcart.errors import NonFiniteError, SourceError
 from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.system.allocator import keep_freed_blocks
-from hfcart.system.device import Machine, full_float32, one_blas_thread
+from hfcart.system.device import Machine, batch_of, full_float32, one_blas_thread
 from hfcart.tasks.data import Example, Split
 from hfcart.zero_shot.outcomes import Outcomes
 
@@ -207,7 +207,8 @@ def score(
         progress.advance(len(batch))
         return _Batch(places, len(batch) - len(places), torch.tensor(labels, dtype=torch.int64), predicted)
 
-    batches = _batches(split, machine.batch_size, shard, shards)
+    size = batch_of(-(-len(split) // shards), machine.batch_size)
+    batches = _batches(split, size, shard, shards)
     with contextlib.closing(_in_threads(work, batches, machine.workers)) as results:
         for done in results:
             undecodable += done.undecodable

@@ -98,6 +98,34 @@ def test_the_counts_do_not_depend_on_how_the_work_is_cut(clip, tower, pictures, 
         assert first[0] == right
 
 
+@pytest.mark.parametrize(
+    ("images", "most", "shards", "sizes"),
+    [
+        (239, 256, 1, [30] * 7 + [29]),
+        (239, 16, 1, [16] * 14 + [15]),
+        (30, 256, 1, [16, 14]),
+        (239, 256, 3, [16] * 14 + [15]),
+        (0, 256, 1, []),
+    ],
+)
+def test_every_worker_has_a_batch(
+    clip, tower, pictures, monkeypatch, images: int, most: int, shards: int, sizes: list[int]
+) -> None:
+    """Where the images are few, batches are smaller than what was asked for; and all shards are cut alike."""
+    seen: list[int] = []
+    monkeypatch.setattr(Scorer, "predict", lambda _, some, head: torch.zeros(len(some), dtype=torch.int64))
+    scorer = Scorer(tower.model, torch.eye(24, 32), clip_default(16), Machine.on(CPU, "float32"))
+
+    class Cut(Progress):
+        def advance(self, amount: int) -> None:
+            seen.append(amount)
+
+    for shard in range(shards):
+        score(Pictures(pictures[:images]), [scorer], torch.eye(4, 24), Machine.on(CPU, "float32", 1, most),
+              shard=shard, shards=shards, progress=Cut())  # type: ignore[arg-type]  # fmt: skip
+    assert sorted(seen, reverse=True) == sizes
+
+
 def test_near_ties_are_decided_in_float64(clip, tower, pictures) -> None:
     """Two classes a millionth apart: float32 would decide by how the sums are cut, float64 knows."""
     projection = open_base(str(clip), Progress()).projection
