@@ -227,17 +227,15 @@ def methods(device: torch.device) -> None:
     for row in measured(*shape, device, task_vector):
         if isinstance(row, str):
             say(row)
-        elif row.before is None:
-            rows.append(f"| {row.name} | – | – | {row.now:.2f} | – |")
-        else:
-            ratio = row.before / row.now
-            say_ratio(
-                ratio, f"a group by {row.name}: one matrix at a time / now ({row.before:.1f} and {row.now:.1f} ms)"
-            )
-            rows.append(f"| {row.name} | {ratio:.1f}× | {row.before:.2f} | {row.now:.2f} | {row.difference:.0e} |")
+            continue
+        ratio, before, difference = "–", "–", "–"
+        if row.before is not None:
+            ratio, before, difference = f"{row.before / row.now:.1f}×", f"{row.before:.2f}", f"{row.difference:.0e}"
+            say_ratio(row.before / row.now, f"a group by {row.name}: one matrix at a time / now ({row.now:.1f} ms)")
+        rows.append(f"| {row.name} | {ratio} | {before} | {row.now:.2f} | {difference} | {row.peak / 1e6:.0f} MB |")
     say(f"\nEight towers, one block of width {shape[0]} and {shape[1]}: the mean over its six matrices.\n")
-    say("| method | one matrix at a time / now | ms a group, one matrix at a time | ms a group, now | difference |")
-    say("|---" * 5 + "|\n" + "\n".join(rows))
+    say("| method | one at a time / now | ms a group, one at a time | ms a group, now | difference | peak memory now |")
+    say("|---" * 6 + "|\n" + "\n".join(rows))
 
 
 class Seconds:

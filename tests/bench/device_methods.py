@@ -17,6 +17,7 @@ import torch
 from hfcart.maths import thin_svd_batch
 from hfcart.methods import METHODS, Merged, Method, function, keywords_of
 from hfcart.methods.cart import rule as cart_rule
+from hfcart.methods.esm import rule as esm_rule
 from hfcart.methods.svc import calibrated
 from hfcart.methods.task_arithmetic import rule as task_arithmetic_rule
 
@@ -76,6 +77,22 @@ def calibration(towers: torch.Tensor, base: torch.Tensor, key: str) -> torch.Ten
     return calibrated(towers, base, task_arithmetic_rule.task_arithmetic(towers, base=base).tensor)
 
 
+def of_inputs(groups: dict[str, Any]) -> Work:
+    """ESM, of Gram matrices like those of 32 images: 1,600 rows, whose columns differ in size."""
+    grams: dict[int, torch.Tensor] = {}
+    for towers, _ in groups.values():
+        n, generator = towers.shape[2], torch.Generator(towers.device).manual_seed(3)
+        if n not in grams:
+            sizes = torch.linspace(0.1, 2, n, device=towers.device)
+            rows = (torch.randn(1600, n, generator=generator, device=towers.device) * sizes for _ in towers)
+            grams[n] = torch.stack([x.T @ x for x in rows])
+
+    def work(towers: torch.Tensor, base: torch.Tensor, key: str) -> torch.Tensor:
+        return esm_rule.esm(towers, grams[towers.shape[2]], key, [1.0] * 6, base=base).tensor
+
+    return work
+
+
 def factors(towers: torch.Tensor, base: torch.Tensor, key: str) -> torch.Tensor:
     """AdaRank's parts of task arithmetic, added up: 16% of the directions of each tower."""
     parts = task_arithmetic_rule.ranked_parts(towers, base=base, rank=0.16)
@@ -84,10 +101,14 @@ def factors(towers: torch.Tensor, base: torch.Tensor, key: str) -> torch.Tensor:
 
 
 class Row(NamedTuple):
-    """Milliseconds a group, and the largest relative difference of the updates; None where nothing is decomposed."""
+    """Milliseconds a group, and the largest relative difference of the updates; None where nothing is decomposed.
+
+    `peak` is how many bytes torch took of a GPU at most, beyond the towers.
+    """
 
     name: str
     now: float
+    peak: int
     before: float | None = None
     difference: float | None = None
 
@@ -101,32 +122,35 @@ def measured(d: int, f: int, device: torch.device, task_vector: Callable[..., to
         for method in METHODS.values()
         if method.statistics is None
     }
-    ways |= {"svc": (True, calibration), "adarank": (True, factors)}
+    ways |= {"esm": (True, of_inputs(groups)), "svc": (True, calibration), "adarank": (True, factors)}
     for name, (decomposes, work) in sorted(ways.items(), key=lambda way: not way[1][0]):
         try:
-            yield (
-                compared(name, work, groups, exact, device)
-                if decomposes
-                else Row(name, milliseconds(work, groups, device))
-            )
+            now = compared if decomposes else alone
+            yield now(name, work, groups, exact, device)
         except Exception as error:  # the other methods are worth their time
             yield f"{name}: unmeasured, {type(error).__name__}: {error}"
 
 
+def alone(name: str, work: Work, groups: dict[str, Any], exact: dict[str, Any], device: torch.device) -> Row:
+    """Of a method that decomposes nothing."""
+    return Row(name, *milliseconds(work, groups, device))
+
+
 def compared(name: str, work: Work, groups: dict[str, Any], exact: dict[str, Any], device: torch.device) -> Row:
+    """Of a method that does."""
     with decomposing(True):
         results = {key: work(*group, key) for key, group in exact.items()}
-        now = milliseconds(work, groups, device)
+        now, peak = milliseconds(work, groups, device)
     with decomposing(False):
         others = {key: work(*group, key) for key, group in exact.items()}
-        before = milliseconds(work, groups, device)
+        before, _ = milliseconds(work, groups, device)
     difference = max(float((results[key] - x).norm() / (x - exact[key][1]).norm()) for key, x in others.items())
-    return Row(name, now, before, difference)
+    return Row(name, now, peak, before, difference)
 
 
-def milliseconds(work: Work, groups: dict[str, Any], device: torch.device) -> float:
-    """A group, the better of two rounds over all of them."""
-    best = math.inf
+def milliseconds(work: Work, groups: dict[str, Any], device: torch.device) -> tuple[float, int]:
+    """A group, the better of two rounds over all of them; and the bytes that torch takes of a GPU meanwhile."""
+    best, held = math.inf, taken(device)
     for _ in range(2):
         wait(device)
         start = time.perf_counter()
@@ -134,7 +158,15 @@ def milliseconds(work: Work, groups: dict[str, Any], device: torch.device) -> fl
             work(*group, key)
         wait(device)
         best = min(best, 1e3 * (time.perf_counter() - start) / len(groups))
-    return best
+    return best, (torch.cuda.max_memory_allocated(device) - held if device.type == "cuda" else 0)
+
+
+def taken(device: torch.device) -> int:
+    """Bytes that torch holds of a GPU now; the peak begins here."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
 def wait(device: torch.device) -> None:
