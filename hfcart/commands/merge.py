@@ -6,6 +6,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from hfcart.engine.plan import CONVERTED, TORCH_NAME, Plan
 from hfcart.engine.planning import make_plan
 from hfcart.errors import DistantError, OutputError
 from hfcart.formats.shard_layout import INDEX
+from hfcart.learning.adapt.log import LOG, adaptation_log
 from hfcart.maths.similarity import compare
 from hfcart.progress import Progress
 from hfcart.quoting import plural
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from hfcart.hub import Target
     from hfcart.learning.adapt.loop import Learned
 
-LOG = "results/adaptation.csv"
 # What learns from images before the merge keeps its work in these, inside the merge's own work folder.
 _ADAPTATION, _CHOOSING = "adaptation", "choosing"
 _FARTHEST = 0.5  # ‖θ_t − ref‖ / ‖ref‖; fine-tuning moves a tower by a few per cent, another ancestor by more than 1
@@ -226,30 +227,37 @@ def _finish(
     progress: Progress,
 ) -> MergeRecord:
     """Every group is in place: prove it, write what goes beside the weights, and rename the folder."""
-    from hfcart.report.plots import draw_figures  # matplotlib's memory must not add to the merge's own
-
     lines = [done[group.key] for group in plan.groups]
     _warn_of_fallbacks(lines, progress)
     similarity = compare([line["spread"] for line in lines if line["spread"]], against_base=plan.base is not None)
     _refuse_distant(plan, similarity, folder.path)
     progress.step("Reading the output back")
     digests = {name: digest for line in lines for name, digest in line["sha256"].items()}
-    files = dict(read_back(folder.path, plan.layout, digests))
+    record = _record(plan, lines, similarity, environment, learned, selection)
+    with ThreadPoolExecutor(1, "figures") as beside:
+        drawn = beside.submit(_draw, record, folder.path, learned.history if learned else ())
+        files = dict(read_back(folder.path, plan.layout, digests))
+    drawn.result()
     adapters, own = finish_adapters(folder, plan, lines, files)
     files |= own | _write_small_files(folder, plan)
     read_describing_back(folder.path, plan)
-    record = _record(plan, lines, similarity, environment, files, learned, selection)
-    record = replace(record, swept=swept, adapters=adapters)
+    record = replace(record, files=dict(sorted(files.items())), swept=swept, adapters=adapters)
     if learned is not None:
         folder.add(LOG, adaptation_log(record, learned.history))
     for name, card in cards.items():
         folder.add(name, card)
     folder.add(RECORD, record.to_json().encode())
-    with explain_os_errors(folder.path):
-        draw_figures(record, folder.path, learned.history if learned else ())
     folder.add("README.md", render_card(record, repo=plan.recipe.push_to).encode())
     folder.commit()
     return record
+
+
+def _draw(record: MergeRecord, folder: Path, history: Sequence[Sequence[float]]) -> None:
+    """The figures: they tell of everything but files, and so can be drawn while these are read back."""
+    from hfcart.report.plots import draw_figures  # matplotlib's memory must not add to the merge's own
+
+    with explain_os_errors(folder):
+        draw_figures(record, folder, history)
 
 
 def _refuse_to_replace_a_source(plan: Plan, out: Path) -> None:
@@ -349,10 +357,10 @@ def _record(
     lines: Sequence[dict[str, Any]],
     similarity: Similarity | None,
     environment: Environment,
-    files: dict[str, str],
     learned: Learned | None,
     selection: SelectionRecord | None,
 ) -> MergeRecord:
+    """All but the files, which are to be read back yet, and what is known of them."""
     method, coefficients = plan.method, plan.recipe.coefficients or ()
     tensors = {
         name: TensorRecord(
@@ -382,25 +390,11 @@ def _record(
         tensors=tuple(tensors[name] for name in plan.shapes),
         similarity=similarity,
         environment=environment,
-        files=dict(sorted(files.items())),
+        files={},
         adaptation=learned.record if learned else None,
         data=plan.gathered.data if plan.gathered else (),
         selection=selection,
     )
-
-
-def adaptation_log(record: MergeRecord, history: Sequence[Sequence[float]]) -> bytes:
-    """An adaptation as CSV, a row for each step of its history; entropies are in nats."""
-    if record.adaptation is None:
-        return b""
-    names = [f"entropy of {task.task}" for task in record.adaptation.tasks]
-    names += [f"mean coefficient of tower {i + 1}" for i in range(len(record.sources))]
-    if record.adaptation.rank is not None:
-        names += [f"share of directions of tower {i + 1}" for i in range(len(record.sources))]
-    names += [f"agreement on {task.task}" for task in record.adaptation.tasks if task.first_agreement is not None]
-    lines = [",".join(["step", *names])]
-    lines += [",".join([str(step + 1), *(f"{value:.8g}" for value in row)]) for step, row in enumerate(history)]
-    return ("\n".join(lines) + "\n").encode()
 
 
 def _rounded(value: float) -> float:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from hfcart.errors import AGAIN, VerifyError
@@ -126,17 +127,21 @@ def read_back(folder: Path, layout: Layout, digests: Mapping[str, str]) -> Itera
         if not path.is_file():
             raise VerifyError(f"{folder.name}: {name} is missing after writing.")
         slots = sorted((slot.start, slot.end, tensor) for tensor, slot in layout.slots.items() if slot.file == name)
+        memory = memoryview(bytearray(max((end - start for start, end, _ in slots), default=0)))
         file = LocalFile(path, name)
         try:
             whole = hashlib.sha256(header)
             if file.size != layout.sizes[name] or file.read(0, len(header)) != header:
                 raise wrong(f"The header of {name}")
             parse_header(file.read, file.size, name)
-            for start, end, tensor in slots:
-                data = file.read(start, end)
-                whole.update(data)
-                if hashlib.sha256(data).hexdigest() != digests[tensor]:
-                    raise wrong(f"{name}: tensor {tensor}")
+            with ThreadPoolExecutor(1, "digest") as beside:  # of a tensor while the file's takes it in
+                for start, end, tensor in slots:
+                    data = memory[: end - start]
+                    file.read_into(data, start)
+                    own = beside.submit(hashlib.sha256, data)
+                    whole.update(data)
+                    if own.result().hexdigest() != digests[tensor]:
+                        raise wrong(f"{name}: tensor {tensor}")
         finally:
             file.close()
         yield name, whole.hexdigest()
