@@ -15,10 +15,26 @@ from torch import Tensor
 
 from hfcart.clip.forward import QUICK, attention
 from hfcart.clip.linear import product
+from hfcart.records import Architecture
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
     from transformers.models.clip.modeling_clip import CLIPMLP
+
+
+def room_for_images(tower: Architecture, device: torch.device) -> int:
+    """How many images may go through a tower at once so that what the backward pass needs fits an eighth of a GPU.
+
+    1 on anything else: on a CPU nothing is gained, and memory is what there is least of.
+    """
+    if device.type != "cuda":
+        return 1
+    tokens = (tower.image_size // tower.patch_size) ** 2 + 1
+    # Of each block: its input and what its first norm makes of it, q, k, v, what attention gives, the same for the MLP,
+    # and three times its inner width.
+    numbers = tokens * tower.num_hidden_layers * (8 * tower.hidden_size + 3 * tower.intermediate_size)
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return max(1, memory // 8 // (4 * numbers))
 
 
 def pooled_to_learn(model: CLIPVisionModel, pixels: Float[Tensor, "b 3 side side"]) -> Float[Tensor, "b width"]:

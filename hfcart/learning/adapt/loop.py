@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hfcart.clip.learned import pooled_to_learn
+from hfcart.clip.learned import pooled_to_learn, room_for_images
 from hfcart.clip.models import vision_model
 from hfcart.clip.pixels import normalised
 from hfcart.clip.tensor_names import PROJECTION, canonical
@@ -30,6 +30,8 @@ from hfcart.learning.adapt.masks import masks_of
 from hfcart.learning.adapt.objective import MeanPredictions, cross_entropy, entropy, infomax, log_predictions
 from hfcart.learning.adapt.own_predictions import OwnPredictions, own_predictions
 from hfcart.learning.adapt.parts import PartsFile, budget_of, lay_out_parts, take_apart
+from hfcart.learning.adapt.seen import Seen
+from hfcart.learning.adapt.stacked_parts import StackedParts
 from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.adapt.work import Work, prepare
 from hfcart.learning.batches import Batch, Loader, Place
@@ -110,9 +112,9 @@ def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progres
         own = None
         if work.objective == "distill":
             own = own_predictions(work, work_path(folder) / _OWN, accelerator, progress)
-        parts = stack.enter_context(
-            PartsFile(plan, work_path(folder) / SINGLE, work.device, budget=budget_of(work.device))
-        )
+        kind = PartsFile if work.device.type == "cpu" else StackedParts
+        made = kind(plan, work_path(folder) / SINGLE, work.device, budget=budget_of(work.device))
+        parts = stack.enter_context(made)
         learning = _Learning(work, parts, own, accelerator, progress)
         learning.resume()
         learning.run()
@@ -153,6 +155,8 @@ class _Learning:
             lr=work.setting("lr"),
         )
         self._masks = masks_of(work, parts.adapted)
+        # On a device several batches go through the tower together, as far as an eighth of its memory goes.
+        self._at_once = max(1, room_for_images(work.plan.architecture, work.device) // work.recipe.batch_size)
         self._averaged = max(1, min(_AVERAGED, work.setting("steps") // 10))
         self._predictions = MeanPredictions([len(head) for head in work.heads], self._averaged)
 
@@ -257,17 +261,22 @@ class _Learning:
         """One step: merge, every own batch forward and backward, inner products, add up over processes, update."""
         work, state = self._work, self._state
         self._merge(state.values())
-        seen = _Seen([len(head) for head in work.heads], len(batch.places))
+        seen = Seen([len(head) for head in work.heads], len(batch.places))
         size = work.recipe.batch_size
         first = self._accelerator.process_index * len(batch.labels)
         seen.usable[first : first + len(batch.labels)] = batch.usable.double()
-        for start in range(0, len(batch.labels), size):
-            own = slice(start, start + size)
-            places = batch.places[first + start : first + start + size]
-            self._backward(places, batch.pixels[own], batch.usable[own], seen)
+        pixels, told = batch.pixels.to(work.device), list[tuple[int, Tensor]]()
+        for start in range(0, len(batch.labels), size * self._at_once):
+            own = slice(start, start + size * self._at_once)
+            places = batch.places[first:][own]
+            told += self._backward(places, pixels[own], batch.usable[own])
         found = [self._gradient(i) for i in range(len(self._leaves))]
-        # Of all groups in one transfer.
-        gradient = torch.cat([each.reshape(-1) for each in found]).cpu().double()
+        # Of all batches and groups in one transfer, the one thing of a step that the host waits for.
+        rows = [*(row for _, row in told), *(each.reshape(-1) for each in found)]
+        parts = torch.split(torch.cat(rows).cpu().double(), [len(row) for row in rows])
+        for (task, _), row in zip(told, parts, strict=False):
+            seen.add(task, row)
+        gradient = torch.cat(parts[len(told) :])
         everything = torch.cat([gradient, seen.flat])
         if self._accelerator.num_processes > 1:
             everything = self._accelerator.reduce(everything.to(work.device), "sum").cpu()
@@ -280,11 +289,11 @@ class _Learning:
         seen.flat.copy_(flat)
         state.broken |= {place for place, good in zip(batch.places, seen.usable.tolist(), strict=True) if not good}
         self._predictions.update(seen.predicted / work.adaptive.rounds)
-        told = (seen.agreements / work.adaptive.rounds).tolist() if self._own else []
+        agreed = (seen.agreements / work.adaptive.rounds).tolist() if self._own else []
         by_group = torch.split(gradient, [each.numel() for each in found])
-        self._update([row.view(each.shape) for row, each in zip(by_group, found, strict=True)], seen, told)
+        self._update([row.view(each.shape) for row, each in zip(by_group, found, strict=True)], seen, agreed)
 
-    def _update(self, gradients: Sequence[Tensor], seen: _Seen, told: list[float]) -> None:
+    def _update(self, gradients: Sequence[Tensor], seen: Seen, told: list[float]) -> None:
         """One step of Adam. Args: of each group dL/dc, or of every direction where these are chosen; for the log."""
         state, masks, values = self._state, self._masks, self._state.values()
         rows = list(gradients)
@@ -304,31 +313,37 @@ class _Learning:
     def _merge(self, values: Tensor) -> None:
         """Put the merged weights into the model."""
         masks = iter(self._masks.kept() if self._masks else ())
-        for number, (adapted, leaves) in enumerate(zip(self._parts.adapted, self._leaves, strict=True)):
-            kept = next(masks) if adapted.chosen else None
-            self._parts.merge(adapted, values[:, number].tolist(), leaves, kept)
+        kept = [next(masks) if adapted.chosen else None for adapted in self._parts.adapted]
+        self._parts.merge_all(values, self._leaves, kept)
 
-    def _backward(self, places: Sequence[Place], pixels: Tensor, usable: Tensor, seen: _Seen) -> None:
-        """Add the gradient of one batch's loss to the weights' own, and what was seen of it to `seen`."""
+    def _backward(self, places: Sequence[Place], pixels: Tensor, usable: Tensor) -> list[tuple[int, Tensor]]:
+        """Add the gradients of some batches' losses to the weights' own. Returns what `Seen.add` takes of each."""
+        work, size = self._work, self._work.recipe.batch_size
+        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bfloat16"):
+            features = pooled_to_learn(self._model, normalised(pixels, work.preprocessor))
+        parts = zip(torch.split(features, size), torch.split(usable, size), strict=True)
+        found = [self._loss(places[i * size : (i + 1) * size], *part) for i, part in enumerate(parts)]
+        losses = [loss for loss, _ in found]
+        self._accelerator.backward(sum(losses[1:], start=losses[0]))
+        return [(task, row) for (task, _), (_, row) in zip(places[::size], found, strict=True)]
+
+    def _loss(self, places: Sequence[Place], features: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of one batch, and what is to be told of it, on the device."""
         work, (task, index) = self._work, places[0]
         if not bool(usable.any()):
             raise nothing_decoded(work.splits[task], len(usable), first=work.splits[task][index])
-        inputs = normalised(pixels.to(work.device), work.preprocessor)
-        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.precision == "bfloat16"):
-            features = pooled_to_learn(self._model, inputs)[usable.to(work.device)]
+        if not bool(usable.all()):
+            features = features[usable.to(work.device)]
         log_p = log_predictions(features, self._heads[task], self._projection, work.base.logit_scale)
-        undecided = entropy(log_p)
-        mean = log_p.detach().exp().mean(dim=0)
-        loss = undecided
+        loss = undecided = entropy(log_p)
+        mean, agreement = log_p.detach().exp().mean(dim=0), torch.zeros_like(undecided)
         if work.objective == "infomax":
             loss = infomax(log_p, self._predictions.with_batch(task, mean).to(log_p))
         elif self._own is not None:
-            own = self._own.of(places)[usable].to(log_p)
+            own = self._own.of(places)[usable].to(log_p.device, log_p.dtype, non_blocking=True)
             loss = cross_entropy(log_p, own)
-            seen.agreements[task] += (log_p.argmax(dim=1) == own.argmax(dim=1)).float().mean().cpu()
-        self._accelerator.backward(loss)
-        seen.entropies[task] += float(undecided.detach())
-        seen.of(task).add_(mean.cpu().double())
+            agreement = (log_p.argmax(dim=1) == own.argmax(dim=1)).float().mean()
+        return loss, torch.cat([undecided.detach()[None], agreement[None], mean])
 
     @torch.no_grad()
     def _gradient(self, number: int) -> Tensor:
@@ -370,24 +385,3 @@ class _Learning:
             self._progress.note(
                 f"Step {step} of {steps}: entropy {entropy:.4f} nats, coefficients {low:.3f} to {high:.3f}{chosen}"
             )
-
-
-class _Seen:
-    """What a step sees, each process its own batches of it: numbers in one row, which are added up over processes."""
-
-    def __init__(self, classes: Sequence[int], images: int) -> None:
-        """All zero.
-
-        Args:
-            classes: how many each task has.
-            images: of the whole step.
-        """
-        tasks = len(classes)
-        self.flat = torch.zeros(2 * tasks + images + sum(classes), dtype=torch.float64)
-        parts = torch.split(self.flat, [tasks, tasks, images, sum(classes)])
-        self.entropies, self.agreements, self.usable, self.predicted = parts
-        self._classes = list(classes)
-
-    def of(self, task: int) -> Tensor:
-        """The sum of the mean predictions on one task's batches."""
-        return torch.split(self.predicted, self._classes)[task]

@@ -187,13 +187,23 @@ class PartsFile:
         for task, c in enumerate(coefficients):
             left, right = self._components(adapted, task)
             if kept is not None and right is not None:
-                places = kept[task].nonzero()[:, 0].to(left.device)
+                places = kept[task].nonzero()[:, 0].to(left.device, non_blocking=True)
                 left, right = left[:, places], right[:, places]
             for tensor, own in zip(out, torch.split(left, rows), strict=True):
                 if right is None:
                     tensor.add_(own, alpha=c)
                 else:
                     tensor.addmm_(own, right.T, alpha=c)
+
+    def merge_all(
+        self,
+        values: Float[Tensor, "task group"],
+        out: Sequence[Sequence[Tensor]],
+        kept: Sequence[Bool[Tensor, "task k"] | None],
+    ) -> None:
+        """Merge every group. Args: the coefficients, on the CPU; of each group what `merge` takes."""
+        for number, (adapted, tensors, mask) in enumerate(zip(self.adapted, out, kept, strict=True)):
+            self.merge(adapted, values[:, number].tolist(), tensors, mask)
 
     def inner(self, adapted: Adapted, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, " task"]:
         """⟨gradient, component_t⟩ for each tower: what the loss's gradient is to its coefficient.
