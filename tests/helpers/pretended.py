@@ -49,6 +49,9 @@ class There(torch.Tensor):
     def __repr__(self) -> str:
         return f"There({self.here!r})"
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{function} outside of pretending()")
