@@ -71,6 +71,11 @@ BENCHES = (
     Bench("scale", "Scale", 130, short=("--towers", "3,4"), towers=True),
 )
 DEVICE = Bench("device", "On a GPU", 300)
+ON_GPU = (
+    Bench(
+        "adapt", "Adaptation on a GPU", 180, ("--towers", "8", "--device", "cuda", "--precision", "float32,bfloat16")
+    ),
+)
 
 
 def run(bench: Bench, arguments: Sequence[str], folder: Path) -> tuple[str, bool]:
@@ -139,7 +144,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the page; RESULTS.md here, if all are run in full, else none")
     asked = parser.parse_args()
     out = asked.out or (None if asked.only or asked.short else HERE / "RESULTS.md")
-    every = [*BENCHES, DEVICE]
+    every = [*BENCHES, DEVICE, *(ON_GPU if gpu() else ())]
     chosen = asked.only.split(",") if asked.only else [bench.name for bench in every]
     if unknown := set(chosen) - {bench.name for bench in every}:
         parser.error(f"no bench {min(unknown)}; there are {', '.join(bench.name for bench in every)}")
