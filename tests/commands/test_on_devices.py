@@ -65,12 +65,12 @@ def tasks_of(root: Path, *numbers: int) -> str:
     return ",".join(f"user/t{i}={root}/images{i}.yaml" for i in numbers)
 
 
-def assert_alike(root: Path, out: str, start: Path, allowed: float = 1e-4) -> None:
-    """Two merges, by how far each went from a tower: relative to whole weights a wrong one is a right one."""
+def assert_alike(root: Path, out: str, start: Path, allowed: float = 1e-4, but: str = "nothing") -> None:
+    """Two towers, by how far each went from another: relative to whole weights a wrong one is a right one."""
     folders = (root / "cpu" / out, root / "there" / out, start)
     expected, found, before = (load_file(folder / "model.safetensors") for folder in folders)
     before = {name.removeprefix("vision_model."): tensor for name, tensor in before.items()}
-    for name, tensor in expected.items():
+    for name, tensor in ((name, tensor) for name, tensor in expected.items() if not name.endswith(but)):
         moved = (tensor.double() - before[name.removeprefix("vision_model.")].double()).norm()
         error = (tensor.double() - found[name].double()).norm()
         assert error <= allowed * moved + 1e-7 * tensor.double().norm(), (out, name)
@@ -176,5 +176,5 @@ def test_fine_tuning(zoo, clip: Path, on_both, tmp_path: Path) -> None:
     hub, root = zoo
     line = ["finetune", "user/clip", "--task", f"{root}/images1.yaml", "--steps", "4", "--batch-size", "8", "--lr"]
     on_both(hub, [[*line, "1e-3", "--precision", "float32", "--validate-every", "2", "--out", "tuned"]])
-    # Where the gradient is next to nothing, Adam's first steps are of its sign alone.
-    assert_alike(tmp_path, "tuned", clip, 0.05)
+    # Where the gradient is next to nothing, Adam's first steps are of its sign alone. That of a key's bias is nothing.
+    assert_alike(tmp_path, "tuned", clip, 0.05, but="k_proj.bias")
