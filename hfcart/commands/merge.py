@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from torch import device
 
     from hfcart.hub import Target
-    from hfcart.learning.adapt.loop import Learned
+    from hfcart.learning.adapt.learned import Learned
 
 # What learns from images before the merge keeps its work in these, inside the merge's own work folder.
 _ADAPTATION, _CHOOSING = "adaptation", "choosing"

@@ -8,9 +8,7 @@ batches, and the gradients of the coefficients (a few hundred numbers) are added
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from hfcart.engine.plan import Plan
 from hfcart.engine.writing import GroupWriter
 from hfcart.errors import HfcartError
 from hfcart.formats.shard_layout import SINGLE
+from hfcart.learning.adapt.learned import Learned, learned, report, warn_of_collapse
 from hfcart.learning.adapt.masks import masks_of
 from hfcart.learning.adapt.objective import MeanPredictions, cross_entropy, entropy, infomax, log_predictions
 from hfcart.learning.adapt.own_predictions import OwnPredictions, own_predictions
@@ -36,8 +35,7 @@ from hfcart.learning.adapt.state import Coefficients
 from hfcart.learning.adapt.work import Work, prepare
 from hfcart.learning.batches import Batch, Loader, Place
 from hfcart.progress import Progress
-from hfcart.quoting import plural, quoted, some
-from hfcart.records import AdaptationRecord, AdaptedTask
+from hfcart.quoting import plural, some
 from hfcart.system.allocator import heap_kept
 from hfcart.system.checkpoints import FOLDER, Checkpoints
 from hfcart.system.device import full_float32
@@ -45,34 +43,11 @@ from hfcart.system.environment import current_environment, fingerprint
 from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
 from hfcart.system.threads import default_workers
 from hfcart.system.work_folder import WorkFolder, work_path
-from hfcart.tasks.copies import copies
 from hfcart.zero_shot.scoring import nothing_decoded
 
 _SAVE_EVERY = 10
-_LINES = 20  # lines of entropy that a whole adaptation prints
 _AVERAGED = 50  # steps that the first and the last entropy are means of; a tenth of them where that is less
 _OWN = "own-towers"  # folder of what they predict
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What an adaptation learned.
-
-    Attributes:
-        coefficients: group's key -> one for each tower, in the plan's order.
-        directions: matrix's key -> which of each tower's stay, likewise; None if they were not chosen.
-        record: how they were learned.
-        history: a row for each step: every task's entropy, then every tower's mean coefficient; then, if directions
-            were chosen, every tower's share of them; then, if the tower was to be like the tasks' own ones, the share
-            of each task's images of which both say the same.
-        cards: copies of the tasks' cards, by their file.
-    """
-
-    coefficients: dict[str, tuple[float, ...]]
-    directions: dict[str, tuple[str, ...]] | None
-    record: AdaptationRecord
-    history: list[list[float]]
-    cards: dict[str, bytes]
 
 
 def adapt(plan: Plan, folder: Path, preprocessor: dict[str, Any] | None, progress: Progress) -> Learned:
@@ -157,8 +132,8 @@ class _Learning:
         self._masks = masks_of(work, parts.adapted)
         # On a device several batches go through the tower together, as far as an eighth of its memory goes.
         self._at_once = max(1, room_for_images(work.plan.architecture, work.device) // work.recipe.batch_size)
-        self._averaged = max(1, min(_AVERAGED, work.setting("steps") // 10))
-        self._predictions = MeanPredictions([len(head) for head in work.heads], self._averaged)
+        averaged = max(1, min(_AVERAGED, work.setting("steps") // 10))
+        self._predictions = MeanPredictions([len(head) for head in work.heads], averaged)
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, if there is one. Every process reads it: it is small."""
@@ -190,7 +165,7 @@ class _Learning:
                 for batch in batches:
                     self._learn(batch)
                     self._progress.advance(1)
-                    self._report(steps)
+                    report(work, self._state, self._masks, self._progress)
                     if self._state.step % _SAVE_EVERY == 0 or self._state.step == steps:
                         self._save()
         finally:
@@ -199,63 +174,12 @@ class _Learning:
             names = some((self._work.splits[task].where(index) for task, index in sorted(self._state.broken)), 3)
             count = plural(len(self._state.broken), "image")
             self._progress.warn(f"{count} could not be decoded and taught nothing ({names}).")
-        self._warn_of_collapse()
+        warn_of_collapse(work, self._predictions, self._progress)
 
     def learned(self) -> Learned:
-        """The coefficients, and how they came about."""
-        work, state = self._work, self._state
-        final = state.final().T.tolist()
-        record = AdaptationRecord(
-            name=work.adaptive.name,
-            objective=work.objective,
-            rank=work.rank,
-            per=work.recipe.adapt_per,
-            part=work.recipe.adapt_split,
-            tasks=tuple(self._task(number) for number in range(len(work.splits))),
-            base=work.base.label,
-            base_commit=work.base.source.commit,
-            start=work.start,
-            clamped=work.adaptive.clamped,
-            steps=state.step,
-            lr=work.setting("lr"),
-            batch_size=work.recipe.batch_size,
-            rounds=work.adaptive.rounds,
-            seed=work.setting("seed"),
-            precision=work.precision,
-            processes=self._accelerator.num_processes,
-        )
-        keys = [adapted.group.key for adapted in self._parts.adapted]
-        chosen = [adapted.group.key for adapted in self._parts.adapted if adapted.chosen]
-        directions = dict(zip(chosen, self._masks.final(), strict=True)) if self._masks else None
-        cards = copies((split.task, split.dataset) for split in self._work.splits)
-        coefficients = dict(zip(keys, map(tuple, final), strict=True))
-        return Learned(coefficients, directions, record, state.history, cards)
-
-    def _task(self, number: int) -> AdaptedTask:
-        work, split = self._work, self._work.splits[number]
-        first_share, last_share, _ = self._predictions.shares(number)
-        first_entropy, last_entropy = self._ends(number)
-        same = self._ends(number - len(work.splits)) if work.objective == "distill" else (None, None)
-        return AdaptedTask(
-            task=split.task.id,
-            title=split.task.title,
-            dataset=split.dataset,
-            images=len(split),
-            undecodable=sum(task == number for task, _ in self._state.broken),
-            card_sha256=split.task.sha256,
-            first_entropy=first_entropy,
-            last_entropy=last_entropy,
-            first_share=round(first_share, 6),
-            last_share=round(last_share, 6),
-            own=work.own(number).label if work.objective == "distill" else None,
-            first_agreement=same[0],
-            last_agreement=same[1],
-        )
-
-    def _ends(self, column: int) -> tuple[float, float]:
-        """Means of a column of the history, over its first steps and its last."""
-        values, count = [row[column] for row in self._state.history], self._averaged
-        return round(sum(values[:count]) / count, 6), round(sum(values[-count:]) / count, 6)
+        """What was learned up to now."""
+        adapted, processes = self._parts.adapted, self._accelerator.num_processes
+        return learned(self._work, adapted, self._state, self._masks, self._predictions, processes)
 
     def _learn(self, batch: Batch) -> None:
         """One step: merge, every own batch forward and backward, inner products, add up over processes, update."""
@@ -363,25 +287,3 @@ class _Learning:
             state = self._state.checkpoint() | self._predictions.checkpoint()
             state |= self._masks.checkpoint() if self._masks else {}
             self._checkpoints.save(self._state.step, state)
-
-    def _warn_of_collapse(self) -> None:
-        for number, task in enumerate(split.task for split in self._work.splits):
-            if self._predictions.collapsed(number):
-                first, now, into = self._predictions.shares(number)
-                other = "" if self._work.objective == "distill" else ", or --objective distill"
-                self._progress.warn(
-                    f"{task.title}: the predictions collapse. {quoted(task.classnames[into], 80)} has {now:.0%} "
-                    f"of them, where the commonest had {first:.0%} before. Try a lower --lr or fewer --steps{other}."
-                )
-
-    def _report(self, steps: int) -> None:
-        step, every, tasks = self._state.step, math.ceil(steps / _LINES), len(self._work.splits)
-        if step % every == 0 or step == steps:
-            rows = self._state.history[-every:]
-            entropy = sum(sum(row[:tasks]) for row in rows) / (len(rows) * tasks)
-            low, high = (float(f(self._state.values())) for f in (torch.min, torch.max))
-            shares = self._masks.shares() if self._masks else []
-            chosen = f", {min(shares):.0%} to {max(shares):.0%} of a tower's directions" if shares else ""
-            self._progress.note(
-                f"Step {step} of {steps}: entropy {entropy:.4f} nats, coefficients {low:.3f} to {high:.3f}{chosen}"
-            )

@@ -59,7 +59,11 @@ def cross_entropy(log_p: Float[Tensor, "b classes"], own: Float[Tensor, "b class
 
 
 class MeanPredictions:
-    """The mean prediction on each task's images, over the latest steps and over the first, on the CPU in float64."""
+    """The mean prediction on each task's images, over the latest steps and over the first, on the CPU in float64.
+
+    Attributes:
+        first: steps that the mean at the start is over.
+    """
 
     def __init__(self, classes: Sequence[int], first: int) -> None:
         """Nothing seen yet.
@@ -68,7 +72,7 @@ class MeanPredictions:
             classes: how many each task has.
             first: steps that the mean at the start is over.
         """
-        self._classes, self._first_steps = list(classes), first
+        self._classes, self.first = list(classes), first
         self.step = 0
         self._recent, self._first = torch.zeros(2, sum(classes), dtype=torch.float64)
 
@@ -81,8 +85,8 @@ class MeanPredictions:
     def update(self, means: Float64[Tensor, " all_classes"]) -> None:
         """One step more. Args: the mean prediction on each task's images of this step, one task after the other."""
         self._recent.mul_(_MEMORY).add_(means, alpha=1 - _MEMORY)
-        if self.step < self._first_steps:
-            self._first.add_(means, alpha=1 / self._first_steps)
+        if self.step < self.first:
+            self._first.add_(means, alpha=1 / self.first)
         self.step += 1
 
     def shares(self, task: int) -> tuple[float, float, int]:
