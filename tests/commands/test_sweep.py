@@ -280,7 +280,14 @@ def test_what_the_images_say_of_a_sweep() -> None:
     worse = sweep_of(dataclasses.replace(anchor, correct=(90,)), best, other)
     assert rows(worse) == [("8 %", "60.0", "50.0")]
     assert "The average alone is better than rank 8 % at scale 1." in remarks(worse)[1]
+    # At an end of the scales there may be more beyond it.
+    three = (1.0, 2.0, 3.0)
+    points = [SweepPoint(0.08, scale, (50,), (5,), 0.3) for scale in three]
+    told = {i: remarks(sweep_of(anchor, *points, best=i, scales=three))[-1] for i in (1, 2, 3)}
+    assert told[1] == "The best scale is the smallest of those tried: smaller ones may be better."
+    assert "may be better" not in told[2] and "the largest of those tried: larger ones" in told[3]
     single = sweep_of(anchor, best, scales=(1.0,))
+    assert "tried" not in str(remarks(single))
     assert remarks(single)[1] == "The average alone is worse than rank 8 %." and rows(single) == [("8 %", "60.0 *")]
     test = sweep_of(anchor, best, dataclasses.replace(other, p=0.01), part="test")
     assert rows(test) == [("8 %", "60.0", "50.0")] and "than" not in str(remarks(test))
