@@ -68,6 +68,18 @@ def _every_hint_works(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not [wrong for hint in hints for wrong in (*faults(hint), *faults_in_python(hint))]
 
 
+@pytest.fixture
+def drawn() -> None:
+    """For tests that need the figures of merges in this process; those of commands and wider fixtures are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take nine tenths of the time of a small merge: they are drawn for tests that need them."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("hfcart.report.plots.draw_figures", lambda *_: [])
+
+
 @pytest.fixture(scope="session")
 def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment for subprocesses: no Hub settings of the machine, no terminal width of the terminal."""

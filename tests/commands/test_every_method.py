@@ -80,6 +80,7 @@ def check_tensors(folder: Path, name: str, dtypes: dict[int, torch.dtype], qkv: 
         assert torch.allclose(value, expected[tensor], rtol=0, atol=close), tensor
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", ALONE)
 def test_a_merge_keeps_its_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Towers of three dtypes; killed, then resumed in another order with more workers: as if nothing had happened."""

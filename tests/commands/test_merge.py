@@ -31,6 +31,7 @@ def test_the_recipe_reproduces_the_bytes(four: list[Path], tmp_path: Path) -> No
     assert again.recipe == yaml.safe_load((tmp_path / "m" / "recipe.yaml").read_text())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_nothing_of_this_machine_is_in_the_output(four: list[Path], tmp_path: Path) -> None:
     hfcart.merge([str(s) for s in four], out=str(tmp_path / "m"))
     for path in (tmp_path / "m").rglob("*"):

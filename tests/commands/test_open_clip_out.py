@@ -188,6 +188,7 @@ def test_clips_own_words_are_known(loaded: tuple[Path, dict[str, Any]]) -> None:
         assert tokenizer_cfg({"tokenizer.json": broken}, "user/clip", "a" * 40) == pinned
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_stopped_merge_goes_on_to_the_same_bytes(
     loaded: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

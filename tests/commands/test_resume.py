@@ -21,6 +21,7 @@ from hfcart.errors import DistantError, OutputError
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import make
 
+pytestmark = pytest.mark.usefixtures("drawn")  # what a command wrote is compared with what was merged here
 KILLS = 24
 SMALL = {**TINY, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 6}
 

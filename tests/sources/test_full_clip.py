@@ -216,6 +216,7 @@ def test_verify_repeats_it(zoo: Path, tmp_path: Path) -> None:
         run_verify(str(tmp_path / "m"), device="cpu", stream=False, progress=Progress())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_stopped_merge_goes_on(zoo: Path, tmp_path: Path) -> None:
     """Stopped with all groups done, and two of the text side spoilt by a power cut: only those are done again."""
     far = Path(shutil.copytree(zoo / "t1", tmp_path / "far"))
@@ -373,6 +374,7 @@ def test_a_hostile_tokenizer(
     assert "base" in caught.value.message
 
 
+@pytest.mark.usefixtures("drawn")
 def test_only_known_files_are_taken(zoo: Path, base: Path, tmp_path: Path) -> None:
     for name in ("chat_template.jinja", "tokenization_own.py", "processor_config.json", "video_preprocessor.json"):
         (base / name).write_text("{}")
