@@ -119,6 +119,7 @@ def hfcart(clean_env: dict[str, str], tmp_path: Path) -> Run:
             settings["HF_TOKEN"] = token
         done = ended(
             [sys.executable, "-m", "hfcart", *map(str, args)],
+            warm=True,
             cwd=cwd,
             env=settings,
         )
@@ -132,9 +133,11 @@ def hfcart(clean_env: dict[str, str], tmp_path: Path) -> Run:
 def commands(clean_env: dict[str, str], tmp_path: Path) -> Commands:
     """Several commands one after another in one process: most of the time of each would be the same imports again."""
 
-    def run(hub: EmbeddedHub, lines: Sequence[Sequence[str]], **more: str) -> list[subprocess.CompletedProcess[str]]:
+    def run(
+        hub: EmbeddedHub, lines: Sequence[Sequence[str]], *, apart: bool = True, **more: str
+    ) -> list[subprocess.CompletedProcess[str]]:
         env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN} | more
-        return run_commands(lines, tmp_path, env)
+        return run_commands(lines, tmp_path, env, apart=apart)
 
     return run
 

@@ -72,10 +72,12 @@ with open("found.json", "w") as file:
 MEASURED = {field.name for field in dataclasses.fields(Measurement)}
 
 
-def python(code: str, env: dict[str, str], cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, env: dict[str, str], cwd: Path, *args: str, warm: bool = True
+) -> subprocess.CompletedProcess[str]:
     done = ended(
         [sys.executable, "-W", "error", "-W", "ignore::hfcart.errors.HfcartWarning", "-c", code, *args],
-        env=env, cwd=cwd,
+        warm=warm, env=env, cwd=cwd,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
@@ -307,7 +309,7 @@ try:
 except AttributeError as error:
     assert str(error) == "module 'hfcart' has no attribute 'nothing'"
 """
-    python(code, clean_env, tmp_path)
+    python(code, clean_env, tmp_path, warm=False)
 
 
 USER = """

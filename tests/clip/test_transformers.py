@@ -44,6 +44,7 @@ def test_loads_in_both_majors(tmp_path: Path, clean_env: dict[str, str], fields:
         env = {**clean_env, "PYTHONPATH": extra + clean_env["PYTHONPATH"], "HF_HUB_OFFLINE": "1"}
         done = ended(
             [sys.executable, "-c", CODE, str(tmp_path / "m")],
+            warm=True,
             env=env,
         )
         assert done.returncode == 0, done.stderr

@@ -50,7 +50,7 @@ def test_compare_and_sweep_measure_them(
     lines = [["compare", *sources, *many, *methods, "--out", out] for sources, out in ((ADAPTERS, "a"), (WHOLE, "w"))]
     lines += [["sweep", *sources, *many, "--rank", "0.1,1", "--scale", "1", "--out", out]
               for sources, out in ((ADAPTERS, "sa"), (WHOLE, "sw"))]  # fmt: skip
-    for done in commands(hub, lines):
+    for done in commands(hub, lines, apart=False):
         assert done.returncode == 0, done.stderr
     assert accuracies(tmp_path / "a" / "compare.json") == accuracies(tmp_path / "w" / "compare.json")
     swept = [json.loads((tmp_path / out / "sweep.json").read_text())["points"] for out in ("sa", "sw")]

@@ -104,6 +104,7 @@ def test_the_first_lines_and_the_snippets(
         done = ended(
             [sys.executable, "-c", SNIPPETS],
             input=json.dumps(snippets),
+            warm=True,
             env={**env, "PYTHONPATH": path + env["PYTHONPATH"]},
         )
         assert done.returncode == 0, done.stderr

@@ -228,6 +228,7 @@ def test_it_chooses_on_validation_images_and_tells_noise_from_difference(
             [*line, "--json", "--out", "again"],
             ["compare", *TOWERS, "--tasks", tasks, "--methods", "cart", "--limit", "8", "--out", "few"],
         ],
+        apart=False,
     )
     for done in (first, again, few):
         assert done.returncode == 0, done.stderr
@@ -253,7 +254,7 @@ def test_it_chooses_on_validation_images_and_tells_noise_from_difference(
     assert "distinguishable" not in few.stdout and "hfcart merge" in few.stdout  # one method has no other beside it
 
 
-def test_a_method_that_fails_is_a_row(zoo, hfcart: Run, tmp_path: Path) -> None:
+def test_a_method_that_fails_is_a_row(zoo, commands: Commands, tmp_path: Path) -> None:
     """Towers further from the base than any of one ancestor: task arithmetic refuses them, their mean does not."""
     hub, root = zoo
     shutil.copytree(root / "t2", tmp_path / "far")
@@ -264,8 +265,9 @@ def test_a_method_that_fails_is_a_row(zoo, hfcart: Run, tmp_path: Path) -> None:
     save_file(scaled, tmp_path / "far" / "model.safetensors", metadata={"format": "pt"})
     shutil.copytree(tmp_path / "far", tmp_path / "farther")
     save_file({n: 1.8 * w for n, w in weights.items()}, tmp_path / "farther" / "model.safetensors", {"format": "pt"})
-    done = hfcart("compare", "far", "farther", "--base", "user/clip", "--tasks", f"{root}/images1.yaml", "--methods",
-                  "average,task_arithmetic", "--references", "none", hub=hub)  # fmt: skip
+    line = ["compare", "far", "farther", "--base", "user/clip", "--tasks", f"{root}/images1.yaml"]
+    line += ["--methods", "average,task_arithmetic", "--references", "none"]
+    (done,) = commands(hub, [line], apart=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "task_arithmetic failed: The towers are not of one ancestor" in done.stdout
     rows = json.loads((tmp_path / "compare" / "compare.json").read_text())["rows"]

@@ -13,6 +13,7 @@ from three_towers import TOWERS
 CODE = """
 import hashlib, json, sys
 from collections import Counter
+import apart_here
 import hfcart
 from hfcart.zero_shot import scoring
 from work import counted

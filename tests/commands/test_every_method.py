@@ -118,7 +118,7 @@ for name in sys.argv[1:]:
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN}
     names = ["tsv_m", "ties"]
     command = [sys.executable, "-c", script, *names]
-    done = ended(command, cwd=tmp_path, env=env)
+    done = ended(command, warm=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     for name in names:
         check_tensors(tmp_path / name, name, dict.fromkeys(range(4), torch.float32), "split")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from clips import image
-from running import Run, contents
+from running import Commands, Run, contents
 from three_towers import COLOURS, TOWERS
 
 from hfcart.tasks.task_cards import read_card
@@ -87,18 +87,18 @@ def test_a_merge_that_looks_at_photos_is_repeated_where_they_are(zoo, hfcart: Ru
     assert here.returncode == 0 and "Identical" in here.stdout + here.stderr, here.stderr
 
 
-def test_sweep_and_compare_copy_the_cards(zoo, hfcart: Run, tmp_path: Path) -> None:
+def test_sweep_and_compare_copy_the_cards(zoo, commands: Commands, tmp_path: Path) -> None:
     hub, root = zoo
     photos, tasks = write_photos(tmp_path / "photos"), f"photos,{root}/images1.yaml"
-    swept = hfcart("sweep", *TOWERS, "--tasks", tasks, "--rank", "0.5", "--scale", "1", "--out", "swept", hub=hub)
+    sweep = ["sweep", *TOWERS, "--rank", "0.5", "--scale", "1", "--tasks"]
+    compare = ["compare", *TOWERS, "--tasks", tasks, "--methods", "average,cart++", "--out", "compared"]
+    lines = [[*sweep, tasks, "--out", "swept"], compare, [*sweep, str(photos / "test")]]
+    swept, compared, single = commands(hub, lines, apart=False)
     assert swept.returncode == 0, swept.stderr
-    lines = ["compare", *TOWERS, "--tasks", tasks, "--methods", "average,cart++", "--out", "compared"]
-    compared = hfcart(*lines, hub=hub)
     assert compared.returncode == 0 and "failed" not in compared.stderr, compared.stderr
     for name in ("swept", "compared"):
         no_path_in(tmp_path / name, tmp_path)
         assert {path.name for path in (tmp_path / name / "tasks").iterdir()} == {"photos.yaml", "images1.yaml"}
-    single = hfcart("sweep", *TOWERS, "--tasks", photos / "test", "--rank", "0.5", "--scale", "1", hub=hub)
     assert single.returncode == 2 and "has no train split" in single.stderr, single.stderr
 
 

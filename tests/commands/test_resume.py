@@ -34,7 +34,7 @@ def test_kill_9_at_seeded_journal_lengths(
     hfcart.merge(sources, out=str(tmp_path / "undisturbed"), **fields)
     command = [sys.executable, str(HELPERS / "killer.py"), str(tmp_path / "m"), str(seed), str(KILLS)]
     command += [json.dumps(fields), *sources]
-    done = ended(command, env=clean_env)
+    done = ended(command, warm=True, cwd=tmp_path, env=clean_env)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["last"] == 0
@@ -100,7 +100,7 @@ def test_ctrl_c_leaves_a_folder_to_resume(tmp_path: Path, clean_env: dict[str, s
     assert "Traceback" not in err
     assert "Stopped. What is done so far is kept in m.partial: run the same command again to go on." in err
     command = [sys.executable, "-m", "hfcart", "merge", "t1", "t2", "t3", "--out", "m", "--workers", "2"]
-    again = ended(command, cwd=tmp_path, env=clean_env)
+    again = ended(command, warm=True, cwd=tmp_path, env=clean_env)
     assert again.returncode == 0, again.stderr
     assert "Resuming: " in again.stderr
     hfcart.merge([str(tmp_path / f"t{i}") for i in (1, 2, 3)], out=str(tmp_path / "undisturbed"))

@@ -164,7 +164,7 @@ def test_peft_loads_switches_and_merges_them(
     env = {**clean_env, "PYTHONPATH": path + clean_env["PYTHONPATH"], "HF_HUB_OFFLINE": "1"}
     done = ended(
         [sys.executable, str(HELPERS / "adapted.py"), str(tmp_path / "m"), *sources],
-        env=env,
+        warm=True, cwd=tmp_path, env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

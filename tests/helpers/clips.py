@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -123,4 +124,9 @@ def parquet(
 def write_images(count: int, classes: int, seed: int, *, names: list[str] | None = None) -> bytes:
     """A parquet data set of `count` images in `classes` colours, label i % classes; nothing of it needs a network."""
     labels = [i % classes for i in range(count)]
-    return parquet([png(image(label, seed * 1_000_003 + i)) for i, label in enumerate(labels)], labels, names)
+    return parquet([_drawn(label, seed * 1_000_003 + i) for i, label in enumerate(labels)], labels, names)
+
+
+@functools.cache
+def _drawn(label: int, seed: int) -> bytes:
+    return png(image(label, seed))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hints import command_of, commands_in, faults
+from warm import Warm, suits
 
 ROOT = Path(__file__).parents[2]
 HELPERS = Path(__file__).parent
@@ -31,21 +32,28 @@ print(json.dumps([(r.exit_code, r.stdout, r.stderr) for r in results]))
 """
 
 
-def ended(command: Sequence[str | Path], *, input: str = "", **settings: Any) -> subprocess.CompletedProcess[str]:
+def ended(
+    command: Sequence[str | Path], *, input: str = "", warm: bool = False, **settings: Any
+) -> subprocess.CompletedProcess[str]:
     """A command that has ended, and what it printed: into files, so that nothing it leaves behind is waited for.
 
     Args:
         command: killed with its group of processes if it does not end.
         input: what it reads.
-        settings: for subprocess.Popen.
+        warm: whether it may be a fork of a Python that has imported what takes long to import; see `warm`.
+        settings: for subprocess.Popen; of a warm one, `cwd` and `env` alone.
     """
     with ExitStack() as files:
-        given, *printed = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3)]
+        given, *printed = [files.enter_context(tempfile.NamedTemporaryFile("w+")) for _ in range(3)]
         given.write(input)
         given.seek(0)
-        process = subprocess.Popen(
-            command, stdin=given, stdout=printed[0], stderr=printed[1], start_new_session=True, **settings
-        )
+        process: Warm | subprocess.Popen[bytes]
+        if warm and suits(command, settings.get("env")):
+            process = Warm(command, [file.name for file in (given, *printed)], **settings)
+        else:
+            process = subprocess.Popen(
+                command, stdin=given, stdout=printed[0], stderr=printed[1], start_new_session=True, **settings
+            )
         try:
             process.wait(LIMIT)
         finally:
@@ -61,10 +69,16 @@ def ended(command: Sequence[str | Path], *, input: str = "", **settings: Any) ->
 
 
 def run_commands(
-    lines: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str]
+    lines: Sequence[Sequence[str]],
+    cwd: Path,
+    env: Mapping[str, str],
+    *,
+    apart: bool = True,
+    python: str | Path = sys.executable,
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Several commands one after another in one process."""
-    done = ended([sys.executable, "-c", _RUNNER], input=json.dumps(lines), cwd=cwd, env=env)
+    """Several commands one after another in one process; a comparison's merges too, unless they are to be `apart`."""
+    first = "" if apart else f"import sys; sys.path.append({str(HELPERS)!r}); import apart_here\n"
+    done = ended([python, "-c", first + _RUNNER], input=json.dumps(lines), warm=True, cwd=cwd, env=env)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     all_done = [subprocess.CompletedProcess(line, *each) for line, each in zip(lines, found, strict=True)]

@@ -62,7 +62,7 @@ class World:
         path = self.root / "jobs.json"
         path.write_text(json.dumps(listed))
         command = [sys.executable, str(HELPERS / "finetuner.py"), str(path)]
-        done = ended(command, cwd=self.root, env=self.env)
+        done = ended(command, warm=True, cwd=self.root, env=self.env)
         assert done.returncode == 0, done.stderr
         self.results |= dict(zip(jobs, json.loads(done.stdout), strict=True))
 

@@ -168,6 +168,7 @@ merge_folder(make({**fields, "scale": 0.5, "out": "m"}), Fatal())
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_TOKEN": TOKEN}
     killed = ended(
         [sys.executable, "-c", script, tasks, *TOWERS],
+        warm=True,
         cwd=tmp_path,
         env=env,
     )

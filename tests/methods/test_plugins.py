@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ROOT, ended
+from running import ROOT, ended, run_commands
 from three_towers import TOWERS
 from towers import write_tower
 
@@ -87,33 +86,32 @@ def test_it_is_used_as_if_it_were_hfcarts_own(
     hub, root = zoo
     env = env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
 
-    def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = ended(
-            [str(python), "-m", "hfcart", *args],
-            cwd=tmp_path,
-            env=env,
-        )
-        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-        return done
-
-    run("merge", *TOWERS, "--method", "middle", "--stretch", "1.5", "--out", "m")
+    wrong = {"broken": "NOTHING", "taken": "there is a method cart already", "raises": "gone"}
+    tasks = f"{root}/images1.yaml"
+    lines = [
+        ["methods"],
+        ["merge", *TOWERS, "--method", "middle", "--stretch", "1.5", "--out", "m"],
+        ["verify", "m"],
+        ["methods", "middle"],
+        ["merge", "--help"],
+        ["compare", *TOWERS, "--tasks", tasks, "--methods", "middle", "--references", "none", "--out", "c"],
+        *(["merge", *TOWERS, "--method", name, "--out", name] for name in wrong),
+    ]
+    every = run_commands(lines, tmp_path, env, python=python)
+    assert [done.returncode for done in every] == [0] * 6 + [2] * 3, every
+    assert not [done.stderr for done in every if "Traceback" in done.stderr]
+    listed, _, verified, middle, shown, _, *refused = every
     record = json.loads((tmp_path / "m" / "hfcart.json").read_text())
     assert record["method"]["package"] == "hfcart-middle 1.2" and record["method"]["parameters"] == {"stretch": 1.5}
     card = (tmp_path / "m" / "README.md").read_text()
     assert "`hfcart-middle 1.2`" in card and "`stretch`, σ" in card
-    assert "Identical" in run("verify", "m").stdout
-    listed = run("methods")
-    assert "middle" in listed.stdout
-    for name, why in (("broken", "NOTHING"), ("taken", "there is a method cart already"), ("raises", "gone")):
+    assert "Identical" in verified.stdout and "middle" in listed.stdout
+    for (name, why), done in zip(wrong.items(), refused, strict=True):
         assert why in " ".join(listed.stderr.split()), name
-        refused = run("merge", *TOWERS, "--method", name, "--out", name, code=2)
-        assert "hfcart-middle 1.2" in " ".join(refused.stderr.split())
-    assert "hfcart-middle 1.2" in run("methods", "middle").stdout
-    assert "--stretch" in run("merge", "--help").stdout
-    tasks = f"{root}/images1.yaml"
-    run("compare", *TOWERS, "--tasks", tasks, "--methods", "average,middle", "--references", "none", "--out", "c")
+        assert "hfcart-middle 1.2" in " ".join(done.stderr.split())
+    assert "hfcart-middle 1.2" in middle.stdout and "--stretch" in shown.stdout
     rows = json.loads((tmp_path / "c" / "compare.json").read_text())["rows"]
-    assert {row["name"]: row["error"] for row in rows} == {"average": None, "middle": None}
+    assert {row["name"]: row["error"] for row in rows} == {"middle": None}
 
 
 def test_without_the_package_its_merge_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -575,7 +575,7 @@ class Site:
     def python(self, code: str, *args: str) -> object:
         settings = {**self.env, "HF_ENDPOINT": self.hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(self.folder / "home")}
         command = [sys.executable, "-W", "error", "-c", code, *args]
-        done = ended(command, cwd=self.folder, env=settings)
+        done = ended(command, warm=True, cwd=self.folder, env=settings)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -120,7 +120,7 @@ def test_the_pipeline_loads_and_runs_it(
     for extra in ("", f"{COMPAT}{os.pathsep}"):
         env = {**clean_env, "PYTHONPATH": extra + clean_env["PYTHONPATH"], "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-c", PIPELINE, str(tmp_path / "m"), str(base)]
-        done = ended(command, env=env)
+        done = ended(command, warm=True, env=env)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout.splitlines()[-1]))
     for _, logits, expected, scores in results:
@@ -461,7 +461,7 @@ def test_the_cards_snippet_runs(zoo: Path, tmp_path: Path, clean_env: dict[str, 
     snippet = card.partition("```python\n")[2].partition("```")[0]
     env = {**clean_env, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", snippet]
-    done = ended(command, cwd=tmp_path / "m", env=env)
+    done = ended(command, warm=True, cwd=tmp_path / "m", env=env)
     assert done.returncode == 0, done.stderr
     scores = {label: float(score) for score, label in (line.split("% ") for line in done.stdout.splitlines())}
     assert scores.keys() == {"cat", "dog"} and abs(sum(scores.values()) - 100) <= 0.11  # each to a tenth

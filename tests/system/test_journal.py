@@ -106,7 +106,7 @@ def test_killed_twice_while_writing_and_the_same_in_the_end(
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
     script = [sys.executable, str(HELPERS / "tearer.py"), "jobs.json"]
-    done = ended(script, cwd=tmp_path, env=env)
+    done = ended(script, warm=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     attempts = iter(json.loads(done.stdout))
     for name, (kind, _) in work.items():

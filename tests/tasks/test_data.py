@@ -117,7 +117,7 @@ class Bench:
     def run(self, script: str) -> dict[str, Any]:
         done = ended(
             [sys.executable, "-W", "error", "-c", f"{PREAMBLE}\n{script}\njson.dump(out, sys.stdout)"],
-            env=self.env,
+            warm=True, env=self.env,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stderr == "", "the client's own bars and warnings do not show"
