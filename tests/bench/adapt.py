@@ -137,7 +137,6 @@ def main() -> None:
 
     counts = [int(x) for x in asked.towers.split(",")]
     config = {**B32, "num_hidden_layers": asked.layers}
-    found: dict[tuple[int, str], dict[str, tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, EmbeddedHub(Path(folder) / "hub") as hub:
         root = Path(folder)
         hub.add_user("user", token="hf_user")
@@ -159,23 +158,22 @@ def main() -> None:
             tasks.append(str(root / f"data{i}.yaml"))
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"), "HF_HUB_DISABLE_XET": "1"}
         env["PYTHONPATH"] = str(Path(__file__).parents[2])
+        there = " on a GPU" if asked.device != "cpu" else ""
+        print(f"CART++ on ViT-B/32 of {asked.layers} layers{there}, {BATCH} images of each task a step.", flush=True)
+        rows = []
         for count, precision in itertools.product(counts, asked.precision.split(",")):
-            found[count, precision] = {}
+            found: list[tuple[float, float, float]] = []
             for way in ("plain", "ours"):
                 argument = json.dumps([way, towers[:count], tasks[:count], asked.device, precision])
                 command = [sys.executable, __file__, "child", argument]
                 done = subprocess.run(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True, check=True)
-                found[count, precision][way] = tuple(json.loads(done.stdout.splitlines()[-1]))
+                found.append(tuple(json.loads(done.stdout.splitlines()[-1])))
             subprocess.run(["rm", "-rf", str(root / "ours.partial")], check=True)
-    there = " on a GPU" if asked.device != "cpu" else ""
-    print(f"CART++ on ViT-B/32 of {asked.layers} layers{there}, {BATCH} images of each task a step.")
-    rows = []
-    for (count, precision), ways in found.items():
-        theirs, own = ways["plain"], ways["ours"]
-        for i, what in enumerate(("wall time a step", "CPU time a step", "peak memory")):
-            say_ratio(theirs[i] / own[i], f"{what}, {count} towers, {precision}: plain / hfcart")
-        each = (f"{one[i]:.3f} s" for i in (0, 1) for one in (theirs, own))
-        rows.append([f"{count}, {precision}", *each, *(f"{one[2] / 1e9:.2f} GB" for one in (theirs, own))])
+            theirs, own = found
+            for i, what in enumerate(("wall time a step", "CPU time a step", "peak memory")):
+                say_ratio(theirs[i] / own[i], f"{what}, {count} towers, {precision}: plain / hfcart")
+            each = (f"{one[i]:.3f} s" for i in (0, 1) for one in found)
+            rows.append([f"{count}, {precision}", *each, *(f"{one[2] / 1e9:.2f} GB" for one in found)])
     kinds = ("a step", "CPU of a step", "peak memory")
     say_table(("towers", *(f"{kind}, {way}" for kind in kinds for way in ("plain", "hfcart"))), rows)
 
