@@ -166,7 +166,7 @@ def _sources(plan: Plan, given: Sequence[str], tasks: Sequence[TaskCard]) -> dic
         again = tower.again
         if isinstance(again, Reopened) and again.local:
             again = dataclasses.replace(again, path=text)  # as it was typed
-        found[again] = own_task(known(tower), tasks)
+        found[again] = own_task(known(tower, tasks), tasks)
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-from hfcart.commands.average import merge_average
+from hfcart.commands.merge_again import merge_average
 from hfcart.errors import HfcartError, SourceError
 from hfcart.progress import Progress
 from hfcart.quoting import plural
@@ -221,7 +221,8 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
         shared["average"] = replace(load_tower(str(average), Progress()), label="average")
         check_base(shared["average"], base, progress)
         yield _Others(
-            shared, [(ref, (source.repo, source.facts)) for source in record.sources if (ref := opens_again(source))]
+            shared,
+            [(ref, Known(source.repo, source.facts)) for source in record.sources if (ref := opens_again(source))],
         )
 
 
@@ -232,7 +233,7 @@ def adapters_of(tower: LoadedTower) -> list[tuple[str, Known]]:
         return []
     place = f"{store.ref}{'/' if store.path else ':'}" if store.ref else f"{_folder(store)}/"
     pairs = zip(record.adapters, record.sources, strict=True)
-    return [(f"{place}{FOLDER}/{adapter.name}", (source.repo, source.facts)) for adapter, source in pairs]
+    return [(f"{place}{FOLDER}/{adapter.name}", Known(source.repo, source.facts)) for adapter, source in pairs]
 
 
 def _folder(store: Store) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcart.clip.tensor_names import COPIED
-from hfcart.commands.merge_adapters import finish_adapters
+from hfcart.commands.merge_adapters import any_fallback, finish_adapters
 from hfcart.engine.described import describing_files, read_describing_back, refuse_undescribable
 from hfcart.engine.plan import CONVERTED, TORCH_NAME, Plan
 from hfcart.engine.planning import make_plan
@@ -69,21 +69,6 @@ def merge_folder(
     """
     with _work_folder(recipe) as folder:
         return _merge_into(folder, recipe, progress, target, team)
-
-
-def merge_aside(recipe: Recipe, progress: Progress) -> MergeRecord:
-    """Merge into a temporary folder: no message says that what is there is kept. Else as `merge_folder`."""
-    try:
-        return merge_folder(recipe, progress)
-    except KeyboardInterrupt as stop:
-        stop.__notes__ = []
-        raise
-    except OutputError as error:
-        error.hint = "Free some space where temporary files go, or name another place for them: TMPDIR=/path"
-        raise
-    except DistantError as error:
-        error.hint = None
-        raise
 
 
 def _work_folder(recipe: Recipe) -> WorkFolder:
@@ -301,7 +286,7 @@ def _fingerprint(plan: Plan, environment: Environment) -> str:
 
 
 def _warn_of_fallbacks(lines: Sequence[dict[str, Any]], progress: Progress) -> None:
-    if names := [line["group"] for line in lines if line["fallback"]]:
+    if names := [line["group"] for line in lines if any_fallback(line)]:
         progress.warn(
             f"The solver did not converge on {plural(len(names), 'matrix', 'matrices')} ({names[0]}, …): float64 "
             "LAPACK took over."

@@ -24,7 +24,7 @@ def finish_adapters(
     Args:
         folder: whose tensors are all in place, and proven.
         plan: with its towers in canonical order.
-        lines: of the journal, one for each group.
+        lines: of the journal, one for each group, in the plan's order.
         files: sha256 of every weight file, by its path.
 
     Returns:
@@ -33,14 +33,14 @@ def finish_adapters(
     adapters = plan.adapters
     if adapters is None:
         return (), {}
-    norms = [line["adapters"] for line in lines if line.get("adapters")]
+    found = [(group, line["adapters"]) for group, line in zip(plan.groups, lines, strict=True) if line.get("adapters")]
     config = adapters.config()
     records: list[AdapterRecord] = []
     own: dict[str, str] = {}
     for place, (name, tower) in enumerate(zip(plan.sources.canonical(adapters.names), plan.towers, strict=True)):
         folder.add(adapter_file(name, CONFIG), config)
         own[adapter_file(name, CONFIG)] = hashlib.sha256(config).hexdigest()
-        kept, total = (sum(each[place][i] for each in norms) for i in (0, 1))
+        kept, total = (sum(norms[place][i] for _, norms in found) for i in (0, 1))
         records.append(
             AdapterRecord(
                 name=name,
@@ -50,9 +50,15 @@ def finish_adapters(
                 size=adapters.file_bytes,
                 sha256=files[adapter_file(name, WEIGHTS)],
                 energy=round(min(1.0, kept / total), 6) if total else 1.0,
+                fallbacks=tuple(tensor for group, norms in found if norms[place][2] for tensor in group.names),
             )
         )
     return tuple(records), own
+
+
+def any_fallback(line: Line) -> bool:
+    """Whether the solver gave up on a group, in the merge or in one of its adapters."""
+    return bool(line["fallback"]) or any(gave_up for _, _, gave_up in line.get("adapters") or ())
 
 
 def adapter_configs(folder: Path, record: MergeRecord | FinetuneRecord, repo: str) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from hfcart import hub
 from hfcart.clip.architecture import expected_shapes
 from hfcart.clip.tensor_names import canonical
-from hfcart.commands.average import merge_average
+from hfcart.commands.merge_again import merge_average
 from hfcart.commands.push_space import push_space, space_target
 from hfcart.errors import HfcartError, SourceError, UsageError, VerifyError
 from hfcart.progress import Progress

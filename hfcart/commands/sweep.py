@@ -24,7 +24,7 @@ from hfcart.errors import UsageError
 from hfcart.maths.low_rank import rank_of
 from hfcart.methods import METHODS, method_of
 from hfcart.progress import Progress
-from hfcart.quoting import plural, quoted
+from hfcart.quoting import plural, quoted, some
 from hfcart.recipes.finished_sweep import CARRY
 from hfcart.recipes.grid import usual_ranks, usual_scales
 from hfcart.recipes.merge_recipe import Recipe, make
@@ -43,6 +43,7 @@ from hfcart.system.tensor_files import TENSOR_FILES, TensorFiles
 from hfcart.system.work_folder import WorkFolder
 from hfcart.tasks.copies import copies
 from hfcart.tasks.data import Split
+from hfcart.tasks.task_cards import TaskCard
 from hfcart.zero_shot.heads import Base, check_architecture, make_head, open_base
 from hfcart.zero_shot.measurement import Measurement
 from hfcart.zero_shot.outcomes import beside_best
@@ -120,6 +121,7 @@ def run_sweep(
                 tasks = tuple({task.id: task for task in given}.values())
                 measurement = dataclasses.replace(measurement, tasks=tasks)
                 places = tuple(own.index(task) for task in tasks)
+                _say_shared([tower.label for tower in plan.towers], own, places, progress)
                 grid = AdapterGrid(plan, own_ranks, own_scales, reverse, places, adapters_carry == "all")
             environment = current_environment(machine.device)
             ref = plan.clip_ref if plan.base else measurement.base
@@ -140,6 +142,16 @@ def run_sweep(
             return record
         finally:
             plan.close()
+
+
+def _say_shared(labels: Sequence[str], own: Sequence[TaskCard], places: Sequence[int], progress: Progress) -> None:
+    """A task is measured through one adapter, whatever other sources were fine-tuned on it."""
+    for place in places:
+        if left := [label for at, label in enumerate(labels) if own[at] == own[place] and at != place]:
+            progress.warn(
+                f"{own[place].title} is the task of {some([labels[place], *left])}: it is measured through the adapter "
+                f"of {labels[place]} alone."
+            )
 
 
 def _refuse_beside_adapters(method: str, scales: Sequence[float] | None, carry: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from hfcart.commands.merge import merge_aside
+from hfcart.commands.merge_again import merge_again
 from hfcart.errors import SourceError, VerifyError
 from hfcart.formats.safetensors_file import LocalFile, TensorSpec, parse_header, sha256_of, strict_json
 from hfcart.progress import Progress
@@ -82,15 +82,17 @@ def run_verify(target: str, *, device: str, stream: bool, progress: Progress) ->
             f"{store.label} is a fine-tuned tower: verify repeats merges, not trainings.",
             hint="Its card has the command that trains it again.",
         )
-    record = read_record(data, f"{store.label}/{RECORD}")
+    where = f"{store.label}/{RECORD}"
+    record = read_record(data, where)
     device = "cpu" if device == "auto" and record.environment.device == "cpu" else device
+    recipe = make({**record.recipe, "device": device, "stream": stream}, where)
+    choose_device(device)  # what the user asked for is refused here, what is refused later the record asked for
     progress.step(f"Checking the files of {store.label} against its record")
     _check_files(store, record)
     with tempfile.TemporaryDirectory(prefix="hfcart-verify-") as folder:
         again = Path(folder) / "again"
-        recipe = make({**record.recipe, "out": str(again), "device": device, "stream": stream}, RECORD)
         try:
-            merge_aside(recipe, progress)
+            merge_again(recipe.model_copy(update={"out": str(again)}), where, progress)
         except SourceError as error:
             error.message = f"The merge cannot be repeated. {error.message}"
             raise

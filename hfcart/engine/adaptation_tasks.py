@@ -10,7 +10,7 @@ from pathlib import Path
 from hfcart.errors import UsageError
 from hfcart.quoting import some
 from hfcart.recipes.merge_recipe import Recipe
-from hfcart.sources.own_tasks import own_towers, tower_of
+from hfcart.sources.own_tasks import own_towers, places_of
 from hfcart.sources.towers import Tower
 from hfcart.tasks.task_cards import TaskCard, name_of
 
@@ -46,7 +46,7 @@ def adaptation_tasks(recipe: Recipe, towers: Sequence[Tower]) -> tuple[Adaptatio
         commits: Sequence[str | None] = [None] * len(cards)
     else:
         cards, commits = tuple(task.found for task in asked), [task.commit for task in asked]
-        places = tuple(tower_of(card, towers) for card in cards)
+        places = places_of(cards, towers)
     return tuple(
         AdaptationTask(card, commit, None if place is None else towers[place])
         for card, commit, place in zip(cards, commits, places, strict=True)

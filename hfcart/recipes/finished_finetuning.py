@@ -6,17 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import ValidationError
-
 from hfcart import __version__
 from hfcart.clip.architecture import expected_shapes
 from hfcart.clip.tensor_groups import named_tensors
 from hfcart.errors import VerifyError
 from hfcart.formats.card_facts import are_facts
 from hfcart.formats.markdown import one_line
+from hfcart.formats.record_json import as_record, record_json
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.quoting import plural
-from hfcart.recipes.finished_merge import adapter, read_record
+from hfcart.recipes.finished_merge import read_record
 from hfcart.recipes.merge_check import SMALL_FILES, faults_of_architecture, name_of
 from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, SourceRecord, TrainingCurve, TrainingRecord
 from hfcart.records.check import (
@@ -28,7 +27,7 @@ from hfcart.records.check import (
     faults_of_source,
     faults_of_task,
     faults_of_tensors,
-    is_sane,
+    within,
 )
 
 MODEL_CLASS = "CLIPVisionModel"
@@ -65,12 +64,10 @@ def read_finetune_record(data: bytes, where: str) -> FinetuneRecord:
     refusal = f"{where} is not a record of a fine-tuning by hfcart, of format {RECORD_FORMAT}"
     hint = "Only folders and repos that hfcart made have one; a newer format needs pip install -U hfcart."
     try:
-        found = strict_json(data)
-        if not is_sane(found):
-            raise ValueError("a number or a text that no record has")
-        record: FinetuneRecord = adapter(FinetuneRecord).validate_json(data, strict=True)
-    except (ValueError, ValidationError, RecursionError):
-        raise VerifyError(f"{refusal}.", hint=hint) from None
+        record_json(data)
+        record = as_record(data, FinetuneRecord)
+    except ValueError as error:
+        raise VerifyError(f"{refusal}: {error}.", hint=hint) from None
     if wrong := next(_faults(record), None):
         raise VerifyError(f"{refusal}: {wrong}.", hint=hint)
     return record
@@ -81,30 +78,31 @@ def _faults(record: FinetuneRecord) -> Iterator[str]:
     if record.kind != "finetune" or record.format != RECORD_FORMAT:
         yield f"it has format {record.format}"
     if len(record.sources) != 1 or not 1 <= len(record.tasks) <= _MOST_TASKS:
-        yield f"it has {plural(len(record.sources), 'base')} and {plural(len(record.tasks), 'task')}"
+        yield f"it has {plural(len(record.sources), 'source')} and {plural(len(record.tasks), 'task')}"
         return
     (base,) = record.sources
-    yield from faults_of_source(base)
+    yield from within("sources.0", faults_of_source(base))
     if not base.label.isprintable() or not are_facts(base.facts):
-        yield "what its base is called or states has not the form that it must have"
-    for task in record.tasks:
-        yield from faults_of_task(task)
-    yield from _faults_of_recipe(record, base)
-    yield from _faults_of_training(record.method, len(record.tasks))
+        yield "sources.0: what its base is called or states has not the form that it must have"
+    for i, task in enumerate(record.tasks):
+        yield from within(f"tasks.{i}", faults_of_task(task))
+    yield from within("recipe", _faults_of_recipe(record, base))
+    yield from within("method", _faults_of_training(record.method, len(record.tasks)))
     if record.curve is not None:
-        yield from faults_of_curve(record.curve, record.recipe["steps"], len(record.tasks))
-        yield from _faults_of_keeping(record.recipe, record.curve)
+        yield from within("curve", faults_of_curve(record.curve, record.recipe["steps"], len(record.tasks)))
+        yield from within("recipe and curve", _faults_of_keeping(record.recipe, record.curve))
     yield from faults_of_architecture(record.architecture)
-    yield from faults_of_tensors(record.tensors, expected_shapes(record.architecture, projection=False))
+    expected = expected_shapes(record.architecture, projection=False)
+    yield from within("tensors", faults_of_tensors(record.tensors, expected))
     if record.model_class != MODEL_CLASS or record.dtype != "float32":
-        yield f"it is no {MODEL_CLASS} in float32"
+        yield f"its model_class and dtype are not {MODEL_CLASS} and float32"
     if any(tensor.dtype != "F32" for tensor in record.tensors):
         yield "a tensor is not fine-tuned in float32"
-    yield from _faults_of_freezing(record)
+    yield from within("recipe", _faults_of_freezing(record))
     if record.parameters != sum(math.prod(tensor.shape) for tensor in record.tensors):
         yield "its tensors do not make its number of parameters"
-    yield from faults_of_environment(record.environment)
-    yield from faults_of_files(record.files, len(record.tensors) + SMALL_FILES)
+    yield from within("environment", faults_of_environment(record.environment))
+    yield from within("files", faults_of_files(record.files, len(record.tensors) + SMALL_FILES))
 
 
 def _faults_of_recipe(record: FinetuneRecord, base: SourceRecord) -> Iterator[str]:
@@ -112,7 +110,7 @@ def _faults_of_recipe(record: FinetuneRecord, base: SourceRecord) -> Iterator[st
     recipe = record.recipe
     numbers = _NUMBERS if record.curve is None else {**_NUMBERS, "validate_every": int}
     if set(recipe) - {"keep", "freeze"} != {"base", "tasks", "precision", *numbers}:
-        yield "its recipe has not the fields of a fine-tuning"
+        yield f"its fields are not those of a fine-tuning with{'' if record.curve else 'out'} a curve"
         return
     if recipe["base"] != name_of(base) or recipe["tasks"] != [task.task for task in record.tasks]:
         yield "its recipe has another base or other tasks"

@@ -6,15 +6,13 @@ import hashlib
 import re
 import shlex
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from hfcart import __version__
 from hfcart.errors import OutputError, UsageError, VerifyError
-from hfcart.formats.safetensors_file import sha256_of, strict_json
+from hfcart.formats.record_json import as_record, record_json
+from hfcart.formats.safetensors_file import sha256_of
 from hfcart.methods import BROKEN, METHODS
 from hfcart.methods.shared.papers import CHOI, LINES, SVC
 from hfcart.quoting import quoted, some
@@ -23,7 +21,7 @@ from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
 from hfcart.recipes.named import AdapterSource
 from hfcart.records import RECORD_FORMAT, FinetuneRecord, MergeRecord, MethodRecord, SourceRecord
 from hfcart.records.adapters import CONFIG, without_base
-from hfcart.records.check import is_commit, is_line, is_sane
+from hfcart.records.check import is_commit, is_line
 from hfcart.records.file_names import RECORD
 from hfcart.records.repo_id import is_place, is_repo_id, split_place
 
@@ -37,12 +35,6 @@ _PACKAGE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,80}) ([0-9][A-Za-z0-9.+!-]{
 _HINT = "Only folders and repos that hfcart made have one."
 
 
-@cache
-def adapter(kind: type[MergeRecord] | type[FinetuneRecord]) -> TypeAdapter[Any]:
-    """What checks the types of a record."""
-    return TypeAdapter(kind)
-
-
 def read_record(data: bytes, where: str) -> MergeRecord:
     """Parse and check an hfcart.json, value by value, and that its recipe runs.
 
@@ -53,20 +45,20 @@ def read_record(data: bytes, where: str) -> MergeRecord:
         where: its name in messages.
 
     Raises:
-        VerifyError: it is not a merge record of a format this release reads; the sentence says what is wrong.
+        VerifyError: it is not a merge record of a format this release reads; the sentence names the field.
     """
     try:
-        found = strict_json(data)
+        found = record_json(data)
         if isinstance(found, dict) and isinstance(number := found.get("format"), int) and number > RECORD_FORMAT:
             raise VerifyError(
                 f"{where} has format {str(number)[:20]}, this hfcart reads format {RECORD_FORMAT}.",
                 hint="Update hfcart: pip install -U hfcart",
             )
-        if not is_sane(found):
-            raise ValueError("a number or a text that no record has")
-        record: MergeRecord = adapter(MergeRecord).validate_json(data, strict=True)
-    except (ValueError, ValidationError, RecursionError):
-        raise VerifyError(f"{where} is not a merge record of hfcart.", hint=_HINT) from None
+        if isinstance(found, dict) and "kind" in found:
+            raise ValueError(f"its kind is {quoted(found['kind'])}, and a merge's record has none")
+        record = as_record(data, MergeRecord)
+    except ValueError as error:
+        raise VerifyError(f"{where} is not a merge record of hfcart: {error}.", hint=_HINT) from None
     if record.method.name not in METHODS and is_line(record.method.name, 60):
         brought = _PACKAGE.fullmatch(record.method.package)
         by = f" of the package {record.method.package}" if brought else ""
@@ -79,10 +71,16 @@ def read_record(data: bytes, where: str) -> MergeRecord:
         _check_recipe(record.recipe, where)
         recipe = make(record.recipe, where)
     except UsageError as error:
-        raise VerifyError(f"{where} holds a recipe that cannot be run. {error.message}", hint=_HINT) from None
+        raise not_runnable(error, where) from None
     if wrong := next(faults(record, recipe), None):
         raise VerifyError(f"{where} is not a merge record of hfcart: {wrong}.", hint=_HINT)
     return _in_our_words(record, recipe)
+
+
+def not_runnable(error: UsageError, where: str) -> VerifyError:
+    """What is wrong with a record, where its recipe is refused: nobody typed that."""
+    why = error.message.removeprefix(f"In {where}: ").removeprefix(f"{where}: ")
+    return VerifyError(f"{where} holds a recipe that cannot be run: {why}", hint=_HINT)
 
 
 def method_record(recipe: Recipe, settings: dict[str, Any]) -> MethodRecord:

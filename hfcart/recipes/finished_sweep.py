@@ -6,27 +6,19 @@ import hashlib
 import math
 import shlex
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from hfcart.errors import UsageError, VerifyError
-from hfcart.formats.safetensors_file import strict_json
+from hfcart.formats.record_json import as_record, record_json
 from hfcart.names import key
 from hfcart.quoting import printable, quoted, some
 from hfcart.records import AdapterSweep, SweepRecord, Swept
-from hfcart.records.check import PARTS, is_sane, is_task_id
+from hfcart.records.check import PARTS, is_task_id
 from hfcart.records.file_names import SWEEP_RECORD
 
 CARRY = ("all", "matrices")
 _MOST = 20_000_000  # bytes; a point of a thousand tasks takes some ten thousand
-
-
-@cache
-def _adapter() -> TypeAdapter[SweepRecord]:
-    return TypeAdapter(SweepRecord)
 
 
 def read_sweep(folder: Path) -> tuple[SweepRecord, Swept]:
@@ -48,11 +40,10 @@ def read_sweep(folder: Path) -> tuple[SweepRecord, Swept]:
     data = path.read_bytes() if path.stat().st_size <= _MOST else b""
     hint = "Sweep again with `hfcart sweep`, which writes a new one."
     try:
-        if not is_sane(strict_json(data)):
-            raise ValueError("a number or a text that no record has")
-        record = _adapter().validate_json(data, strict=True)
-    except (ValueError, ValidationError, RecursionError):
-        raise VerifyError(f"{path} is not the record of a sweep.", hint=hint) from None
+        record_json(data)
+        record = as_record(data, SweepRecord)
+    except ValueError as error:
+        raise VerifyError(f"{path} is not the record of a sweep: {error}.", hint=hint) from None
     if wrong := next(_faults(record), None):
         raise VerifyError(f"{path} is not the record of a sweep: {wrong}.", hint=hint)
     return record, Swept(

@@ -22,6 +22,7 @@ from hfcart.records import (
     MergeRecord,
     SelectionRecord,
     Similarity,
+    SourceData,
     SourceRecord,
     Swept,
     TensorRecord,
@@ -40,6 +41,7 @@ from hfcart.records.check import (
     is_label,
     is_sha256,
     is_task_id,
+    within,
 )
 
 SMALL_FILES = 20  # config, preprocessor, recipe, index and the tokenizer's; any other file holds a tensor at least
@@ -61,36 +63,41 @@ def faults(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
         yield "its base is not that of its recipe"
     if record.base is None and (method.needs_base or recipe.full_clip):
         yield "it has no base"
-    for source in (*record.sources, *([record.base] if record.base else [])):
-        yield from faults_of_source(source)
+    named = [(f"sources.{i}", source) for i, source in enumerate(record.sources)]
+    for name, source in (*named, *([("base", record.base)] if record.base else [])):
+        yield from within(name, faults_of_source(source))
         if not are_facts(source.facts):
-            yield "what the card of a source says has not the form that it must have"
+            yield f"{name}.facts: what a card says has not the form that it must have"
     yield from _faults_of_weights(record, recipe, method)
     yield from _faults_of_similarity(record.similarity, count, against_base=record.base is not None)
-    yield from faults_of_environment(record.environment)
-    yield from faults_of_files(record.files, len(record.tensors) + 2 * count + SMALL_FILES)
-    yield from _faults_of_adapters(record, recipe)
+    yield from within("environment", faults_of_environment(record.environment))
+    yield from within("files", faults_of_files(record.files, len(record.tensors) + 2 * count + SMALL_FILES))
+    yield from within("adapters", _faults_of_adapters(record, recipe))
     labels = [source.label for source in record.sources]
     if record.adaptation is not None:
-        yield from _faults_of_adaptation(record.adaptation, recipe, labels)
+        yield from within("adaptation", _faults_of_adaptation(record.adaptation, recipe, labels))
     if record.selection is not None:
-        yield from _faults_of_selection(record.selection, method, labels)
+        yield from within("selection", _faults_of_selection(record.selection, method, labels))
     if record.swept is not None:
-        yield from _faults_of_sweep(record.swept)
+        yield from within("swept", _faults_of_sweep(record.swept))
     if len(record.data) != (count if method.statistics else 0):
-        yield f"it has images of {len(record.data)} of {plural(count, 'source')}"
-    for data, source in zip(record.data, record.sources, strict=False):
-        yield from faults_of_task(data)
-        if data.source != source.label or data.part != "train" or data.statistics != method.statistics:
-            yield "images of a source are not what its method looks at"
-        if not is_sha256(data.sha256):
-            yield "the sha256 of what was gathered is none"
+        yield f"data: it has images of {len(record.data)} of {plural(count, 'source')}"
+    for i, (data, source) in enumerate(zip(record.data, record.sources, strict=False)):
+        yield from within(f"data.{i}", _faults_of_data(data, source, method))
+
+
+def _faults_of_data(data: SourceData, source: SourceRecord, method: Method) -> Iterator[str]:
+    yield from faults_of_task(data)
+    if data.source != source.label or data.part != "train" or data.statistics != method.statistics:
+        yield "images of a source are not what its method looks at"
+    if not is_sha256(data.sha256):
+        yield "the sha256 of what was gathered is none"
 
 
 def _faults_of_weights(record: MergeRecord, recipe: Recipe, method: Method) -> Iterator[str]:
     plain = "CLIPVisionModelWithProjection" if recipe.with_projection else "CLIPVisionModel"
     if record.model_class != ("CLIPModel" if recipe.full_clip else plain):
-        yield "its model_class is not that of its recipe"
+        yield "its model_class is not that of its recipe: with_projection and full_clip decide it"
     if record.dtype not in DTYPES or record.dtype != recipe.dtype:
         yield "its dtype is not that of its recipe"
         return
@@ -103,7 +110,7 @@ def _faults_of_weights(record: MergeRecord, recipe: Recipe, method: Method) -> I
         yield "its tensors are not those of its model_class"
     if len({tensor.name for tensor in beside}) < len(beside) or not all(is_sha256(t.sha256) for t in beside):
         yield "a copied tensor is there twice, or its sha256 is none"
-    yield from faults_of_tensors(tower, expected)
+    yield from within("tensors", faults_of_tensors(tower, expected))
     if not all(tensor.rule in rules for tensor in tower):
         yield f"a tensor has a rule that {method.name} has not"
     if any(tensor.dtype != DTYPES[record.dtype] for tensor in record.tensors):
@@ -113,7 +120,7 @@ def _faults_of_weights(record: MergeRecord, recipe: Recipe, method: Method) -> I
     if not set(recipe.coefficients or ()) <= {tensor.name for tensor in tower}:
         yield "it has coefficients of no tensor"
     if recipe.directions is not None:
-        yield from _faults_of_directions(record, recipe.directions)
+        yield from within("recipe.directions with its adapt_ranks", _faults_of_directions(record, recipe.directions))
 
 
 def _faults_of_directions(record: MergeRecord, directions: dict[str, list[str]]) -> Iterator[str]:
@@ -172,6 +179,7 @@ def _faults_of_adapters(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
     if len({each.name for each in adapters}) < len(adapters) or not all(is_adapter_name(a.name) for a in adapters):
         yield "two adapters have one name, or the name of one is none"
     files = {adapter_file(each.name, file) for each in adapters for file in (CONFIG, WEIGHTS)}
+    names = {tensor.name for tensor in record.tensors}
     if files != {name for name in record.files if is_adapter_file(name)}:
         yield "the files of its adapters are not those that it lists"
     for each in adapters:
@@ -181,11 +189,13 @@ def _faults_of_adapters(record: MergeRecord, recipe: Recipe) -> Iterator[str]:
             yield "a number of an adapter is out of range"
         if not 0 <= each.energy <= 1:
             yield "the energy of an adapter is not in [0, 1]"
+        if sorted(names.intersection(each.fallbacks)) != sorted(each.fallbacks):
+            yield "the fallbacks of an adapter are in no tensor of its tower"
 
 
 def _faults_of_adaptation(adaptation: AdaptationRecord, recipe: Recipe, labels: list[str]) -> Iterator[str]:
     if recipe.adaptive is None or recipe.coefficients is None or adaptation.name != recipe.adaptive.name:
-        yield "its adaptation is not that of its method"
+        yield "it is not that of its method, or there are no coefficients"
     if (adaptation.rank is None) != (recipe.directions is None):
         yield "the rank that its adaptation began with is none"
     if adaptation.per not in ("tensor", "task") or adaptation.part not in PARTS:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 RECORD_FORMAT = 1
 _ADDED = (
-    *("adapter", "adapter_of", "adapters"),
+    *("adapter", "adapter_of", "adapters", "fallbacks"),
     *("objective", "first_share", "last_share", "own", "first_agreement", "last_agreement"),
 )
 

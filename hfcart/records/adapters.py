@@ -39,6 +39,8 @@ class AdapterRecord:
         sha256: of its weight file.
         energy: share of the squared norm of the source's difference from the tower that rank keeps, all matrices
             together, in [0, 1]; 1 if there is no difference.
+        fallbacks: the tensors of the tower on whose part of it the solver did not converge, and float64 LAPACK took
+            over.
     """
 
     name: str
@@ -48,6 +50,7 @@ class AdapterRecord:
     size: int
     sha256: str
     energy: float
+    fallbacks: tuple[str, ...] = ()
 
 
 def is_adapter_name(text: str) -> bool:

@@ -7,9 +7,8 @@ free text (labels, titles, names of splits) is bounded, and escaped where it is 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from hfcart.records._adaptation import AdaptedTask
 from hfcart.records._merge import SourceData, TensorRecord
@@ -36,21 +35,11 @@ _VERSION = re.compile(r"[0-9][A-Za-z0-9.+_-]{0,60}")
 _SOLVER = re.compile(r"[a-z]+(?:-[a-z]+){0,3}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _DEVICES = ("cpu", "cuda", "mps")
-_LONGEST = 20_000  # characters of any text of a record
-_LARGEST = 1 << 64  # whole number of a record
 
 
-def is_sane(value: object) -> bool:
-    """Whether JSON that was parsed holds only finite numbers, whole ones below 2⁶⁴, and texts of a bounded length."""
-    if isinstance(value, dict):
-        return all(len(str(key)) <= _LONGEST for key in value) and all(map(is_sane, value.values()))
-    if isinstance(value, list):
-        return all(map(is_sane, value))
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, int):
-        return abs(value) < _LARGEST
-    return value is None or (isinstance(value, str) and len(value) <= _LONGEST)
+def within(field: str, faults: Iterable[str]) -> Iterator[str]:
+    """The faults of a part of a record, each behind the name of the field that the part is."""
+    return (f"{field}: {fault}" for fault in faults)
 
 
 def is_sha256(text: str) -> bool:

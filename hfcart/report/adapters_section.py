@@ -33,6 +33,7 @@ def adapters_section(record: MergeRecord) -> dict[str, Any] | None:
             }
             for number, each in enumerate(record.adapters)
         ],
+        "fallbacks": [(code(each.name), [*map(code, each.fallbacks)]) for each in record.adapters if each.fallbacks],
         "tower": _size(tower),
         "together": _size(together),
         "instead": _size(tower * len(record.adapters)),

@@ -17,6 +17,7 @@ from hfcart.records.check import (
     is_line,
     is_sha256,
     is_task_id,
+    within,
 )
 from hfcart.tasks.dataset_ref import MAX_CLASSES
 
@@ -30,19 +31,19 @@ def faults(record: EvalRecord) -> Iterator[str]:
     if not is_sha256(record.weights_sha256):
         yield "weights_sha256 is no sha256"
     if not 0 < len(record.tower) <= 300:
-        yield "a name is empty or too long"
-    settings: list[EvalRecord | EarlierResults] = [record, *record.earlier]
-    for setting in settings:
-        yield from _faults_of_setting(setting)
+        yield "the name of its tower is empty or too long"
+    yield from _faults_of_setting(record)
+    for i, setting in enumerate(record.earlier):
+        yield from within(f"earlier.{i}", _faults_of_setting(setting))
     others = [task for setting in record.earlier for task in setting.tasks]
     if not {result.task for result in record.results}.issuperset(others) or len(set(others)) < len(others):
         yield "what its earlier results are of is not clear"
     if not 1 <= len(record.results) <= MAX_TASKS:
-        yield f"it has {plural(len(record.results), 'task')}, expected 1 to {MAX_TASKS}"
+        yield f"it has {plural(len(record.results), 'result')}, expected 1 to {MAX_TASKS}"
     if len({result.task for result in record.results}) < len(record.results):
-        yield "a task is there twice"
+        yield "two of its results are of one task"
     for i, result in enumerate(record.results):
-        yield from (f"result {i}: {wrong}" for wrong in _faults_of(result))
+        yield from within(f"results.{i}", _faults_of(result))
 
 
 def _faults_of_setting(setting: EvalRecord | EarlierResults) -> Iterator[str]:
@@ -51,8 +52,8 @@ def _faults_of_setting(setting: EvalRecord | EarlierResults) -> Iterator[str]:
     if setting.precision not in PRECISIONS:
         yield "its precision is neither float32 nor bfloat16"
     if not 0 < len(setting.base) <= 300:
-        yield "a name is empty or too long"
-    yield from faults_of_environment(setting.environment)
+        yield "the name of its base is empty or too long"
+    yield from within("environment", faults_of_environment(setting.environment))
 
 
 def _faults_of(result: TaskResult) -> Iterator[str]:

@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from hfcart.errors import CorruptFileError, OutputError, VerifyError
 from hfcart.formats.markdown import one_line
+from hfcart.formats.record_json import as_record, record_json, unlike
 from hfcart.formats.safetensors_file import strict_json
 from hfcart.progress import Progress
+from hfcart.quoting import quoted
 from hfcart.recipes.finished_finetuning import read_any
 from hfcart.records import RECORD_FORMAT, EvalRecord
 from hfcart.records.file_names import MAX_RECORD, RECORD
@@ -47,17 +47,17 @@ def read_results(data: bytes, where: str) -> EvalRecord:
     if len(data) > MAX_RESULTS:
         raise VerifyError(f"{where} has {len(data):,} bytes, expected at most {MAX_RESULTS:,}.", hint=hint)
     try:
-        found = strict_json(data)
+        found = record_json(data)
         if isinstance(found, dict) and type(number := found.get("format")) is int and number > RECORD_FORMAT:
             raise VerifyError(
                 f"{where} has format {number}, this hfcart reads format {RECORD_FORMAT}.",
                 hint=_UPDATE,
             )
-        record = TypeAdapter(EvalRecord).validate_json(data, strict=True)
-        if strict_json(record.to_json().encode()) != found:
-            raise ValueError("fields that no evaluation writes")
-    except (ValueError, ValidationError, RecursionError):
-        raise VerifyError(f"{where} is not an evaluation by hfcart.", hint=hint) from None
+        record = as_record(data, EvalRecord)
+        if (field := unlike(found, strict_json(record.to_json().encode()))) is not None:
+            raise ValueError(f"no evaluation writes such a {quoted(field, 200)}")
+    except ValueError as error:
+        raise VerifyError(f"{where} is not an evaluation by hfcart: {error}.", hint=hint) from None
     if wrong := next(faults(record), None):
         raise VerifyError(f"{where} is not an evaluation by hfcart: {wrong}.", hint=hint)
     return record

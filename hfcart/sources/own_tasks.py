@@ -1,32 +1,58 @@
-"""Which task each tower was fine-tuned on: as a task's card says, as the tower's own card says, or as one is told."""
+"""Which task each tower was fine-tuned on: as a task's card, the tower's card or its record says, or as one is told."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from hfcart.errors import UsageError
+from hfcart.progress import Progress
 from hfcart.quoting import plural, some
-from hfcart.records import CardFacts
+from hfcart.records import CardFacts, FinetuneRecord, FolderRecord, TrainedTask
+from hfcart.sources.lineage import read_record_of
 from hfcart.sources.towers import Ref, Tower
 from hfcart.tasks.task_cards import TaskCard, name_of, parts, read_tasks
 
-Known = tuple[str | None, CardFacts]  # a tower's repo on the Hub, and what its card says
 Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a tower is known by.
+
+    Attributes:
+        repo: on the Hub, None for a folder.
+        facts: what its card says.
+        trained: the one task that its own record of a fine-tuning names; None if there is none, or it was not read.
+    """
+
+    repo: str | None
+    facts: CardFacts
+    trained: TrainedTask | None = None
 
 
 def fits(known: Known, task: TaskCard) -> int:
     """How surely a tower was fine-tuned on a task.
 
     Returns:
-        2 if the task's card names the tower; 1 if the tower's card names the task's dataset, and no other; else 0.
+        2 if the task's card names the tower; 1 if the tower's card names the task's dataset, and no other, or of a
+        folder of images its record names the task, with the same prompts, classes and, if known, files; else 0.
     """
-    repo, facts = known
-    if repo is not None and repo in task.fine_tuned.values():
+    if known.repo is not None and known.repo in task.fine_tuned.values():
         return 2
-    return int(facts.datasets == (task.dataset.repo,))
+    if task.dataset.folder is None:
+        return int(known.facts.datasets == (task.dataset.repo,))
+    own = known.trained
+    if (
+        own is None
+        or (own.task, own.card_sha256) != (task.id, task.sha256)
+        or not isinstance(own.dataset, FolderRecord)
+    ):
+        return 0
+    return int(task.dataset.sha256 in (None, own.dataset.sha256))
 
 
 def own_task(known: Known, tasks: Iterable[TaskCard]) -> TaskCard | None:
@@ -41,9 +67,13 @@ def own_tower(task: TaskCard, towers: Iterable[tuple[Key, Known]]) -> Key | None
     return found[0] if found is not None and fits(found[1], task) else None
 
 
-def known(tower: Tower) -> Known:
-    """What a pinned source is known by."""
-    return tower.store.repo, tower.facts
+def known(tower: Tower, tasks: Iterable[TaskCard]) -> Known:
+    """What a pinned source is known by: its record is read if one of the tasks is a folder, which no card names."""
+    record = None
+    if any(task.dataset.folder is not None for task in tasks):
+        record = read_record_of(tower.store, Progress())
+    trained = record.tasks[0] if isinstance(record, FinetuneRecord) and len(record.tasks) == 1 else None
+    return Known(tower.store.repo, tower.facts, trained)
 
 
 def match(towers: Sequence[Tower], typed: Sequence[Ref], entries: Sequence[str]) -> tuple[TaskCard, ...]:
@@ -59,8 +89,8 @@ def match(towers: Sequence[Tower], typed: Sequence[Ref], entries: Sequence[str])
         UsageError: a source without a task or with several, an entry about no source, or an unknown task.
     """
     names = [_names(tower, text) for tower, text in zip(towers, typed, strict=True)]
-    told, plain = _split(entries, set().union(*names))
-    tasks = read_tasks([*plain, *(task for _, task in told)])  # all at once: two cards of one id are refused
+    told, every = _split(entries, set().union(*names))
+    tasks = read_tasks(every)  # all at once: two cards of one id are refused
     found: list[TaskCard | None] = [None] * len(towers)
     for source, task in told:
         one = _only(source, task)
@@ -71,8 +101,9 @@ def match(towers: Sequence[Tower], typed: Sequence[Ref], entries: Sequence[str])
     several: dict[str, list[TaskCard]] = {}
     for place, tower in enumerate(towers):
         if found[place] is None:
-            best = max(fits(known(tower), task) for task in tasks)
-            own = [task for task in tasks if best and fits(known(tower), task) == best]
+            by = known(tower, tasks)
+            best = max(fits(by, task) for task in tasks)
+            own = [task for task in tasks if best and fits(by, task) == best]
             found[place] = own[0] if len(own) == 1 else None
             several |= {tower.label: own} if len(own) > 1 else {}
     if None in found:
@@ -92,13 +123,13 @@ def own_towers(
         entries: as for `match`.
 
     Returns:
-        The tasks, and for each the place of its own tower in `towers`; None if no card tells.
+        The tasks in the order given, and for each the place of its own tower in `towers`; None if no card tells.
 
     Raises:
         UsageError: an entry about no source, one task of two sources, or an unknown task.
     """
     names = [_names(tower, text) for tower, text in zip(towers, typed, strict=True)]
-    told, plain = _split(entries, set().union(*names), "--adapt")
+    told, every = _split(entries, set().union(*names), "--adapt")
     places: dict[str, int] = {}
     for source, task in told:
         place, one = next(i for i, each in enumerate(names) if source in each), _only(source, task)
@@ -106,13 +137,15 @@ def own_towers(
             raise UsageError(f"{one.id} is given two sources, {towers[places[one.id]].label} and {source}.")
         if other := next((id_ for id_, where in places.items() if where == place and id_ != one.id), None):
             raise UsageError(f"{source} is given two tasks, {other} and {one.id}.")
-    tasks = tuple(read_tasks([*plain, *(task for _, task in told)]))
-    return tasks, tuple(places.get(task.id, tower_of(task, towers)) for task in tasks)
+    tasks = tuple(read_tasks(every))
+    said = places_of(tasks, towers)
+    return tasks, tuple(places.get(task.id, place) for task, place in zip(tasks, said, strict=True))
 
 
-def tower_of(task: TaskCard, towers: Sequence[Tower]) -> int | None:
-    """The place of the tower that was fine-tuned on a task, as cards say; None if none does."""
-    return own_tower(task, ((place, known(tower)) for place, tower in enumerate(towers)))
+def places_of(tasks: Sequence[TaskCard], towers: Sequence[Tower]) -> tuple[int | None, ...]:
+    """Of each task the place of the tower that was fine-tuned on it, as cards and records say; None if none does."""
+    by = [(place, known(tower, tasks)) for place, tower in enumerate(towers)]
+    return tuple(own_tower(task, by) for task in tasks)
 
 
 def _names(tower: Tower, typed: Ref) -> set[str]:
@@ -127,12 +160,12 @@ def _typed(source: Ref) -> str:
 def _split(
     entries: Sequence[str], sources: set[str], option: str = "--tasks"
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """The entries as (source, task) where they say which source, and the rest."""
+    """The entries as (source, task) where they say which source, and the tasks of all of them as they are given."""
     told: list[tuple[str, str]] = []
-    plain: list[str] = []
+    every: list[str] = []
     for entry in [part for text in entries for part in parts(text)]:
         if "=" not in entry or Path(entry).exists():
-            plain.append(entry)
+            every.append(entry)
             continue
         # Either side may be a path with an = in it: the source decides where the text is cut.
         cuts = [(entry[:i], entry[i + 1 :]) for i, sign in enumerate(entry) if sign == "="]
@@ -143,7 +176,8 @@ def _split(
                 hint=f"Write {option} SOURCE=TASK with the source as it is merged.",
             )
         told.append(cut)
-    return told, plain
+        every.append(cut[1])
+    return told, every
 
 
 def _only(source: str, task: str) -> TaskCard:

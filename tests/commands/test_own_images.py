@@ -12,7 +12,10 @@ from clips import image
 from running import Commands, Run, contents
 from three_towers import COLOURS, TOWERS
 
-from hfcart.tasks.task_cards import read_card
+from hfcart.progress import Progress
+from hfcart.sources.own_tasks import known, match, own_task
+from hfcart.sources.places import pin
+from hfcart.tasks.task_cards import read_card, read_tasks
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -114,5 +117,16 @@ def test_fine_tuned_on_photos(zoo, hfcart: Run, tmp_path: Path) -> None:
     assert "a folder `photos` with sha256" in there["README.md"].decode()
     assert "tasks/photos.yaml" in there["README.md"].decode()
     no_path_in(tmp_path / "own", tmp_path)
+    # It is known as this task's own, for its record names the task; not if the card is of other files, or other words.
+    tower, (task,) = pin(str(tmp_path / "own"), Progress()), read_tasks([str(tmp_path / "photos")])
+    assert match([tower], ["own"], [str(tmp_path / "photos"), "mnist"]) == (task,)
+    sha256 = record["tasks"][0]["dataset"]["sha256"]
+    for other, fits in (
+        (task.pinned(sha256), True),
+        (task.pinned(sha256[::-1]), False),
+        (task.model_copy(update={"templates": ("{}",)}), False),
+        (task.model_copy(update={"id": "others"}), False),
+    ):
+        assert (own_task(known(tower, [other]), [other]) == other) is fits
     space = hfcart("space", "user/own", "--tasks", "photos", hub=hub)
     assert space.returncode == 0, space.stderr

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from towers import TINY, weights, write_tower
 
 import hfcart
-from hfcart.commands.merge import merge_aside, merge_folder
+from hfcart.commands.merge import merge_folder
+from hfcart.commands.merge_again import merge_again
 from hfcart.errors import DistantError, OutputError
 from hfcart.progress import Progress
 from hfcart.recipes.merge_recipe import make
@@ -141,14 +142,16 @@ def test_of_work_in_a_temporary_folder_nothing_is_said_to_be_kept(tmp_path: Path
     sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2)]
     out = str(tmp_path / "m")
     with pytest.raises(KeyboardInterrupt) as stop:
-        merge_aside(make({"sources": sources, "out": out, "workers": 1}), Stop(5))
+        merge_again(make({"sources": sources, "out": out, "workers": 1}), "m/hfcart.json", Stop(5))
     assert stop.value.__notes__ == []
     far = {k: 3 * torch.randn(v.shape) for k, v in weights(2).items()}
     save_file(far, tmp_path / "t2" / "model.safetensors")
-    for merge, words in ((merge_folder, "the work is kept in"), (merge_aside, "None")):
-        with pytest.raises(DistantError) as distant:
-            merge(make({"sources": sources, "out": out + words[:1]}), Progress())
-        assert words in str(distant.value.hint)
+    with pytest.raises(DistantError, match="not of one ancestor") as distant:
+        merge_folder(make({"sources": sources, "out": out + "t"}), Progress())
+    assert "the work is kept in" in str(distant.value.hint)
+    with pytest.raises(DistantError, match="not of one ancestor") as distant:
+        merge_again(make({"sources": sources, "out": out + "n"}), "m/hfcart.json", Progress())
+    assert distant.value.hint is None
 
 
 def test_a_full_disk_fails_at_the_start(tmp_path: Path, clean_env: dict[str, str]) -> None:

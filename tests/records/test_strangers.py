@@ -6,7 +6,6 @@ Reading refuses what was changed with an error of ours, or what the card and the
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import io
 import json
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from card_text import body_of, metadata_of, tokens_of
+from json_places import at, changed, places
 from records import APACHE, MIT, digest, local_source, make_record, make_result, make_results
 from rich.console import Console
 from towers import TINY, write_tower
@@ -28,6 +28,7 @@ from hfcart.clip.architecture import expected_shapes
 from hfcart.commands.verify import run_verify
 from hfcart.errors import HfcartError, VerifyError
 from hfcart.methods import METHODS
+from hfcart.methods.shared.directions import as_hex
 from hfcart.progress import Progress
 from hfcart.recipes.finished_finetuning import commit_message, read_any
 from hfcart.recipes.finished_merge import method_record
@@ -138,6 +139,20 @@ def learned() -> MergeRecord:
     return told(record, recipe, adaptation=adaptation)
 
 
+def ranked() -> MergeRecord:
+    """A merge whose singular directions were chosen, too."""
+    record, adaptive = learned(), METHODS["cart"].adaptive
+    assert adaptive is not None and adaptive.ranked is not None and record.adaptation is not None
+    full = {tensor.name: tensor.full_rank for tensor in record.tensors if tensor.full_rank}
+    directions = {
+        name: [as_hex([True] * count), as_hex([True, *[False] * (count - 1)])] for name, count in full.items()
+    }
+    recipe = {k: v for k, v in record.recipe.items() if k not in adaptive.ranked.replaces}
+    recipe |= {"adapt_ranks": 1.0, "directions": directions}
+    adaptation = dataclasses.replace(record.adaptation, name=adaptive.ranked.name, rank=adaptive.ranked.rank)
+    return told(record, recipe, adaptation=adaptation)
+
+
 def informed() -> MergeRecord:
     """A merge by a method that looks at images, one of a task of the user's own."""
     card = {
@@ -217,6 +232,7 @@ RECORDS: dict[str, Callable[[], MergeRecord | FinetuneRecord]] = {
     "plain": lambda: tower(),
     "whole base": lambda: tower(method="task_arithmetic", base=BASE),
     "learned": learned,
+    "ranked": ranked,
     "informed": informed,
     "chosen": chosen,
     "swept": swept,
@@ -224,30 +240,8 @@ RECORDS: dict[str, Callable[[], MergeRecord | FinetuneRecord]] = {
 }
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where every value is, of long lists and mappings the first and the last."""
-    yield path
-    keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
-    for key in keys if len(keys) <= 24 and path[-1:] != ("tensors",) else [keys[0], keys[-1]]:
-        yield from places(value[key], (*path, key))
-
-
-def at(tree: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
-def changed(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    if not path:
-        return value
-    tree = copy.copy(tree)
-    tree[path[0]] = changed(tree[path[0]], path[1:], value)
-    return tree
-
-
-def variants(tree: Any, leave: Collection[str]) -> Iterator[Any]:
-    """The record with one thing changed, but of the parts that are left."""
+def variants(tree: Any, leave: Collection[str]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The record with one thing changed, but of the parts that are left; and the names that lead to what was."""
     for path in places(tree):
         if set(path[:1]) & set(leave):
             continue
@@ -255,18 +249,32 @@ def variants(tree: Any, leave: Collection[str]) -> Iterator[Any]:
         if isinstance(value, dict):
             for key in value if len(value) <= 24 else list(value)[:1]:
                 for text in HOSTILE:
-                    yield changed(tree, path, {text if k == key else k: v for k, v in value.items()})
-                yield changed(tree, path, {k: v for k, v in value.items() if k != key})
-            yield changed(tree, path, {**value, HOSTILE[5]: HOSTILE[5]})
+                    yield (*path, key), changed(tree, path, {text if k == key else k: v for k, v in value.items()})
+                yield (*path, key), changed(tree, path, {k: v for k, v in value.items() if k != key})
+            yield path, changed(tree, path, {**value, HOSTILE[5]: HOSTILE[5]})
         elif isinstance(value, list):
             for other in ([], value[:-1], [*value, *value[-1:]], value * 3, "x", None, {}):
-                yield changed(tree, path, other)
+                yield path, changed(tree, path, other)
         elif isinstance(value, str):
             for other in (*HOSTILE, None, 7, ["x"], {}):
-                yield changed(tree, path, other)
+                yield path, changed(tree, path, other)
         else:
             for other in (*NUMBERS, HOSTILE[0], [], {}):
-                yield changed(tree, path, other)
+                yield path, changed(tree, path, other)
+
+
+def check_named(error: HfcartError, path: tuple[Any, ...]) -> None:
+    """One sentence, which names the file and the field that was changed, or one that it no longer agrees with."""
+    message = str(error)
+    assert message.startswith("m/") and message.endswith("."), message
+    said = message.partition(".json")[2].replace("_", " ").lower()
+    names = [name.replace("_", " ").removesuffix("s").lower() for name in path if isinstance(name, str)]
+    assert not names or any(name in said for name in names) or _names_the_new(said), f"{path}: {message}"
+
+
+def _names_the_new(said: str) -> bool:
+    """Of a field that is called otherwise, the name that nobody knows; what has no kind, is read as a merge's."""
+    return "longer than any" in said or "no evaluation writes such a" in said or "method.title: field required" in said
 
 
 # Which base it is depends on what the record says: a name and a commit, in the form of such.
@@ -343,13 +351,14 @@ def test_a_changed_record_is_refused_or_inert(kind: str) -> None:
     count = 0
     own = ("recipe", "base", "adaptation", "data", "selection", "swept")
     leave = () if kind in ("plain", "tuned") else {field.name for field in dataclasses.fields(record)} - {*own}
-    for tree in variants(json.loads(record.to_json()), leave):
+    for path, tree in variants(json.loads(record.to_json()), leave):
         count += 1
         try:
             read = read_any(json.dumps(tree).encode(), "m/hfcart.json")
         except HfcartError as error:
-            assert isinstance(error, VerifyError)
+            assert isinstance(error, VerifyError) and error.exit_code == 1
             assert str(error).isprintable() and len(str(error)) < 1_500, str(error)[:3000]
+            check_named(error, path)
             check_printed(str(error)[:5_000]) if str(error) not in seen else None
             seen.add(str(error))
             continue
@@ -365,11 +374,12 @@ def test_changed_results_are_refused_or_inert() -> None:
     merge, record = tower(), measured()
     true, seen = render(merge, record), set()
     assert read_results(record.to_json().encode(), "r") == record
-    for tree in variants(json.loads(record.to_json()), ("environment",)):
+    for path, tree in variants(json.loads(record.to_json()), ("environment",)):
         try:
             read = read_results(json.dumps(tree).encode(), "m/results.json")
         except HfcartError as error:
             assert isinstance(error, VerifyError) and str(error).isprintable() and len(str(error)) < 500
+            check_named(error, path)
             continue
         card = render(merge, dataclasses.replace(read, weights_sha256=record.weights_sha256))
         if card not in seen:

@@ -12,7 +12,7 @@ from towers import write_tower
 from hfcart.errors import UsageError
 from hfcart.progress import Progress
 from hfcart.records import CardFacts
-from hfcart.sources.own_tasks import fits, match, own_task, own_tower
+from hfcart.sources.own_tasks import Known, fits, match, own_task, own_tower, own_towers
 from hfcart.sources.places import pin
 from hfcart.sources.towers import Tower
 from hfcart.tasks.task_cards import TaskCard, read_tasks
@@ -37,16 +37,16 @@ def said(*datasets: str) -> CardFacts:
 
 
 def test_a_task_s_card_goes_before_the_tower_s() -> None:
-    assert fits(("user/t1", said("user/d2")), ONE) == 2 and fits(("user/t1", said("user/d2")), TWO) == 1
-    assert own_task(("user/t1", said("user/d2")), [TWO, ONE]) is ONE
-    assert own_tower(TWO, [("a", ("user/t1", said("user/d2"))), ("b", ("user/t2", said()))]) == "b"
+    assert fits(Known("user/t1", said("user/d2")), ONE) == 2 and fits(Known("user/t1", said("user/d2")), TWO) == 1
+    assert own_task(Known("user/t1", said("user/d2")), [TWO, ONE]) is ONE
+    assert own_tower(TWO, [("a", Known("user/t1", said("user/d2"))), ("b", Known("user/t2", said()))]) == "b"
 
 
 def test_a_dataset_counts_only_if_it_is_the_only_one() -> None:
-    assert own_task((None, said("user/d2")), [ONE, TWO]) is TWO
-    assert own_task((None, said("user/d1", "user/d2")), [ONE, TWO]) is None
-    assert own_task((None, said()), [ONE, TWO]) is None and own_task((None, said("user/d1")), []) is None
-    assert own_tower(ONE, [("a", (None, said("user/d2")))]) is None and own_tower(ONE, []) is None
+    assert own_task(Known(None, said("user/d2")), [ONE, TWO]) is TWO
+    assert own_task(Known(None, said("user/d1", "user/d2")), [ONE, TWO]) is None
+    assert own_task(Known(None, said()), [ONE, TWO]) is None and own_task(Known(None, said("user/d1")), []) is None
+    assert own_tower(ONE, [("a", Known(None, said("user/d2")))]) is None and own_tower(ONE, []) is None
 
 
 @pytest.fixture
@@ -88,10 +88,15 @@ def test_what_is_said_goes_before_what_cards_say(towers: list[Tower]) -> None:
     assert [task.id for task in found] == ["task2", "mnist", "mnist"]
 
 
+def test_tasks_are_learned_in_the_order_in_which_they_are_given(towers: list[Tower]) -> None:
+    tasks, places = own_towers(towers, TYPED, ["t3=mnist,c2.yaml", "c1.yaml", "dtd"])
+    assert [task.id for task in tasks] == ["mnist", "task2", "task1", "dtd"] and places == (2, 1, 0, None)
+
+
 def test_towers_of_the_benchmark_are_known_by_name() -> None:
     for task in read_tasks(["20"]):
         for repo in task.fine_tuned.values():
-            assert own_task((repo, said()), read_tasks(["20"])) == task
+            assert own_task(Known(repo, said()), read_tasks(["20"])) == task
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ class Written(NamedTuple):
 
     Attributes:
         sha256: by the tensors' slots.
-        norms: of each source: [what its rank keeps of ‖θ_t − tower‖², ‖θ_t − tower‖²]; [] for what is no matrix.
+        norms: of each source: [what its rank keeps of ‖θ_t − tower‖², ‖θ_t − tower‖², whether the solver gave up]; []
+            for what is no matrix.
     """
 
     sha256: dict[str, str]
@@ -87,7 +88,7 @@ class Residuals:
         rows = [self._shapes[name][0] for name in group.names]
         parts = self._approximated(residuals, self._adapters.ranks[group.key], drive)
         for name, (total, part) in zip(self._names, parts, strict=True):
-            norms.append([part.energy * total, total])
+            norms.append([part.energy * total, total, part.fallback])
             left, right = balanced(part)
             for matrix, block in zip(group.names, torch.split(left, rows), strict=True):
                 for stored, factor in zip(self._adapters.factors(matrix), (block, right.T), strict=True):

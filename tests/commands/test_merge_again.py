@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hfcart.commands.average import kept_by_average
+from hfcart.commands.merge_again import kept_by_average
 from hfcart.recipes.merge_recipe import make
 
 SOURCES = [f"user/{name}@{40 * name}" for name in "ab"]

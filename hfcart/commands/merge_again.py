@@ -1,16 +1,45 @@
-"""The plain average of the towers that a merge was made of: what a merge is compared with."""
+"""A recorded merge made once more, in a temporary folder: as it was, or by the plain average of its towers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from hfcart.commands.merge import merge_aside
+from hfcart.commands.merge import merge_folder
+from hfcart.errors import DistantError, OutputError, UsageError
 from hfcart.methods import METHODS
 from hfcart.progress import Progress, Within
-from hfcart.recipes.merge_recipe import OPTIONS, make
+from hfcart.recipes.finished_merge import not_runnable
+from hfcart.recipes.merge_recipe import OPTIONS, Recipe, make
 from hfcart.records import MergeRecord
 from hfcart.records.file_names import RECORD
+
+
+def merge_again(recipe: Recipe, where: str, progress: Progress) -> MergeRecord:
+    """Merge as a record says: no message says that what is there is kept, or that somebody has typed it.
+
+    Args:
+        recipe: of the record, its output somewhere temporary.
+        where: the record's name in messages.
+        progress: told of each stage.
+
+    Raises:
+        VerifyError: the recipe asks for what cannot be.
+        HfcartError: as `merge_folder`.
+    """
+    try:
+        return merge_folder(recipe, progress)
+    except KeyboardInterrupt as stop:
+        stop.__notes__ = []
+        raise
+    except UsageError as error:
+        raise not_runnable(error, where) from None
+    except OutputError as error:
+        error.hint = "Free some space where temporary files go, or name another place for them: TMPDIR=/path"
+        raise
+    except DistantError as error:
+        error.hint = None
+        raise
 
 
 def merge_average(record: MergeRecord, folder: Path, progress: Progress, *, dtype: str | None = None) -> Path:
@@ -32,7 +61,7 @@ def merge_average(record: MergeRecord, folder: Path, progress: Progress, *, dtyp
     changed = {"method": "average", "full_clip": False, "format": "transformers", "out": str(folder)}
     changed |= {"dtype": dtype} if dtype else {}
     progress.step("Averaging the towers that were merged")
-    merge_aside(make({**kept_by_average(record.recipe), **changed}, RECORD), Within(progress))
+    merge_again(make({**kept_by_average(record.recipe), **changed}, RECORD), RECORD, Within(progress))
     return folder
 
 
