@@ -23,12 +23,14 @@ from hfcart.quoting import plural
 from hfcart.recipes.merge_recipe import make
 from hfcart.records import Environment
 from hfcart.report.accuracy import weights_sha256
+from hfcart.system.children import python_child
 from hfcart.system.disk import explain_os_errors
 from hfcart.system.journal import Line
 from hfcart.system.processes import Team, alone
 from hfcart.system.shared_progress import SharedProgress, shared_label
 from hfcart.system.work_folder import SharedFolder, SharedJournal
 
+_MAIN = "from hfcart.commands.separate_process import main; main()"
 _STATUS = Path("/proc/self/status")
 _LOOK = 1.0  # seconds between two looks at what else happens
 
@@ -53,21 +55,24 @@ class Apart:
 
 
 def merge_apart(fields: dict[str, Any], look: Callable[[], object] = lambda: None) -> Apart:
-    """Merge as a recipe's fields say, in a new process, and wait for it.
+    """Merge as a recipe's fields say, in a new process, and wait for it. It ends when this one does, even if killed.
 
     Args:
         fields: of a recipe that is known to be valid; values as JSON has them.
         look: called now and then meanwhile; what it raises ends the merge.
     """
     # The very modules that are running here, whatever the folder of the call holds.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from hfcart.commands.separate_process import main; main()"
-    command = [sys.executable, "-P", "-c", code]
+    path = f"import sys; sys.path[:] = {sys.path!r}"
     pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     # Not a pipe: what of a long recipe it does not take at once would have to be sent between two looks.
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as told,
+        python_child(_MAIN, flags=["-P"], first=path) as (command, inherited),
+    ):
         json.dump(fields, told)
         told.seek(0)
-        with subprocess.Popen(command, stdin=told, **pipes, text=True, encoding="utf-8", env=alone()) as merging:
+        pipes |= {"text": True, "encoding": "utf-8", "env": alone(), "pass_fds": (inherited,)}
+        with subprocess.Popen(command, stdin=told, **pipes) as merging:
             try:
                 said = _said(merging, look)
             except BaseException:

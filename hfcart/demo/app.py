@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from hfcart.errors import HfcartError
+from hfcart.system.children import python_child
 
+_APP = "import runpy; runpy.run_path('app.py', run_name='__main__')"
 _NOT_OURS = ("GRADIO_", "HF_")  # settings of the machine that must not reach it
 _LONG = 10.0  # seconds in which an app that is asked to end has ended
 
@@ -36,18 +37,20 @@ def run_app(folder: Path, environment: Mapping[str, str]) -> None:
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
     own = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_ANALYTICS_ENABLED": "False", "TRANSFORMERS_VERBOSITY": "error"}
-    app = subprocess.Popen([sys.executable, "-u", "app.py"], cwd=folder, env={**inherited, **environment, **own})
-    try:
-        app.wait()
-        raise HfcartError(
-            f"The app in {folder} ended with exit code {app.returncode}.", hint="What it printed above says why."
-        )
-    except KeyboardInterrupt:
-        return
-    finally:
-        app.terminate()
+    environment = {**inherited, **environment, **own}
+    with python_child(_APP, flags=["-u"]) as (command, pipe):
+        app = subprocess.Popen(command, cwd=folder, env=environment, pass_fds=(pipe,))
         try:
-            app.wait(_LONG)
-        except subprocess.TimeoutExpired:
-            app.kill()
             app.wait()
+            raise HfcartError(
+                f"The app in {folder} ended with exit code {app.returncode}.", hint="What it printed above says why."
+            )
+        except KeyboardInterrupt:
+            return
+        finally:
+            app.terminate()
+            try:
+                app.wait(_LONG)
+            except subprocess.TimeoutExpired:
+                app.kill()
+                app.wait()

@@ -24,7 +24,9 @@ from hfcart.quoting import plural
 from hfcart.records import EvalRecord
 from hfcart.report.accuracy import accuracy, mean_accuracy, mean_reference
 from hfcart.results.files import RESULTS, results_in
+from hfcart.system.children import python_child
 
+_HFCART = "from hfcart.cli import main; main()"
 _USER, _TOKEN = "demo", "hf_demo"
 _RANKS, _SCALES = "0.01,0.02,0.04,0.08,0.16,0.32,1.0", "1,1.5,2"
 _TA_SCALES = "0.1,0.2,0.3,0.4,0.5,0.6"
@@ -162,7 +164,7 @@ class _Commands:
 
     def _run(self, command: list[str]) -> None:
         _show(shlex.join(["hfcart", *command]))
-        self._check(subprocess.run(self._module(command), cwd=self._folder, env=self.environment, check=False))
+        self._check(self._done(_HFCART, *command))
 
     def _run_side_by_side(self, *commands: list[str]) -> None:
         """Commands that do not wait for each other, side by side; each one's output when all are done."""
@@ -181,25 +183,25 @@ class _Commands:
         self._check(done)
 
     def _apart(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self._module(command),
-            cwd=self._folder,
-            env={**self.environment, "OMP_NUM_THREADS": "1"},
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        kept: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return self._done(_HFCART, *command, env={**self.environment, "OMP_NUM_THREADS": "1"}, **kept)
 
     def _python(self, code: str) -> None:
         _show("python\n" + code.rstrip())
         quiet = ["-W", "ignore::FutureWarning"]  # what one library says to another
-        self._check(
-            subprocess.run([sys.executable, *quiet, "-c", code], cwd=self._folder, env=self.environment, check=False)
-        )
+        self._check(self._done(code, flags=quiet))
 
-    def _module(self, command: list[str]) -> list[str]:
-        return [sys.executable, "-m", "hfcart", *command]
+    def _done(
+        self,
+        code: str,
+        *args: str,
+        flags: Sequence[str] = (),
+        **settings: Any,  # noqa: ANN401
+    ) -> subprocess.CompletedProcess[str]:
+        """A process that runs this code in the demo's folder, and has ended; settings are those of subprocess."""
+        settings = {"env": self.environment, **settings}
+        with python_child(code, *args, flags=flags) as (command, pipe):
+            return subprocess.run(command, cwd=self._folder, check=False, pass_fds=(pipe,), **settings)
 
     def _check(self, done: subprocess.CompletedProcess[Any]) -> None:
         if done.returncode:

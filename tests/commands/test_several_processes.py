@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from clips import write_towers_of
+from locks import is_held, wait_until
 from running import HELPERS, TOKEN, contents
 from safetensors.torch import load_file, save_file
 from teams import in_team, launched
@@ -121,6 +122,20 @@ def test_python_sweeps_adapters(clip: Path, here: Path, tmp_path: Path) -> None:
     found = hfcart.sweep(towers(here), pairs, adapters=True, adapters_carry="matrices", **how)
     assert found.adapters is not None and found.adapters.carry == "matrices"
     assert set(found.adapters.owners) == {"t1", "t2", "t3"} and len(found.tasks) == 3
+
+
+def test_of_two_towers_of_one_task_a_sweep_of_adapters_measures_one_and_says_so(
+    clip: Path, here: Path, tmp_path: Path
+) -> None:
+    pairs = [f"{here}/t1={here}/photos1", f"{here}/t2={here}/photos2", f"{here}/t3={here}/photos1"]
+    told = Told()
+    how = measurement(here, clip, limit=1)
+    found = run_sweep(towers(here), how, ranks=[1], adapters=pairs, out=tmp_path / "out", progress=told)
+    assert found.adapters is not None and len(found.tasks) == 2
+    one = found.adapters.owners[found.tasks.index("photos1")]
+    other = {"t1": "t3", "t3": "t1"}[one]
+    said = f"photos1 is the task of {one}, {other}: it is measured through the adapter of {one} alone."
+    assert [warning for warning in told.warnings if "through the adapter" in warning] == [said]
 
 
 def test_a_sweep_that_was_stopped_goes_on_in_as_many_processes_as_it_then_has(
@@ -299,7 +314,8 @@ def test_launched_commands_write_what_one_process_writes(zoo: Any, clean_env: di
     killed = launched(2, [str(HELPERS / "felled.py"), "1", "all", *swept, "s2"], tmp_path, env, plain=True)
     assert killed.returncode == -9 and list((tmp_path / "s2.partial").glob("journal*.jsonl")), killed.stderr
     assert not (tmp_path / "s2").exists()
-    several, one = ([[*swept, f"s{n}"], [*table, f"c{n}"]] for n in (2, 1))
+    merged = ["merge", *TOWERS, "--adapters", "25%", "--out"]
+    several, one = ([[*swept, f"s{n}"], [*table, f"c{n}"], [*merged, f"m{n}"]] for n in (2, 1))
     args = [str(HELPERS / "many_commands.py"), json.dumps(several), json.dumps(one)]
     done = launched(2, args, tmp_path, env, plain=True)
     assert done.returncode == 0, done.stderr
@@ -311,9 +327,34 @@ def test_launched_commands_write_what_one_process_writes(zoo: Any, clean_env: di
     assert done.stdout.count("record   s2/sweep.json") == done.stdout.count("record   c2/compare.json") == 1
     assert done.stdout.count("up to 2 ran at once") == 1
     assert contents(tmp_path / "s2") == contents(tmp_path / "s1")
+    assert contents(tmp_path / "m2") == contents(tmp_path / "m1") and (tmp_path / "m2" / "adapters").is_dir()
     alone, shared = (json.loads((tmp_path / name / "compare.json").read_text()) for name in ("c1", "c2"))
     assert shared.pop("processes") == 2
     for row in (*alone["rows"], *shared["rows"]):
         row["seconds"] = row["peak"] = None
     assert alone == shared and [row["correct"] is None for row in alone["rows"]] == [False] * 4
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_process_that_is_killed_while_it_merges_ends_all_and_the_same_command_goes_on(
+    zoo: Any, clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    """Its merge ends with it. A method whose coefficients are learned is a row like any other."""
+    hub, root = zoo
+    env = {**clean_env, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
+    command = ["compare", *TOWERS, "--tasks", f"{root}/images1.yaml", "--part", "train", "--references", "none"]
+    command += ["--methods", "adamerging,average", "--out", "c"]
+    felled = [str(HELPERS / "felled_apart.py"), "1", str(tmp_path / "lock"), *command]
+    killed = launched(2, felled, tmp_path, env, plain=True)
+    said = [line for line in killed.stderr.splitlines() if line.startswith(("Error: ", "Warning: ", "→ "))]
+    assert killed.returncode == 1 and len(said) == 1, killed.stderr
+    assert said[0].startswith("Warning: Stopped. What is done so far is kept in c.partial: run the same command again")
+    wait_until(lambda: not is_held(tmp_path / "lock"))
+    kept = [line for path in (tmp_path / "c.partial").glob("*.jsonl") for line in path.read_text().splitlines()]
+    (before,) = [line for line in map(json.loads, kept) if "merged" in line]
+    done = launched(2, ["-m", "hfcart", *command], tmp_path, env, plain=True)
+    assert done.returncode == 0, done.stderr
+    assert "Resuming: 0 of 2 rows are measured already, 1 merge wait" in done.stderr
+    rows = {row["name"]: row for row in json.loads((tmp_path / "c" / "compare.json").read_text())["rows"]}
+    assert rows[before["merged"]]["seconds"] == before["seconds"]
+    assert [row["error"] for row in rows.values()] == [None, None] and rows["adamerging"]["correct"][0] > 0
