@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import sys
 import threading
 import time
 import traceback
@@ -25,7 +26,9 @@ Value = TypeVar("Value")
 AGAIN = "Run the same command again: it goes on where it stopped."
 _PATIENCE = 60.0  # seconds without a sign of life after which a process is taken for dead
 _GRACE = 3.0  # the same, where this process is about to end
-_ANSWER = 20.0  # that an error waits for the first's word, which hears nothing in a collective; torchrun waits for 30
+_ANSWER = (
+    20.0  # that an error waits for the first's word, which hears nothing in a GPU's collective; torchrun waits for 30
+)
 _BEAT, _LOOK = 1.0, 0.1  # seconds between two signs of life, and between two looks at the store
 _PIECE = 1 << 20  # bytes of one value in the store
 _PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -101,10 +104,17 @@ class Team:
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
-        """Dismiss the others, and wait a moment until they know: the store may end with this process."""
+        """Dismiss the others, and wait a moment until they know: the store may end with this process.
+
+        Raises what another process has failed with, where all that this one knows is that a collective broke.
+        """
+        behind = error
         try:
             if self.first:
-                self._post("end", _End(error and packed(error), self.result))
+                behind = self._behind(error)
+                self._post("end", _End(behind and packed(behind), self.result))
+                if error is not None:
+                    _hang_up()
                 until = time.monotonic() + (_GRACE if error else 2 * _GRACE)
                 while self._ask("add", "heard", 0) < self.number - 1 and time.monotonic() < until:
                     time.sleep(_LOOK)
@@ -113,6 +123,15 @@ class Team:
                 raise
         finally:
             self._leaving.set()
+        if behind is not None and behind is not error:
+            raise behind from error
+
+    def _behind(self, error: BaseException | None) -> BaseException | None:
+        """The error that an unexpected one comes of, if another process has reported one; else the same."""
+        if error is None or isinstance(error, HfcartError | KeyboardInterrupt) or not self._has("failed"):
+            return error
+        found: BaseException = pickle.loads(self._received("failed"))  # noqa: S301 (another process of ours)
+        return found
 
     def call(self, work: Callable[..., object], *arguments: object) -> None:
         """Have every other process call `work(team, *arguments)`, a function of a module; do not wait for it."""
@@ -134,6 +153,7 @@ class Team:
         except BaseException as error:
             if not is_told(error):
                 self._report(error)
+                _hang_up()
                 self._end_of_the_first(error)
             raise
 
@@ -280,6 +300,14 @@ def together() -> Iterator[Team | None]:
     _teams.append(f"team{len(_teams)}/")
     with Team(PrefixStore(_teams[-1], store), _number("RANK", 0), launched()) as team:
         yield team
+
+
+def _hang_up() -> None:
+    """Close what torch's collectives run over: who waits in one for this process gets an error, and looks for ours."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized() and distributed.get_backend() == "gloo":
+        with suppress(Exception):  # another process was faster
+            distributed.destroy_process_group()
 
 
 _teams: list[str] = []

@@ -22,9 +22,10 @@ from clips import write_images
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from running import LIMIT, TOKEN, Commands, Run, ended
+from running import HELPERS, LIMIT, TOKEN, Commands, Run, ended
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from teams import launched
 from three_towers import COLOURS, TOWERS
 from torch.func import functional_call
 from towers import write_tower
@@ -592,6 +593,19 @@ def test_two_processes_agree_with_one(zoo, clean_env: dict[str, str], tmp_path: 
     seen = [[(c["n"], c["correct"]) for r in each for c in r["classes"]] for each in results]
     assert [n for n, _ in seen[0]] == [n for n, _ in seen[1]]
     assert sum(abs(one - two) for (_, one), (_, two) in zip(*seen, strict=True)) <= 2
+
+
+def test_where_one_process_fails_in_an_adaptation_none_waits_for_it(
+    zoo, clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    """The first is in a collective by then, which hears of no error; it tells what the other has failed with."""
+    hub, root = zoo
+    env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+    tasks = f"{root}/images1.yaml,{root}/images2.yaml"
+    merge = ["merge", *TOWERS, "--adapt", tasks, "--rank", "0.25", *OPTIONS, "--out", "m"]
+    done = launched(2, [str(HELPERS / "failing_adaptation.py"), "1", *merge], tmp_path, env, plain=True)
+    said = [line for line in done.stderr.splitlines() if line.startswith(("Error: ", "Warning: ", "→ ", "told by "))]
+    assert done.returncode == 1 and said == ["Error: An image is gone.", "told by 0"], done.stderr
 
 
 def test_auto_distils_where_the_own_tower_of_every_task_is_known(zoo, commands: Commands, tmp_path: Path) -> None:
