@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfcart.errors import OutputError, together
+from hfcart.quoting import quoted
 from hfcart.system.disk import explain_os_errors, standing_parent, sync, write_all
 from hfcart.system.journal import Journal, Line, whole_lines
 
@@ -275,7 +276,7 @@ class WorkFolder:
                 path.unlink()
 
     def _refuse_foreign(self) -> None:
-        """Raise OutputError for a `.partial` that hfcart did not make: it would be emptied."""
+        """Raise OutputError for a `.partial` that hfcart did not make: it would be emptied, links in it followed."""
         path = self.path
         if not path.exists() and not path.is_symlink():
             return
@@ -285,6 +286,12 @@ class WorkFolder:
         if not ours or (any(path.iterdir()) and not any(any(path.glob(name)) for name in known)):
             raise OutputError(
                 f"{path} is in the way: it is no unfinished work of hfcart's.", hint="Move it, or give another --out."
+            )
+        paths = (Path(place, name) for place, folders, files in os.walk(path) for name in (*folders, *files))
+        if link := next((each for each in paths if each.is_symlink()), None):
+            raise OutputError(
+                f"{path} is in the way: {quoted(str(link.relative_to(path)), 120)} in it is a link; hfcart makes none.",
+                hint="Remove the link, or give another --out.",
             )
 
 

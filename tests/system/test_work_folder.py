@@ -109,22 +109,26 @@ def test_who_is_told_that_work_is_kept(tmp_path: Path) -> None:
     assert str(full.value.hint).endswith(f"What is done so far is kept in {tmp_path / 'full.partial'}.")
 
 
-def test_what_links_in_it_lead_to_stays_as_it_is(tmp_path: Path) -> None:
-    """Somebody else made the folder where the output is to go: its journal and its lock are written to."""
+@pytest.mark.parametrize(
+    "name", [".lock", "journal.jsonl", "journal-1.jsonl", "model.safetensors", "towers", "adaptation.partial/state"]
+)
+def test_links_in_it_are_refused_and_what_they_lead_to_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    """Somebody else made the folder where the output is to go, with the fingerprint of the very work that is begun."""
     mine, made = tmp_path / "mine", tmp_path / "out.partial"
-    mine.write_text("precious")
-    made.mkdir()
-    (made / ".lock").touch()
-    (made / "journal.jsonl").symlink_to(mine)
-    with work(tmp_path / "out") as folder:
+    (mine / "cart-1").mkdir(parents=True)
+    (mine / "file").write_text("precious")
+    with pytest.raises(KeyboardInterrupt), work(tmp_path / "out") as folder:
         folder.begin("f")
         folder.note({"done": 1})
-    assert not (made / "journal.jsonl").is_symlink()
-    (made / ".lock").unlink()
-    (made / ".lock").symlink_to(mine)
-    with pytest.raises(OutputError, match="out.partial cannot be written"), work(tmp_path / "out") as folder:
-        folder.shared()
-    assert mine.read_text() == "precious"
+        raise KeyboardInterrupt
+    (made / name).unlink(missing_ok=True)
+    (made / name).parent.mkdir(exist_ok=True)
+    (made / name).symlink_to(mine if name == "towers" else mine / "file")
+    for enter in (lambda: work(tmp_path / "out").__enter__(), work(tmp_path / "out").refuse_in_the_way):
+        with pytest.raises(OutputError, match=f"out.partial is in the way: '{name}' in it is a link") as refused:
+            enter()
+        assert refused.value.hint == "Remove the link, or give another --out."
+    assert names(mine) == {"cart-1", "file"} and (mine / "file").read_text() == "precious"
 
 
 def test_what_another_process_notes_last_is_not_in_the_way(tmp_path: Path) -> None:
