@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfcart.methods import ADAPTING, METHODS, Parameter
@@ -26,8 +27,9 @@ def check_fit(recipe: Settings) -> None:
     _check_adapters(recipe)
     _check_wrappers(recipe)
     if recipe.matrices != "blocks" and not method.any_matrix:
-        able = ", ".join(name for name, line in METHODS.items() if line.any_matrix)
-        raise ValueError(f"matrices: {recipe.matrices} goes with {able}, not with {recipe.method}")
+        able = [name for name, line in METHODS.items() if line.any_matrix]
+        why = f"{', '.join(able)}, not with {recipe.method}{_unasked(recipe, able)}"
+        raise ValueError(f"matrices: {recipe.matrices} goes with {why}")
     _check_coefficients(recipe)
     _check_directions(recipe)
     _check_tasks(recipe)
@@ -46,11 +48,18 @@ def _check_parameters(recipe: Settings) -> None:
             continue
         if name not in known:
             takes = ", ".join(sorted(known)) or "no parameters"
-            why = "" if recipe.adapters is None else "; where adapters are asked for and no method, it is the average"
-            raise ValueError(f"{recipe.method} has no {name}: it takes {takes}{why}")
+            able = [method.name for method in METHODS.values() if method.parameter(name)]
+            raise ValueError(f"{recipe.method} has no {name}: it takes {takes}{_unasked(recipe, able)}")
         _check(known[name], value)
         if isinstance(value, tuple) and len(value) != len(recipe.sources):
             raise ValueError(f"{name}: {plural(len(value), 'number')} for {plural(len(recipe.sources), 'source')}")
+
+
+def _unasked(recipe: Settings, able: Sequence[str]) -> str:
+    """What to add where the method may be nobody's choice: under adapters it is the average."""
+    if recipe.adapters is None or recipe.method != "average" or not able:
+        return ""
+    return f"; where adapters are asked for and no method, it is the average: add `--method {able[0]}`"
 
 
 def _check(parameter: Parameter, value: Any) -> None:  # noqa: ANN401 (of the parameter's kind)
@@ -69,16 +78,17 @@ def _check_adapters(recipe: Settings) -> None:
 
 def _check_wrappers(recipe: Settings) -> None:
     adds = METHODS[recipe.method].task_vectors
+    other = f"{recipe.method} does not do{_unasked(recipe, [n for n, line in METHODS.items() if line.task_vectors])}"
     if recipe.lines is not None:
         if not adds:
-            raise ValueError(f"lines scales what a method adds to the base, which {recipe.method} does not do")
+            raise ValueError(f"lines scales what a method adds to the base, which {other}")
         if recipe.given("scale") is not None:
             raise ValueError("lines gives each block a scale of its own: leave scale out")
         if not math.isfinite(recipe.lines):
             raise ValueError(f"lines: {recipe.lines} is not a finite number")
     if recipe.svc is not None:
         if not adds:
-            raise ValueError(f"svc calibrates what a method adds to the base, which {recipe.method} does not do")
+            raise ValueError(f"svc calibrates what a method adds to the base, which {other}")
         if not 0 < recipe.svc < math.inf:
             raise ValueError(f"svc: {recipe.svc} is not a finite number above 0")
 
@@ -88,8 +98,9 @@ def _check_coefficients(recipe: Settings) -> None:
     if recipe.adapt is None and recipe.coefficients is None:
         return
     if METHODS[recipe.method].adaptive is None:
-        able = ", ".join(name for name, line in METHODS.items() if line.adaptive)
-        raise ValueError(f"{asked} goes with {able}: {recipe.method} has no coefficient for each tower")
+        able = [name for name, line in METHODS.items() if line.adaptive]
+        why = f"{recipe.method} has no coefficient for each tower{_unasked(recipe, able)}"
+        raise ValueError(f"{asked} goes with {', '.join(able)}: {why}")
     if recipe.adapt is not None and recipe.coefficients is not None:
         raise ValueError("adapt learns the coefficients that are given already: leave one of them out")
     if recipe.lines is not None:
@@ -119,8 +130,9 @@ def _check_directions(recipe: Settings) -> None:
             raise ValueError("directions were chosen among so many as adapt_ranks says: give it too")
         return
     if adaptive is None or adaptive.ranked is None:
-        able = ", ".join(name for name, line in METHODS.items() if line.adaptive and line.adaptive.ranked)
-        raise ValueError(f"adapt_ranks goes with {able}: {recipe.method} has no directions to choose from")
+        able = [name for name, line in METHODS.items() if line.adaptive and line.adaptive.ranked]
+        why = f"{recipe.method} has no directions to choose from{_unasked(recipe, able)}"
+        raise ValueError(f"adapt_ranks goes with {', '.join(able)}: {why}")
     _check(_RANKS, recipe.adapt_ranks)
     rank = recipe.given("rank") if "rank" in adaptive.ranked.replaces else None
     if rank is not None and type(rank) is type(recipe.adapt_ranks) and rank > recipe.adapt_ranks:
@@ -152,7 +164,8 @@ def _check_tasks(recipe: Settings) -> None:
             )
         return
     if not method.takes_tasks:
-        raise ValueError(f"{recipe.method} looks at no images: leave tasks out")
+        able = [name for name, line in METHODS.items() if line.takes_tasks]
+        raise ValueError(f"{recipe.method} looks at no images: leave tasks out{_unasked(recipe, able)}")
     if method.chosen and recipe.given(name := method.chosen.parameter) is not None:
         raise ValueError(f"tasks chooses the {name} that is given already: leave one of them out")
     recorded = sum(isinstance(task, SourceTask) for task in recipe.tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,11 +20,16 @@ from towers import weights, write_tower
 from transformers import CLIPVisionModel
 
 import hfcart
+from hfcart.commands.merge import merge_folder
 from hfcart.commands.verify import run_verify
 from hfcart.demo.embedded_hub.hub import EmbeddedHub
+from hfcart.engine.adapters import residuals
 from hfcart.engine.adapters.names import adapter_names
-from hfcart.errors import VerifyError
+from hfcart.errors import UsageError, VerifyError
+from hfcart.maths.low_rank import LowRank
 from hfcart.progress import Progress
+from hfcart.recipes.finished_merge import read_record
+from hfcart.recipes.merge_recipe import make
 from hfcart.records.adapters import is_adapter_name
 from hfcart.sources.places import pin_all
 
@@ -300,5 +306,58 @@ def test_a_recipe_file_asks_for_them_as_the_command_line_does(tmp_path: Path, hf
     assert done.returncode == 0, done.stderr
     told = (tmp_path / "m/recipe.yaml").read_text()
     assert "method: average\n" in told and "adapters: 0.1\nadapters_carry: matrices\n" in told
-    done = hfcart("merge", "t1", "t2", "--adapters", "8%", "--rank", "8%")
-    assert done.returncode == 2 and "where adapters are asked for and no method, it is the average" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rank": 0.08},
+        {"density": 0.2},
+        {"adapt": "8", "adapt_ranks": 1.0},
+        {"adapt": "8"},
+        {"adapt_ranks": 1.0},
+        {"lines": 0.5},
+        {"svc": 1.0},
+        {"matrices": "all-2d"},
+        {"tasks": "8"},
+    ],
+    ids=str,
+)
+def test_what_the_average_does_not_take_is_answered_with_a_method_that_does(more: dict) -> None:
+    """Nobody who asks for adapters alone has asked for the average."""
+    asked = {"sources": ("a", "b"), "adapters": 0.08, **more}
+    with pytest.raises(UsageError) as refused:
+        make(asked)
+    assert "; where adapters are asked for and no method, it is the average: add `--method " in refused.value.message
+    method = refused.value.message.partition("--method ")[2].partition("`")[0]
+    if set(more) == {"adapt_ranks"}:  # and to adapt, as is said next
+        more["adapt"] = "8"
+    make({**asked, **more, "method": method})
+
+
+def test_where_the_solver_gave_up_is_recorded_of_an_adapter_as_of_a_matrix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plainly, told = residuals.truncated_svd, list[str]()
+
+    class Heard(Progress):
+        def warn(self, text: str) -> None:
+            told.append(text)
+
+    def given_up(a: torch.Tensor, k: int, **how: object) -> LowRank:
+        gives_up = a.shape == (64, 32) and bool(a[0, 0] > 0)
+        return dataclasses.replace(plainly(a, k, **how), fallback=gives_up)
+
+    monkeypatch.setattr(residuals, "truncated_svd", given_up)
+    sources = [str(write_tower(tmp_path / f"t{i}", i)) for i in (1, 2)]
+    merge_folder(make({"sources": tuple(sources), "out": str(tmp_path / "m"), "adapters": 0.25}), Heard())
+    record = read_record((tmp_path / "m" / "hfcart.json").read_bytes(), "m")
+    given = [name for each in record.adapters for name in each.fallbacks]
+    # Of two towers' differences from their average one is the other's negative.
+    assert sorted(given) == [f"vision_model.encoder.layers.{i}.mlp.fc1.weight" for i in (0, 1)]
+    assert not any(tensor.fallback for tensor in record.tensors)
+    assert told == [f"The solver did not converge on 2 matrices ({sorted(given)[0]}, …): float64 LAPACK took over."]
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert card.count("the solver did not converge and LAPACK in float64 took over: `vision") == sum(
+        bool(each.fallbacks) for each in record.adapters
+    )
