@@ -86,7 +86,11 @@ class ImageFolder:
         for file in self.images:
             inner = PurePosixPath(file).parts[0 if self.splits == (ALL,) else 1 : -1]
             if not inner:
-                raise SourceError(f"{self.name}/{file} is in no folder of a class: {LAYOUT}.")
+                raise SourceError(
+                    f"{self.name}/{file} is in no folder of a class: {LAYOUT}.",
+                    hint="Put each image into a folder that is called as its class, or name the images and their "
+                    "labels in a metadata.csv: columns file_name and label.",
+                )
             depths.setdefault(len(inner), file)
             above = first.setdefault(inner[-1], inner)
             if above != inner:

@@ -201,6 +201,7 @@ def test_wrong_metadata(tmp_path: Path, columns: dict[str, list[Any]], said: str
     with pytest.raises(SourceError) as told:
         card_of(photos)
     assert said in told.value.message
+    assert "no folder of a class" not in said or "metadata.csv" in str(told.value.hint)
 
 
 def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
@@ -271,10 +272,15 @@ def test_one_split_is_for_testing_alone(tmp_path: Path) -> None:
     assert (card.dataset.test_split, card.dataset.train_split) == ("all", None)
     assert len(opened(card)) == 3
     for part in ("train", "validation"):
-        with pytest.raises(UsageError, match="it has no train split: to learn from the images that are tested on"):
+        with pytest.raises(
+            UsageError, match="it has no train split: to learn from the images that are tested on"
+        ) as refused:
             opened(card, part)
+        assert "photos/train/CLASS/x.jpg and photos/test/CLASS/y.jpg. To measure on all" in str(refused.value.hint)
     only = fill(tmp_path / "only", "train/cat/1.png", "train/dog/2.png")
     assert (card_of(only).dataset.test_split, card_of(only).dataset.train_split) == ("train", None)
+    with pytest.raises(UsageError, match="it has no train split beside train, which is tested on: to learn"):
+        opened(card_of(only), "train")
     val = fill(tmp_path / "val", *(name.replace("test/", "val/") for name in SPLITS))
     assert (card_of(val).dataset.test_split, card_of(val).dataset.train_split) == ("val", "train")
 

@@ -152,8 +152,11 @@ def _say(task: TaskCard, source: FolderSource, labels: dict[str, Label], progres
 
 def no_train_split(task: TaskCard, part: str) -> UsageError:
     """The error for a task on a folder that names no split to learn from: its test images are not for that."""
+    label, only = task.dataset.label, task.dataset.test_split
+    beside = "" if only == ALL else f" beside {only}, which is tested on"
     return UsageError(
-        f"{part.capitalize()} images of {task.dataset.label} are asked for, and it has no train split: to learn from "
-        "the images that are tested on would make the accuracy worthless.",
-        hint=f"Divide them: {task.dataset.label}/train/CLASS/x.jpg and {task.dataset.label}/test/CLASS/y.jpg.",
+        f"{part.capitalize()} images of {label} are asked for, and it has no train split{beside}: to learn from the "
+        "images that are tested on would make the accuracy worthless.",
+        hint=f"Divide them: {label}/train/CLASS/x.jpg and {label}/test/CLASS/y.jpg. To measure on all of them, and "
+        "choose nothing by it: --part test.",
     )
