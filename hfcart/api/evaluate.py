@@ -54,7 +54,7 @@ def evaluate(
         Machine:
             device (str): Where to compute. Default: auto.
             precision ("auto" | "float32" | "bfloat16"): Of the forward pass. Default: auto.
-            batch_size (int): Images a forward pass, at most. Default: 16 on a CPU, else 256.
+            batch_size (int): Most images a forward pass. Default: 16 on a CPU, else 256.
             workers (int): Worker threads. Default: one a core, at most 8.
 
     Returns:

@@ -106,7 +106,7 @@ def eval(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Images a forward pass, at most. Default: 16 on a CPU, else 256.\fChanges no number.",
+            help="Most images a forward pass. Default: 16 on a CPU, else 256.\fChanges no number.",
             rich_help_panel=MACHINE,
         ),
     ] = None,
