@@ -43,7 +43,7 @@ def remarks(record: SweepRecord) -> list[str]:
     else:
         anchor = f"the {record.anchor} alone reaches {100 * record.accuracy(record.points[0]):.1f}"
         found = [f"Mean accuracy in % {over}; {anchor}."]
-    found += [*_evidence(record), *_beyond(record)]
+    found += _evidence(record)
     if record.limit:
         found.append(f"Partial: samples of at most {plural(record.limit, 'image')} a task.")
     if record.part == "test":
@@ -64,13 +64,13 @@ def _evidence(record: SweepRecord) -> list[str]:
     if record.adapters and (small := smallest(record)) is not best:
         found += f" {rank_in_words(small.rank)} is the smallest rank that is not distinguishable from the best."
     marks = any(marked(record, point) for point in record.points)
-    return [found, HOW + f" {MARKS}" * marks]
+    return [found, HOW + f" {MARKS}" * marks, *_beyond(record)]
 
 
 def _beyond(record: SweepRecord) -> list[str]:
     """Where the best scale is at an end of those tried, what that says of others."""
     scale, tried = record.points[record.best].scale, sorted(set(record.scales))
-    if record.part == "test" or len(tried) == 1 or scale not in (tried[0], tried[-1]):
+    if len(tried) == 1 or scale not in (tried[0], tried[-1]):
         return []
     end, others = ("smallest", "smaller") if scale == tried[0] else ("largest", "larger")
     return [f"The best scale is the {end} of those tried: {others} ones may be better."]
