@@ -68,7 +68,6 @@ def child(out: str, *sources: str) -> None:
     import hfcart
     from hfcart.commands import merge
     from hfcart.engine import merging
-    from hfcart.report import plots
 
     add("imports", before, process)
     timed(merge, "make_plan", "pins and headers", process)
@@ -77,8 +76,7 @@ def child(out: str, *sources: str) -> None:
     timed(merging.GroupReader, "read", "– reading", thread)
     timed(merging.GroupRules, "merged", "– algebra", thread)
     timed(merging.GroupWriter, "write", "– casting, writing", thread)
-    timed(merge, "read_back", "reading the output back", process)
-    timed(plots, "draw_figures", "figures", process)
+    timed(merge, "read_back", "reading back, figures drawn beside", process)
     timed(merge, "render_card", "card", process)
     hfcart.merge(list(sources), out=out, rank=RANK, workers=2, overwrite=True)
     whole = spent(process)
