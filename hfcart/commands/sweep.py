@@ -216,7 +216,7 @@ def _take_apart(
     with TensorFiles(folder.path, grid.layout()) as tensors:
         writer = GroupWriter(grid.plan, folder, tensors)
         if team is not None:
-            team.call(take_apart_too, grid, folder.shared(), machine, device, environment, writer.done)
+            team.call(take_apart_too, grid, folder.shared(), machine, device, environment, writer.done, writer.facts)
         take_apart(grid, writer, machine, progress, team)
     if team is not None:
         hear_of_all(team, writer)

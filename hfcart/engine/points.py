@@ -107,7 +107,7 @@ class _Times(Within):
 
 def take_apart_too(
     team: Team, grid: Grid, folder: SharedFolder, machine: Machine, device: str, environment: Environment,
-    done: Mapping[str, Line],
+    done: Mapping[str, Line], facts: dict[str, Any] | None,
 ) -> None:  # fmt: skip
     """Take apart what groups the other processes leave, into the files that the first has made.
 
@@ -119,6 +119,7 @@ def take_apart_too(
         device: what was asked for.
         environment: of the first.
         done: the groups that earlier runs have taken apart.
+        facts: what they have measured of the whole towers.
 
     Raises:
         UsageError: another kind of machine.
@@ -127,7 +128,7 @@ def take_apart_too(
     """
     try:
         machine = machine_here(team, machine, device, environment)
-        with shared_writer(team, grid.plan, folder, grid.layout(), done) as writer:
+        with shared_writer(team, grid.plan, folder, grid.layout(), done, facts) as writer:
             take_apart(grid, writer, machine, Progress(), team)
     finally:
         grid.plan.close()

@@ -43,8 +43,7 @@ def merge_part(
     try:
         device = choose_device(plan.recipe.device)
         refuse_another_kind(team, device, environment)
-        with shared_writer(team, plan, folder, plan.layout, done) as writer:
-            writer.facts = facts
+        with shared_writer(team, plan, folder, plan.layout, done, facts) as writer:
             merge_groups(plan, writer, device, plan.recipe.workers or default_workers(), Progress(), team)
     finally:
         plan.close()
@@ -52,8 +51,9 @@ def merge_part(
 
 @contextmanager
 def shared_writer(
-    team: Team, plan: Plan, folder: SharedFolder, layout: Layout, done: Mapping[str, Line]
-) -> Iterator[GroupWriter]:
+    team: Team, plan: Plan, folder: SharedFolder, layout: Layout, done: Mapping[str, Line],
+    facts: dict[str, Any] | None,
+) -> Iterator[GroupWriter]:  # fmt: skip
     """A writer into the files that the first process has made, which tells all of them in the end what it has written.
 
     Args:
@@ -62,6 +62,7 @@ def shared_writer(
         folder: the first's work folder.
         layout: of the files.
         done: what earlier runs have done.
+        facts: what they have measured of the whole towers: as the first, no process measures it again.
 
     Raises:
         OutputError: another folder.
@@ -69,7 +70,7 @@ def shared_writer(
     journal = SharedJournal(folder, team.place)
     with TensorFiles(folder.path, layout, made=True) as tensors:
         writer = GroupWriter(plan, journal, tensors)
-        writer.done = dict(done)
+        writer.done, writer.facts = dict(done), facts
         yield writer
     hear_of_all(team, writer)  # once the files are closed: a shared disk has them then
 

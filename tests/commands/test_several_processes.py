@@ -138,13 +138,14 @@ def test_of_two_towers_of_one_task_a_sweep_of_adapters_measures_one_and_says_so(
     assert [warning for warning in told.warnings if "through the adapter" in warning] == [said]
 
 
+@pytest.mark.parametrize("method", [{"ranks": [0.5]}, {"method": "ties"}], ids=["cart", "ties"])
 def test_a_sweep_that_was_stopped_goes_on_in_as_many_processes_as_it_then_has(
-    clip: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
 ) -> None:
-    """Another process fails among the points: what is decomposed and measured stays."""
+    """Another process fails among the points: what is decomposed, measured, known of the whole towers stays."""
 
     def swept(out: str, team: Team | None = None) -> SweepRecord:
-        grid: dict[str, Any] = {"ranks": [0.5], "scales": [0.5, 1.0, 2.0], "out": tmp_path / out}
+        grid: dict[str, Any] = {**method, "scales": [0.5, 1.0, 2.0], "out": tmp_path / out}
         return run_sweep(towers(here), measurement(here, clip), **grid, progress=Progress(), team=team)
 
     alone = swept("alone")
