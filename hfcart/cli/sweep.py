@@ -83,8 +83,8 @@ def sweep(
         typer.Option(
             "--adapters",
             help="Measure the average with an adapter for each task, not merges.\fAt every rank, each task "
-            "through the adapter of its own tower: the one that its card names, or whose card names its dataset; say "
-            "others as SOURCE=TASK among the tasks. (Eq. 5 and Fig. 3 of CART's paper.)",
+            "through the adapter of its own tower: the one that its card names, or whose card names its dataset, or "
+            "whose record its folder; say others as SOURCE=TASK among the tasks. (Eq. 5 and Fig. 3 of CART's paper.)",
             rich_help_panel=MERGED,
         ),
     ] = False,

@@ -18,10 +18,11 @@ from hfcart.errors import HfcartError, SourceError
 from hfcart.progress import Progress
 from hfcart.quoting import plural
 from hfcart.recipes.finished_merge import opens_again, read_record
-from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, TaskResult
+from hfcart.records import ClassScore, EvalRecord, MergeRecord, Reference, SourceRecord, TaskResult
 from hfcart.records.adapters import FOLDER
 from hfcart.records.file_names import MAX_RECORD, RECORD
-from hfcart.sources.own_tasks import Known, own_tower
+from hfcart.sources.own_tasks import Known, known, own_tower
+from hfcart.sources.places import pin
 from hfcart.sources.stores import LocalStore, Store
 from hfcart.sources.towers import Ref
 from hfcart.system.environment import current_environment
@@ -85,9 +86,9 @@ def run_eval(ref: str, measurement: Measurement, progress: Progress) -> Evaluati
     results: list[TaskResult] = []
     confusions: dict[str, list[list[int]]] = {}
     cards: dict[str, bytes] = {}
-    with _others(tower, bound, measurement.references, progress) as others:
+    with _others(tower, bound, measurement, progress) as others:
         own, shared = scorer(tower), {name: scorer(loaded) for name, loaded in others.shared.items()}
-        adapters = adapters_of(tower) if measurement.adapters else ()
+        adapters = adapters_of(tower, measurement.tasks) if measurement.adapters else ()
         for task in measurement.tasks:
             with processes.main_process_first():  # the others find the head, and a split's cache, ready made
                 split = measurement.split(task, progress)
@@ -188,7 +189,7 @@ class _Others:
     sources: Sequence[tuple[Ref, Known]]
 
     def individual(self, task: TaskCard, progress: Progress) -> LoadedTower | None:
-        """The source that was fine-tuned on this task, and on no other, as far as its card says."""
+        """The source that was fine-tuned on this task, and on no other, as far as its card or record says."""
         if not self.sources:
             return None
         found = own_tower(task, self.sources)
@@ -199,8 +200,8 @@ class _Others:
 
 
 @contextmanager
-def _others(tower: LoadedTower, base: Base, references: str, progress: Progress) -> Iterator[_Others]:
-    if references != "measured":
+def _others(tower: LoadedTower, base: Base, measurement: Measurement, progress: Progress) -> Iterator[_Others]:
+    if measurement.references != "measured":
         yield _Others({}, ())
         return
     record = _merge_record(tower)
@@ -220,20 +221,32 @@ def _others(tower: LoadedTower, base: Base, references: str, progress: Progress)
             raise
         shared["average"] = replace(load_tower(str(average), Progress()), label="average")
         check_base(shared["average"], base, progress)
-        yield _Others(
-            shared,
-            [(ref, Known(source.repo, source.facts)) for source in record.sources if (ref := opens_again(source))],
-        )
+        again = [(ref, source) for source in record.sources if (ref := opens_again(source))]
+        yield _Others(shared, [(ref, _known(source, measurement.tasks)) for ref, source in again])
 
 
-def adapters_of(tower: LoadedTower) -> list[tuple[str, Known]]:
-    """What opens each adapter beside a merged tower, at its commit, and what the source it was made of is known by."""
+def _known(source: SourceRecord, tasks: Sequence[TaskCard]) -> Known:
+    """What a merge's source is known by: its card as the merge read it; where a task is a folder, its record."""
+    ref = opens_again(source) if any(task.dataset.folder is not None for task in tasks) else None
+    try:
+        return known(pin(ref, Progress()), tasks) if ref else Known(source.repo, source.facts)
+    except HfcartError:  # it is gone: that is told if it is to be measured
+        return Known(source.repo, source.facts)
+
+
+def adapters_of(tower: LoadedTower, tasks: Sequence[TaskCard]) -> list[tuple[str, Known]]:
+    """What opens each adapter beside a merged tower, at its commit, and what the source it was made of is known by.
+
+    Args:
+        tower: the merged one.
+        tasks: which it may have been made for.
+    """
     record, store = _merge_record(tower), tower.store
     if record is None or not record.adapters or store.chosen:
         return []
     place = f"{store.ref}{'/' if store.path else ':'}" if store.ref else f"{_folder(store)}/"
     pairs = zip(record.adapters, record.sources, strict=True)
-    return [(f"{place}{FOLDER}/{adapter.name}", Known(source.repo, source.facts)) for adapter, source in pairs]
+    return [(f"{place}{FOLDER}/{adapter.name}", _known(source, tasks)) for adapter, source in pairs]
 
 
 def _folder(store: Store) -> str:

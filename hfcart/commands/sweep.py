@@ -80,7 +80,7 @@ def run_sweep(
             is measured on the test part is for drawing a curve, not for choosing.
         ranks: fractions in (0, 1] or whole numbers; () for a method without rank; None for the usual ones.
         scales: values of λ; None for the usual ones.
-        method: one whose result is anchor + λ · update: cart, task_arithmetic or consensus.
+        method: one of those that a sweep takes (`Method.swept`).
         settings: its other parameters, which every point has; the defaults for those that are not given.
         qkv: split or fused.
         reverse: keep the lowest singular directions (only cart, and adapters).

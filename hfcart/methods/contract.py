@@ -205,7 +205,8 @@ class Method:
             the measures' sum over all groups, and returns keyword arguments of the rules, as JSON has them. None if the
             rules need nothing but the group itself.
         task_vectors: whether the result is the base plus a merged task vector that `lines` may scale by block and
-            `svc` by matrix.
+            `svc` by matrix. With a parameter `scale` both rules are then the base plus scale times something, which
+            `lines` and a sweep rely on.
         statistics: what its rules must know of each tower on images of its own task, without labels: `fisher` (they
             take `fishers`, task × shape, and `norms`) or `gram` (the matrix rule takes `grams` of the layers' inputs,
             task × n × n); gathered by hfcart.learning.statistics. None if it needs no images.
@@ -282,7 +283,7 @@ class Method:
     @property
     def swept(self) -> bool:
         """Whether a sweep takes it: it is anchor + scale × update, by `updates` or with the base; without images."""
-        of_base = self.task_vectors and self.parameter("scale") is not None
+        of_base = self.task_vectors and self.parameter("scale") is not None and self.parameter("rank") is None
         return (self.updates is not None or of_base) and self.statistics is None
 
     def load(self) -> tuple[Callable[..., Merged], Callable[..., Merged]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hfcart.progress import Progress
@@ -28,36 +28,37 @@ class Combined:
 def combined(
     earlier: EvalRecord | None, new: EvalRecord, where: str, progress: Progress, *, overwrite: bool
 ) -> Combined:
-    """Put new results together with those that a place has, as `combine`; say which of the new ones are left out."""
-    less = [] if overwrite else lesser(earlier, new)
-    if less:
-        progress.warn(
-            f"{where} has results of more than a sample for {', '.join(less)}: those stay. "
-            "With --overwrite the new ones take their place."
-        )
-    record, measured = combine(earlier, new, overwrite=overwrite), {result.task for result in new.results} - set(less)
-    return Combined(record, less, [result for result in record.results if result.task not in measured])
-
-
-def combine(earlier: EvalRecord | None, new: EvalRecord, *, overwrite: bool = False) -> EvalRecord:
     """An evaluation with those tasks of an earlier one that it did not measure, or measured less of.
 
     A task that was measured again has the new result, unless that is of less than the earlier one: a sample does not
-    replace a whole split, nor validation images the test split. What an earlier result was measured with goes along
-    with it, where that is not what the new ones were.
+    replace a whole split, nor validation images the test split; that is said. What an earlier result was measured with
+    goes along with it, where that is not what the new ones were.
 
     Args:
-        earlier: what there is already; of other weights it counts for nothing.
+        earlier: what a place has already; of other weights it counts for nothing.
         new: what was measured now.
+        where: the place, for what is said.
+        progress: told which new results are left out.
         overwrite: let every new result replace the earlier one of its task.
 
     Returns:
         The earlier tasks in their order, then those that are new; `earlier` itself if nothing of it is replaced.
     """
+    less = [] if overwrite else _lesser(earlier, new)
+    if less:
+        progress.warn(
+            f"{where} has results of more than a sample for {', '.join(less)}: those stay. "
+            "With --overwrite the new ones take their place."
+        )
+    measured = {result.task: result for result in new.results if result.task not in less}
+    record = _together(earlier, new, measured)
+    return Combined(record, less, [result for result in record.results if result.task not in measured])
+
+
+def _together(earlier: EvalRecord | None, new: EvalRecord, measured: Mapping[str, TaskResult]) -> EvalRecord:
+    """The earlier record with these of the new results."""
     if earlier is None or earlier.weights_sha256 != new.weights_sha256:
         return new
-    less = {} if overwrite else set(lesser(earlier, new))
-    measured = {result.task: result for result in new.results if result.task not in less}
     if not measured:
         return earlier
     old = {result.task for result in earlier.results}
@@ -72,7 +73,7 @@ def combine(earlier: EvalRecord | None, new: EvalRecord, *, overwrite: bool = Fa
     return replace(new, results=tuple(results), earlier=others)
 
 
-def lesser(earlier: EvalRecord | None, new: EvalRecord) -> list[str]:
+def _lesser(earlier: EvalRecord | None, new: EvalRecord) -> list[str]:
     """The tasks of which a new evaluation of the same weights measured less than the earlier one did."""
     if earlier is None or earlier.weights_sha256 != new.weights_sha256:
         return []

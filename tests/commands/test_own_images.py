@@ -128,5 +128,12 @@ def test_fine_tuned_on_photos(zoo, hfcart: Run, tmp_path: Path) -> None:
         (task.model_copy(update={"id": "others"}), False),
     ):
         assert (own_task(known(tower, [other]), [other]) == other) is fits
+    # And so beside a merge of it.
+    merged = hfcart("merge", "user/own", "user/t1", "--method", "average", "--out", "both", hub=hub)
+    assert merged.returncode == 0, merged.stderr
+    beside = hfcart("eval", "both", "--tasks", "photos", "--references", "measured", "--json", hub=hub)
+    assert beside.returncode == 0 and "None of the towers merged" not in beside.stderr, beside.stderr
+    (measured,) = json.loads(beside.stdout)["results"]
+    assert measured["individual"]["tower"].startswith("user/own")
     space = hfcart("space", "user/own", "--tasks", "photos", hub=hub)
     assert space.returncode == 0, space.stderr

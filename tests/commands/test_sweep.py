@@ -254,6 +254,8 @@ def test_errors(zoo, commands: Commands, tmp_path: Path) -> None:
 def test_methods_that_can_be_swept_say_how() -> None:
     swept = {name for name, method in METHODS.items() if method.swept}
     assert swept == {name for name, method in METHODS.items() if method.parameter("scale")} - {"esm"}  # it needs images
+    rank = METHODS["cart"].parameter("rank")
+    assert rank and not dataclasses.replace(METHODS["tsv_m"], parameters=(rank, *METHODS["tsv_m"].parameters)).swept
 
 
 def sweep_of(*points: SweepPoint, best: int = 1, scales: tuple[float, ...] = (1.0, 2.0), **more: object) -> SweepRecord:

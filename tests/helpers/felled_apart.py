@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from locks import holding, wait_until
 
 from hfcart.cli import main
 from hfcart.commands import separate_process
@@ -22,20 +23,6 @@ place, lock = int(sys.argv[1]), Path(sys.argv[2])
 sys.argv = ["hfcart", *sys.argv[3:]]
 take, said = Team.take, separate_process._said
 turns: list[int] = []
-LONG = f"""
-import fcntl, time
-file = open({str(lock)!r}, "w")
-fcntl.flock(file, fcntl.LOCK_EX)
-print("there", file=file, flush=True)
-time.sleep(600)
-"""
-
-
-def wait_until(there: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def noted() -> bool:
@@ -56,6 +43,6 @@ def taken(self: Team, stage: str) -> int:
 
 
 if int(os.environ["RANK"]) == place:
-    separate_process._MAIN, separate_process._said = LONG, killed
+    separate_process._MAIN, separate_process._said = holding(lock), killed
 Team.take = taken  # type: ignore[method-assign]
 main()

@@ -10,6 +10,17 @@ from pathlib import Path
 from running import LIMIT
 
 
+def holding(path: Path) -> str:
+    """Python code that says that it is there, in the file, and holds the lock on it for ten minutes."""
+    return f"""
+import fcntl, time
+file = open({str(path)!r}, "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("there", file=file, flush=True)
+time.sleep(600)
+"""
+
+
 def is_held(path: Path) -> bool:
     with path.open() as file:
         try:

@@ -1,8 +1,8 @@
 """The loop of adaptation: merged weights in, every task's loss out, one update of the coefficients a step.
 
 The forward pass runs with the merged weights as leaves, so dL/dc_t^l = ⟨dL/dW_l, component_t^l⟩: one task's graph is
-held at a time, and what one inner product needs after it. Through accelerate: each process takes some of a step's
-batches, and the gradients of the coefficients (a few hundred numbers) are added up.
+held at a time (on a device a few tasks'), and what one inner product needs after it. Through accelerate: each process
+takes some of a step's batches, and the gradients of the coefficients (a few hundred numbers) are added up.
 """
 
 from __future__ import annotations

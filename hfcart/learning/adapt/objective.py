@@ -16,6 +16,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional
 
+from hfcart.maths.moments import double_home
+
 _MEMORY = 0.95  # of the running mean prediction, a step: about twenty batches
 _LEAST = 1e-30  # of a share, so that its logarithm is finite
 
@@ -77,10 +79,10 @@ class MeanPredictions:
         self._recent, self._first = torch.zeros(2, sum(classes), dtype=torch.float64)
 
     def with_batch(self, task: int, batch: Float[Tensor, " classes"]) -> Float64[Tensor, " classes"]:
-        """The running mean of one task's predictions, a further batch's mean among them."""
-        weight = 1 - _MEMORY**self.step
-        recent = torch.split(self._recent, self._classes)[task]
-        return (_MEMORY * recent + (1 - _MEMORY) * batch.cpu().double()) / (_MEMORY * weight + 1 - _MEMORY)
+        """The running mean of one task's predictions, a further batch's mean among them, where the batch is."""
+        weight, home = 1 - _MEMORY**self.step, double_home(batch.device)
+        recent = torch.split(self._recent, self._classes)[task].to(home, non_blocking=True)
+        return (_MEMORY * recent + (1 - _MEMORY) * batch.to(home).double()) / (_MEMORY * weight + 1 - _MEMORY)
 
     def update(self, means: Float64[Tensor, " all_classes"]) -> None:
         """One step more. Args: the mean prediction on each task's images of this step, one task after the other."""

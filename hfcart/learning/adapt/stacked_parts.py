@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +27,13 @@ class StackedParts(PartsFile):
         """As PartsFile."""
         super().__init__(plan, path, device, budget=budget)
         self._stacks: dict[str, _Stack | None] = {}
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+    ) -> None:
+        """As PartsFile: the device's memory is free, whatever still holds this."""
+        super().__exit__(_type, _error, _at)
+        self._stacks.clear()
 
     def merge_all(
         self,
