@@ -101,7 +101,7 @@ def test_python_is_warned_of_what_an_evaluation_could_not_measure(zoo, clean_env
     )  # fmt: skip
     env = clean_env | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home")}
     command = [sys.executable, "-c", code, f"{root}/images1.yaml"]
-    done = ended(command, warm=True, env=env)
+    done = ended(command, warm=True, cwd=tmp_path, env=env)
     assert done.returncode == 0 and not done.stdout, done.stderr
     assert done.stderr.startswith("<string>:2: HfcartWarning: user/t1 is not a merge of hfcart's: only its base")
 
